@@ -1,0 +1,283 @@
+"""Every number of the paper, once, and the dataclasses that carry a run's settings.
+
+Ronneberger, Fischer, Brox: U-Net, MICCAI 2015 (arXiv 1505.04597). A default is the paper's value
+with its section beside it; what the paper leaves open is marked ``not in the paper``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from unet_repro.errors import InputError
+
+# The network, Sec. 2 and Fig. 1
+DEPTH = 4  # poolings; Fig. 1
+BASE_CHANNELS = 64  # Fig. 1
+TILE_INPUT_PX = 572  # Fig. 1
+TILE_OUTPUT_PX = 388  # Fig. 1
+# Training, Sec. 3
+MOMENTUM = 0.99  # Sec. 3
+BATCH_SIZE = 1  # Sec. 3: "a single image"
+W0 = 10.0  # Eq. 2
+SIGMA_PX = 5.0  # Eq. 2: "approximately 5 pixels"
+HE_GAIN = 2.0  # Sec. 3: standard deviation sqrt(2 / N)
+# Augmentation, Sec. 3.1
+ELASTIC_GRID = 3  # "a coarse 3 by 3 grid"
+ELASTIC_SIGMA_PX = 10.0  # "10 pixels standard deviation"
+# The EM challenge, Sec. 4, Table 1 (6 March 2015): warping, Rand and pixel error
+TABLE_1 = {
+    "human values": (0.000005, 0.0021, 0.0010),
+    "u-net": (0.000353, 0.0382, 0.0611),
+    "DIVE-SCI": (0.000355, 0.0305, 0.0584),
+    "IDSIA": (0.000420, 0.0504, 0.0613),
+    "DIVE": (0.000430, 0.0545, 0.0582),
+    "IDSIA-SCI": (0.000653, 0.0189, 0.1027),
+}
+# Cell tracking, Sec. 4, Table 2: IOU of the u-net
+TABLE_2 = {"PhC-U373": 0.9203, "DIC-HeLa": 0.7756}
+
+# The release of 2015-10-02 (not in the paper)
+DROPOUT = 0.5
+
+Preset = Literal["paper", "release", "port", "quick"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The network's shape. The defaults are the paper's Fig. 1: 31,030,658 parameters.
+
+    Parameters
+    ----------
+    in_channels, classes
+        Channels of the image and of the output.
+    depth
+        Number of 2x2 max-poolings; the channels double at each.
+    base_channels
+        Channels of the first level.
+    dropout
+        Probability at the end of the contracting path: after the second ReLU of the last level
+        before the bottom and of the bottom. Not in the paper: rate and places (the release's).
+    dropped_skip
+        The skip of that last level carries the dropped activations (release), not the undropped.
+    up_relu
+        A ReLU after every up-convolution (release); Fig. 1 and the text show none.
+    wide_last_up
+        The last up-convolution keeps its input's channels (release).
+    padding
+        3x3 convolutions padded by 1: the output is as large as the input (port).
+    batch_norm
+        Batch normalisation and no bias in the 3x3 convolutions (port).
+    bilinear
+        Bilinear upsampling instead of the up-convolution (port).
+    input_mean, input_std
+        ``(x - mean) / std`` is the network's first operation, so that images go in with the grey
+        values they have. One value, or one per channel. Not in the paper: no normalisation is
+        stated; without any normalisation layer, uncentred input trains badly.
+    """
+
+    in_channels: int = 1
+    classes: int = 2
+    depth: int = DEPTH
+    base_channels: int = BASE_CHANNELS
+    dropout: float = DROPOUT
+    dropped_skip: bool = False
+    up_relu: bool = False
+    wide_last_up: bool = False
+    padding: bool = False
+    batch_norm: bool = False
+    bilinear: bool = False
+    input_mean: tuple[float, ...] = (0.0,)
+    input_std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for name, least in (("in_channels", 1), ("classes", 2), ("depth", 1), ("base_channels", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}: it must be an integer, {least} or more")
+        if self.depth > 8:
+            raise InputError(f"depth is {self.depth}: at most 8 (the paper's network has {DEPTH})")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}: a probability in [0, 1) is needed")
+        if self.bilinear and (self.up_relu or self.wide_last_up):
+            raise InputError(
+                "bilinear upsampling has no up-convolution: "
+                "up_relu and wide_last_up must be False with it"
+            )
+        if self.bilinear and self.base_channels % 2:
+            raise InputError(
+                f"base_channels is {self.base_channels}: bilinear upsampling halves the channels "
+                "inside a block and needs an even number"
+            )
+        if self.dropped_skip and not self.dropout:
+            raise InputError("dropped_skip needs dropout > 0: there is nothing to drop")
+        for name in ("input_mean", "input_std"):
+            if len(getattr(self, name)) not in (1, self.in_channels):
+                raise InputError(
+                    f"{name} has {len(getattr(self, name))} values: one, or one for each of the "
+                    f"{self.in_channels} channels, is needed"
+                )
+        if not all(std > 0 for std in self.input_std):
+            raise InputError(f"input_std is {self.input_std}: every value must be above 0")
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Ranges from which one training sample's augmentation is drawn (Sec. 3.1).
+
+    Shift needs no range: a tile's centre lies anywhere in the slice.
+    """
+
+    rotation_deg: float = 180.0  # +-; not in the paper: "rotation invariance", no range
+    elastic_sigma_px: float = ELASTIC_SIGMA_PX  # Sec. 3.1
+    elastic_grid: int = ELASTIC_GRID  # Sec. 3.1
+    contrast: float = 0.2  # slope 1 +- this about the mean; not in the paper
+    brightness: float = 0.2  # +- this many standard deviations; not in the paper
+    flips: bool = False  # the paper does not mention flips
+
+    def __post_init__(self) -> None:
+        for name in ("rotation_deg", "elastic_sigma_px", "contrast", "brightness"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.elastic_grid < 2:
+            raise InputError(f"elastic_grid is {self.elastic_grid}: at least 2 points a side")
+        if self.contrast >= 1:
+            raise InputError(f"contrast is {self.contrast}: it must stay below 1")
+
+
+@dataclass(frozen=True)
+class WeightMapConfig:
+    """Settings of the weight map (Sec. 3, Eq. 2)."""
+
+    w0: float = W0  # Eq. 2
+    sigma: float = SIGMA_PX  # Eq. 2
+    class_balance: Literal["frequency", "none"] = "frequency"  # not in the paper: how
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; the defaults are the preset ``paper``.
+
+    Parameters
+    ----------
+    preset
+        The named set of values that the others start from.
+    val
+        Held-out slices ``a:b`` (a ... b-1), a contiguous block; empty for none.
+    iterations
+        Optimiser steps.
+    time_budget_s
+        Training stops cleanly after this many seconds; 0 for no limit. The learning rate then
+        follows whichever is further on, iterations or time.
+    tile
+        Side of the input tile in px (padded networks: side of input and output).
+    """
+
+    preset: Preset = "paper"
+    model: UNetConfig = field(default_factory=UNetConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    weights: WeightMapConfig = field(default_factory=WeightMapConfig)
+    val: str = ""
+    iterations: int = 30_000  # not in the paper
+    time_budget_s: float = 0.0
+    tile: int = TILE_INPUT_PX
+    batch_size: int = BATCH_SIZE
+    optimizer: Literal["sgd", "adam"] = "sgd"  # Sec. 3
+    momentum: float = MOMENTUM  # Sec. 3
+    learning_rate: float = 1e-3  # not in the paper
+    warmup_iterations: int = 500  # not in the paper
+    schedule: Literal["constant", "cosine"] = "cosine"  # not in the paper
+    weight_decay: float = 0.0  # not in the paper
+    weight_average: float = 0.0  # decay of a running mean of the weights; 0 for none
+    validate_every: int = 500
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in ("time_budget_s", "weight_decay", "warmup_iterations"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate is {self.learning_rate}: it must be above 0")
+        for name in ("momentum", "weight_average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
+
+
+MODELS: dict[Preset, UNetConfig] = {
+    "paper": UNetConfig(),
+    "release": UNetConfig(dropped_skip=True, up_relu=True, wide_last_up=True),
+    "port": UNetConfig(padding=True, batch_norm=True, dropout=0.0),
+    "quick": UNetConfig(base_channels=16),
+}
+
+PRESETS: dict[Preset, TrainConfig] = {
+    "paper": TrainConfig(),
+    "release": TrainConfig(preset="release", model=MODELS["release"]),
+    "port": TrainConfig(
+        preset="port", model=MODELS["port"], tile=512, optimizer="adam", momentum=0.9
+    ),
+    "quick": TrainConfig(
+        preset="quick",
+        model=MODELS["quick"],
+        augmentation=AugmentationConfig(flips=True),
+        iterations=3000,
+        optimizer="adam",
+        momentum=0.9,
+        learning_rate=1e-3,
+        warmup_iterations=50,
+        weight_average=0.99,
+        validate_every=200,
+        precision="auto",
+    ),
+}
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration dataclass as plain dicts, lists and scalars (JSON-ready)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[Config], values: Any) -> Config:
+    """Build a configuration dataclass from `to_dict`'s output, trusting nothing.
+
+    Raises
+    ------
+    InputError
+        A key that `cls` does not have, a value of the wrong type, or one the class refuses.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{cls.__name__} needs an object with its fields, not {values!r:.60}")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(
+            f"unknown {cls.__name__} key {unknown[0]!r:.60}; known: {', '.join(hints)}"
+        )
+    return cls(**{key: _checked(cls, key, hints[key], value) for key, value in values.items()})
+
+
+def _checked(cls: type, key: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the field's type, or raise."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)  # type: ignore[arg-type]
+    good: Any = None
+    if get_origin(hint) is Literal:
+        good = value if value in get_args(hint) else None
+    elif get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        good = tuple(float(v) for v in value if type(v) in (int, float))
+        good = good if len(good) == len(value) else None
+    elif hint is float and type(value) in (int, float):
+        good = float(value)
+    elif type(value) is hint:
+        good = value
+    if good is None:
+        raise InputError(f"{cls.__name__}.{key} cannot be {value!r:.60}")
+    return good

@@ -1,0 +1,279 @@
+"""The U-Net of Fig. 1 (Sec. 2), its initialisation (Sec. 3) and its file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unet_repro import config, geometry
+from unet_repro._version import __version__
+from unet_repro.config import UNetConfig
+from unet_repro.errors import InputError
+
+
+class UNet(nn.Module):
+    """The U-Net of Fig. 1: unpadded, (N, C, H, W) -> (N, classes, H - 184, W - 184) logits.
+
+    ::
+
+        image 572 ─ conv conv 568 ───────────── crop 392 ─┐ conv conv 388 ─ 1x1 ─ logits
+                      │ pool 284                      up ─┘
+                      └ conv conv 280 ───────── crop 200 ─┐ conv conv 196
+                          │ pool 140                  up ─┘
+                          └ conv conv 136 ───── crop 104 ─┐ conv conv 100
+                              │ pool 68               up ─┘
+                              └ conv conv 64 ── crop 56 ──┐ conv conv 52
+                                  │ pool 32           up ─┘
+                                  └ conv conv 28 ─────┘
+
+    Each `conv` is 3x3 with ReLU, `pool` 2x2 max-pooling, `up` a 2x2 up-convolution that halves the
+    channels; `crop` takes the centre of the contracting path's map, which is concatenated.
+
+    Parameters
+    ----------
+    shape : UNetConfig
+        Depth, channels and departures from the paper; the default is the paper's network.
+    generator : torch.Generator, optional
+        Source of the initial weights: reproducible, and independent of the global state.
+
+    Notes
+    -----
+    Input: float (N, C, H, W), grey values as they are in the files; height and width may differ
+    and must be valid sizes (`geometry.is_valid_input`), or any size from 2^depth up where the
+    configuration pads. Output: logits of the same dtype; class 1 is the cell interior, class 0 the
+    membrane or background.
+
+    Not in the paper: the order of concatenation (upsampled map first), and the places and rate of
+    dropout; both as in the authors' release. Biases start at 0.
+
+    Examples
+    --------
+    >>> network = UNet(UNetConfig(base_channels=2))
+    >>> network(torch.zeros(1, 1, 572, 188)).shape
+    torch.Size([1, 2, 388, 4])
+    """
+
+    def __init__(
+        self, shape: UNetConfig | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.config = shape = shape or UNetConfig()
+        widths = [shape.base_channels * 2**level for level in range(shape.depth + 1)]
+        if shape.bilinear:
+            widths[-1] //= 2
+        self.contracting_path = nn.ModuleList(
+            _double_convolution(before, width, width, shape)
+            for before, width in zip([shape.in_channels, *widths], widths)
+        )
+        self.expanding_path = nn.ModuleList(
+            _Expansion(widths, level, shape) for level in reversed(range(shape.depth))
+        )
+        self.dropout = nn.Dropout(shape.dropout)
+        self.classifier = nn.Conv2d(shape.base_channels, shape.classes, kernel_size=1)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(shape, f"input_{name}")).reshape(1, -1, 1, 1)
+            self.register_buffer(f"input_{name}", values, persistent=False)
+        initialise(self, generator=generator)
+
+    def forward(self, image: Tensor) -> Tensor:
+        self._check(image)
+        x = (image - self.input_mean) / self.input_std  # (N, C, H, W)
+        last = self.config.depth - 1
+        skips = []
+        for level, convolutions in enumerate(self.contracting_path):
+            if level:
+                x = F.max_pool2d(x, kernel_size=2)  # (N, width, H / 2, W / 2)
+            x = convolutions(x)
+            skip = x
+            if level >= last:  # the end of the contracting path
+                x = self.dropout(x)
+            skips.append(x if self.config.dropped_skip else skip)
+        skips.pop()  # the bottom has no skip
+        for expand in self.expanding_path:
+            x = expand(x, skips.pop())
+        return self.classifier(x)  # (N, classes, H - 184, W - 184)
+
+    def _check(self, image: Tensor) -> None:
+        shape = self.config
+        if image.ndim != 4 or image.shape[1] != shape.in_channels:
+            raise InputError(
+                f"input has shape {tuple(image.shape)}: "
+                f"(N, {shape.in_channels}, height, width) is needed"
+            )
+        for name, size in zip(("height", "width"), image.shape[2:]):
+            if not shape.padding:
+                geometry.check_input(size, shape.depth, f"input {name}")
+            elif size < 2**shape.depth:
+                raise InputError(
+                    f"input {name} {size} vanishes in {shape.depth} poolings: "
+                    f"at least {2**shape.depth} is needed"
+                )
+
+
+def _double_convolution(before: int, middle: int, after: int, shape: UNetConfig) -> nn.Sequential:
+    """Two 3x3 convolutions, each followed by a ReLU."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((before, middle), (middle, after)):
+        padding = 1 if shape.padding else 0
+        bias = not shape.batch_norm
+        layers.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=padding, bias=bias))
+        if shape.batch_norm:
+            layers.append(nn.BatchNorm2d(outputs))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class _Expansion(nn.Module):
+    """One step of the expanding path: up-convolution, crop and concatenate, two convolutions."""
+
+    def __init__(self, widths: list[int], level: int, shape: UNetConfig) -> None:
+        super().__init__()
+        below, width = widths[level + 1], widths[level]
+        after = width
+        self.up_convolution: nn.Module
+        if shape.bilinear:
+            upsampled = width  # the level below has already halved its channels
+            below = after = width // 2 if level else width
+            self.up_convolution = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        else:
+            upsampled = below if shape.wide_last_up and level == 0 else width
+            self.up_convolution = nn.ConvTranspose2d(below, upsampled, kernel_size=2, stride=2)
+        self.up_relu = shape.up_relu
+        self.convolutions = _double_convolution(upsampled + width, width, after, shape)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.up_convolution(x)  # (N, upsampled, 2 H, 2 W)
+        if self.up_relu:
+            x = F.relu(x)
+        return self.convolutions(crop_and_concatenate(x, skip))
+
+
+def crop_and_concatenate(x: Tensor, skip: Tensor) -> Tensor:
+    """Concatenate `x` with the centre of `skip` (N, C, H, W), `x` first (Fig. 1, grey arrows).
+
+    In a padded network an odd skip is one px larger than `x`, which is then padded with zeros.
+    """
+    heights, widths = ((s - n) for s, n in zip(skip.shape[2:], x.shape[2:]))
+    if heights < 2 and widths < 2:
+        x = F.pad(x, (0, widths, 0, heights)) if heights or widths else x
+        return torch.cat((x, skip), dim=1)
+    top, left = heights // 2, widths // 2
+    centre = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    return torch.cat((x, centre), dim=1)
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, *, generator: torch.Generator | None = None) -> None:
+    """Draw all weights from Gaussians of standard deviation sqrt(2 / N) (Sec. 3); biases are 0.
+
+    N is the number of incoming nodes of one neuron: 9 C_in for a 3x3 convolution. Each output of a
+    2x2 up-convolution with stride 2 sees one px of its input, hence N = C_in.
+
+    Not in the paper: N of an up-convolution. Caffe's filler, and PyTorch's fan-in of a transposed
+    convolution, count 4 C_out; this is the literal reading.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            incoming = layer.in_channels * math.prod(layer.kernel_size)
+        elif isinstance(layer, nn.ConvTranspose2d):
+            incoming = layer.in_channels
+        else:
+            continue
+        layer.weight.normal_(0, math.sqrt(config.HE_GAIN / incoming), generator=generator)
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def save_model(
+    model: UNet,
+    path: str | os.PathLike[str],
+    *,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write weights and the whole configuration to one safetensors file, atomically.
+
+    Parameters
+    ----------
+    model
+        Its `config`, input normalisation included, goes into the file's metadata: the file alone
+        predicts.
+    path
+        Usually ``model.safetensors``; replaced if it exists.
+    training : dict, optional
+        How the weights came about (JSON-ready); kept in the metadata, not needed to predict.
+    """
+    path = Path(path)
+    metadata = {
+        "unet_repro": __version__,
+        "config": json.dumps(config.to_dict(model.config)),
+        "training": json.dumps(training or {}),
+    }
+    tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(save(tensors, metadata))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> UNet:
+    """Read a network from `save_model`'s file, in eval mode. Nothing in the file is executed.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not safetensors (a pickle is never opened), not one of ours, or its
+        weights do not fit its configuration.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    model = UNet(config.from_dict(UNetConfig, metadata["config"]))
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"{path}: weight {name} has shape {found.get(name)}, "
+                f"its configuration needs {expected.get(name)}"
+            )
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the metadata of a model file: ``config`` and ``training`` (dicts), the version.
+
+    Raises
+    ------
+    InputError
+        The file is missing or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file (train writes model.safetensors)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return {
+            "unet_repro": metadata["unet_repro"],
+            "config": json.loads(metadata["config"]),
+            "training": json.loads(metadata["training"]),
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InputError(
+            f"{path}: not a model of unet_repro ({reason.splitlines()[0][:80]}); "
+            "needed is a .safetensors file written by train"
+        ) from error
