@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from unet_repro.errors import InputError
+from unet_repro.quantities import seconds
 
 # The network, Sec. 2 and Fig. 1
 DEPTH = 4  # poolings; Fig. 1
@@ -166,10 +167,12 @@ class TrainConfig:
     val
         Held-out slices ``a:b`` (a ... b-1), a contiguous block; empty for none.
     iterations
-        Optimiser steps.
-    time_budget_s
-        Training stops cleanly after this many seconds; 0 for no limit. The learning rate then
-        follows whichever is further on, iterations or time.
+        Optimiser steps; 0 for as many as the time budget allows or, without one, for the preset's
+        number (`PRESET_ITERATIONS`).
+    time_budget
+        Training stops cleanly after so long ("90s", "10m", "2h"); empty for no limit. The learning
+        rate follows whichever is further on, iterations or time: a run that must be repeated to
+        the bit names its iterations instead.
     tile
         Side of the input tile in px (padded networks: side of input and output).
     """
@@ -177,10 +180,10 @@ class TrainConfig:
     preset: Preset = "paper"
     model: UNetConfig = field(default_factory=UNetConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    weights: WeightMapConfig = field(default_factory=WeightMapConfig)
+    weight_map: WeightMapConfig = field(default_factory=WeightMapConfig)
     val: str = ""
-    iterations: int = 30_000  # not in the paper
-    time_budget_s: float = 0.0
+    iterations: int = 0
+    time_budget: str = ""
     tile: int = TILE_INPUT_PX
     batch_size: int = BATCH_SIZE
     optimizer: Literal["sgd", "adam"] = "sgd"  # Sec. 3
@@ -196,10 +199,12 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "validate_every"):
+        for name in ("batch_size", "validate_every", "tile"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        for name in ("time_budget_s", "weight_decay", "warmup_iterations"):
+        if self.time_budget:
+            seconds(self.time_budget)
+        for name in ("iterations", "weight_decay", "warmup_iterations"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if not self.learning_rate > 0:
@@ -226,7 +231,6 @@ PRESETS: dict[Preset, TrainConfig] = {
         preset="quick",
         model=MODELS["quick"],
         augmentation=AugmentationConfig(flips=True),
-        iterations=3000,
         optimizer="adam",
         momentum=0.9,
         learning_rate=1e-3,
@@ -238,6 +242,13 @@ PRESETS: dict[Preset, TrainConfig] = {
 }
 
 Config = TypeVar("Config")
+
+PRESET_ITERATIONS: dict[Preset, int] = {  # not in the paper
+    "paper": 30_000,
+    "release": 30_000,
+    "port": 3_000,
+    "quick": 2_000,
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

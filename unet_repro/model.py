@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from unet_repro import config, geometry
 from unet_repro._version import __version__
+from unet_repro.atomic import atomic_path
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 
@@ -61,6 +62,9 @@ class UNet(nn.Module):
     >>> network(torch.zeros(1, 1, 572, 188)).shape
     torch.Size([1, 2, 388, 4])
     """
+
+    input_mean: Tensor
+    input_std: Tensor
 
     def __init__(
         self, shape: UNetConfig | None = None, *, generator: torch.Generator | None = None
@@ -211,19 +215,15 @@ def save_model(
     training : dict, optional
         How the weights came about (JSON-ready); kept in the metadata, not needed to predict.
     """
-    path = Path(path)
     metadata = {
         "unet_repro": __version__,
         "config": json.dumps(config.to_dict(model.config)),
         "training": json.dumps(training or {}),
     }
-    tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    weights = model.state_dict().items()
+    tensors = {name: value.detach().contiguous().cpu() for name, value in weights}
+    with atomic_path(path, overwrite=True) as part:
         part.write_bytes(save(tensors, metadata))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> UNet:

@@ -1,0 +1,126 @@
+"""The EM challenge (Sec. 4, Table 1), end to end: data, training, prediction, figures, report.
+
+Claim: on two CPU cores, ten minutes of training on slices 0-24 of the ISBI 2012 training volume
+reach the paper's own level on the held-out slices 25-29 (RESULTS.md has the measured figures).
+
+    bash experiments/em_challenge.sh [--time-budget 10m] [--val 25:30] [--data phantom]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from unet_repro.download import find_or_download
+from unet_repro.phantom import em_phantom
+
+from unet_repro.cli import INTERRUPTED, Settings, guarded, parse, preset_settings
+from unet_repro.config import TrainConfig
+from unet_repro.device import choose_device
+from unet_repro.errors import InputError
+from unet_repro.evaluation import table
+from unet_repro.predict import Average, predict_volume
+from unet_repro.report import write_report
+from unet_repro.run import LabelledStack, evaluate_run, run_predictor, start_run
+from unet_repro.stack_io import read_images, read_labels, read_pair, write_stack
+
+BUDGET, HELD_OUT = "10m", "25:30"
+
+
+@dataclass(frozen=True)
+class EMChallenge:
+    """Re-run the EM challenge: train, predict, evaluate, write the submission and the report.
+
+    Run again, it goes on where it was stopped, or repeats the last steps of a finished run.
+
+    Parameters
+    ----------
+    data
+        "auto": the real data if they are here or can be downloaded, else the phantom; "phantom";
+        or a folder with train-volume.tif, train-labels.tif and test-volume.tif.
+    out
+        Folder of the run and of all results.
+    average
+        Views whose predictions are averaged.
+    overwrite
+        Begin anew instead of going on.
+    """
+
+    data: str = "auto"
+    out: Path = Path("results/em_challenge")
+    settings: Settings = field(default_factory=TrainConfig)
+    average: Average = "dihedral"
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def run(self) -> int:
+        data, test_volume, test_labels = load(self.data)
+        settings = self.settings
+        if not settings.val:
+            settings = replace(settings, val=HELD_OUT)
+        if not settings.iterations and not settings.time_budget:
+            settings = replace(settings, time_budget=BUDGET)
+        trained = start_run(
+            data, settings, self.out, resume=not self.overwrite, overwrite=self.overwrite
+        )
+        if trained.stopped == "interrupted":
+            write_report(self.out)
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+        predictor = run_predictor(settings, self.out, self.average)
+        submission = predict_volume(predictor, test_volume, progress=True)
+        write_stack(self.out / "submission.tif", submission, overwrite=True)
+        test = None if test_labels is None else (test_labels, submission)
+        result = evaluate_run(data, settings, self.out, average=self.average, test=test)
+        print(summary(data, settings, result, self.out))
+        return 0
+
+
+def load(where: str) -> tuple[LabelledStack, np.ndarray, np.ndarray | None]:
+    """Return the training volume, the test volume, and the test labels where they are at hand."""
+    folder = Path(where)
+    if where == "auto":
+        try:
+            folder = find_or_download("isbi2012")
+        except InputError as error:
+            print(f"{error}\nNO REAL DATA: the SYNTHETIC phantom takes its place", file=sys.stderr)
+            where = "phantom"
+    if where == "phantom":
+        images, labels = em_phantom(seed=0)
+        test_volume, _ = em_phantom(seed=1)
+        return LabelledStack(images, labels, "synthetic phantom", "", "", True), test_volume, None
+    paths = [folder / f"{name}.tif" for name in ("train-volume", "train-labels")]
+    data = LabelledStack(*read_pair(*paths), "ISBI 2012", *map(str, paths))
+    truth = folder / "test-labels.tif"
+    test_volume = read_images(folder / "test-volume.tif")
+    return data, test_volume, read_labels(truth) if truth.exists() else None
+
+
+def summary(data: LabelledStack, settings: TrainConfig, result: dict, out: Path) -> str:
+    """Return what the job says at its end: figures, and where everything lies."""
+    origin = "SYNTHETIC data (phantom), not EM" if data.is_synthetic else data.name
+    lines = [f"\n{origin}: slices {settings.val} held out, trained on the others"]
+    lines.append(table(result["heldout"]))
+    if result["test"]:
+        lines += ["\nThe challenge's test set:", table(result["test"], is_test_set=True)]
+    else:
+        lines.append("The test set's labels (test-labels.tif) are not at hand: it is not scored.")
+    names = ("report.html", "metrics.json", "submission.tif", "heldout_probability.tif")
+    return "\n".join([*lines, "", *(str(out / name) for name in (*names, "model.safetensors"))])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    preset = "paper" if choose_device("auto").type == "cuda" else "quick"
+    default = EMChallenge(settings=preset_settings(arguments, preset))
+    return guarded(
+        lambda: parse(EMChallenge, arguments, prog="em_challenge", default=default).run()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""The command line: ``unet-repro train | predict | weight-map | evaluate | report``.
+
+Every option is a field of a dataclass: tyro makes flags, types, defaults and help from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from unet_repro import evaluation, quantities
+from unet_repro.atomic import atomic_path, check_output
+from unet_repro.config import PRESETS, SIGMA_PX, W0, Preset, TrainConfig
+from unet_repro.device import choose_device, choose_precision
+from unet_repro.errors import InputError
+from unet_repro.model import load_model
+from unet_repro.predict import Average, OverlapTilePredictor
+from unet_repro.report import write_report
+from unet_repro.run import LabelledStack, evaluate_run, start_run
+from unet_repro.stack_io import read_images, read_labels, read_pair, read_stack, write_stack
+from unet_repro.weight_map import weight_map
+
+Options = TypeVar("Options")
+Labels = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LABELS")]
+Settings = tyro.conf.OmitArgPrefixes[TrainConfig]
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on a labelled stack; the held-out slices are predicted and evaluated.
+
+    Parameters
+    ----------
+    images
+        TIFF stack, or folder of grey TIFF or PNG images in natural order.
+    labels
+        The same shape: instance ids, or a 0/255 (0/1) mask whose 4-connected components are cells.
+    out
+        Folder of the run.
+    resume
+        Go on with the run in the folder.
+    overwrite
+        Replace the run in the folder.
+    average
+        Views averaged when the held-out slices are predicted at the end.
+    """
+
+    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGES")]
+    labels: Labels
+    out: Path
+    settings: Settings = field(default_factory=TrainConfig)
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    average: Average = "dihedral"
+
+    def run(self) -> int:
+        images, labels = read_pair(self.images, self.labels)
+        data = LabelledStack(images, labels, self.images.stem, str(self.images), str(self.labels))
+        trained = start_run(
+            data, self.settings, self.out, resume=self.resume, overwrite=self.overwrite
+        )
+        if trained.stopped == "interrupted":
+            write_report(self.out)
+            print(f"interrupted; --resume goes on from {self.out}", file=sys.stderr)
+            return INTERRUPTED
+        result = evaluate_run(data, self.settings, self.out, average=self.average)
+        if result["heldout"]:
+            print(evaluation.table(result["heldout"]))
+        print(f"model:  {self.out / 'model.safetensors'}\nreport: {self.out / 'report.html'}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Segment a stack, slice by slice and tile by tile, with a trained network.
+
+    Parameters
+    ----------
+    stack
+        TIFF stack, or folder of grey TIFF or PNG images in natural order.
+    model
+        A model.safetensors that train has written.
+    out
+        TIFF stack to write.
+    kind
+        probability: float32 P(class 1); uint8: the same, 0 to 255, rounded; labels: the most
+        probable class, or with a threshold 1 where P(class 1) is above it; logits: float32, one
+        stack of slices per class.
+    average
+        Views of each slice whose predictions are averaged.
+    tile
+        "auto", or the side of the tiles' input in px (572 is the paper's).
+    memory
+        What one tile may take, such as 8GiB; empty for half of what is free.
+    z
+        Slices a:b only.
+    threshold
+        Of P(class 1), in [0, 1); for kind labels.
+    overwrite
+        Replace an existing output.
+    """
+
+    stack: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STACK")]
+    model: Path
+    out: Path
+    kind: Literal["probability", "uint8", "labels", "logits"] = "probability"
+    average: Average = "none"
+    tile: str = "auto"
+    memory: str = ""
+    z: str = ""
+    threshold: float | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def run(self) -> int:
+        if self.threshold is not None and self.kind != "labels":
+            raise InputError(f"--threshold makes labels; --kind is {self.kind}")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise InputError(f"--threshold {self.threshold} is not in [0, 1)")
+        if self.tile != "auto" and not self.tile.isdecimal():
+            raise InputError(f"--tile {self.tile!r:.40}: auto or a side in px is needed")
+        check_output(self.out, overwrite=self.overwrite)
+        device = choose_device(self.device)
+        predictor = OverlapTilePredictor(
+            load_model(self.model, device=device),
+            tile=None if self.tile == "auto" else int(self.tile),
+            memory=quantities.memory_bytes(self.memory) if self.memory else None,
+            average=self.average,
+            precision=choose_precision(self.precision, device),
+        )
+        images = read_images(self.stack)
+        if self.z:
+            chosen = quantities.index_range(self.z, length=len(images), name="--z")
+            images = images[chosen.start : chosen.stop]
+        planes = [self._plane(predictor, image) for image in tqdm(images, unit="slice")]
+        result = np.stack(planes)
+        if self.kind == "logits":
+            result = result.swapaxes(0, 1).reshape(-1, *images.shape[1:])  # (class z, y, x)
+        write_stack(self.out, result, overwrite=self.overwrite)
+        print(self.out)
+        return 0
+
+    def _plane(self, predictor: OverlapTilePredictor, image: np.ndarray) -> np.ndarray:
+        """Return one slice of the output."""
+        if self.kind == "logits":
+            return predictor.logits(image).astype(np.float32)
+        probability = predictor(image)  # (classes, y, x)
+        if self.kind == "labels" and self.threshold is None:
+            return probability.argmax(axis=0).astype(np.uint8)
+        interior = probability[1]
+        if self.kind == "labels":
+            return (interior > self.threshold).astype(np.uint8)
+        return np.rint(interior * 255).astype(np.uint8) if self.kind == "uint8" else interior
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Precompute the weight map of a labelled stack (Eq. 2), float32.
+
+    Parameters
+    ----------
+    labels
+        TIFF stack or folder: instance ids, or a 0/255 (0/1) mask whose components are cells.
+    out
+        TIFF stack to write.
+    w0
+        Height of the border term.
+    sigma
+        Its width in px.
+    class_balance
+        frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
+    overwrite
+        Replace an existing output.
+    """
+
+    labels: Labels
+    out: Path
+    w0: float = W0
+    sigma: float = SIGMA_PX
+    class_balance: Literal["frequency", "none"] = "frequency"
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def run(self) -> int:
+        check_output(self.out, overwrite=self.overwrite)
+        weights = weight_map(
+            read_labels(self.labels),
+            w0=self.w0,
+            sigma=self.sigma,
+            class_balance="frequency" if self.class_balance == "frequency" else None,
+        )
+        write_stack(self.out, weights, overwrite=self.overwrite)
+        print(self.out)
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compare a prediction with labels: the EM challenge's figures, or the cell figures.
+
+    Parameters
+    ----------
+    labels
+        TIFF stack or folder; for the EM challenge above 0 is cell interior.
+    prediction
+        The same shape; em: P(interior), float in [0, 1]; cells: instance ids.
+    task
+        em: pixel, Rand and warping error, V_rand, V_info; cells: IOU and SEG.
+    json
+        Write the figures and their curves here.
+    plot
+        Write a PNG of the figures over the thresholds and of splits and mergers (em).
+    overwrite
+        Replace existing outputs.
+    """
+
+    labels: Labels
+    prediction: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREDICTION")]
+    task: Literal["em", "cells"] = "em"
+    json: Path | None = None
+    plot: Path | None = None
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def run(self) -> int:
+        if self.plot and self.task == "cells":
+            raise InputError("--plot draws figures over thresholds: it goes with --task em")
+        for path in (self.json, self.plot):
+            if path:
+                check_output(path, overwrite=self.overwrite)
+        labels = read_labels(self.labels)
+        if self.task == "cells":
+            result = evaluation.evaluate_cells(labels, read_labels(self.prediction))
+        else:
+            probability = read_stack(self.prediction)
+            result = evaluation.evaluate_em(labels, probability, progress=True)
+        if self.json:
+            with atomic_path(self.json, overwrite=self.overwrite) as part:
+                part.write_text(json.dumps(result, indent=1))
+        if self.plot:
+            evaluation.plot_evaluation(
+                labels, probability, result, self.plot, overwrite=self.overwrite
+            )
+        print(evaluation.table(result))
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html of a run anew, from the files in its folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+
+    def run(self) -> int:
+        print(write_report(self.folder))
+        return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 2 bad input or usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    missing = tyro.MISSING
+    train = Train(missing, missing, missing, settings=preset_settings(arguments, "paper"))
+    command: Any = Union[  # noqa: UP007
+        Annotated[Train, tyro.conf.subcommand(name="train", default=train)],
+        Annotated[Predict, tyro.conf.subcommand(name="predict")],
+        Annotated[WeightMap, tyro.conf.subcommand(name="weight-map")],
+        Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
+        Annotated[Report, tyro.conf.subcommand(name="report")],
+    ]
+    return guarded(lambda: parse(command, arguments, prog="unet-repro").run())
+
+
+def preset_settings(arguments: Sequence[str], default: Preset) -> TrainConfig:
+    """Return the settings that the flags start from: those of the ``--preset`` asked for."""
+    wanted = re.search(r"--preset[ =](\w+)", " ".join(arguments))
+    name = wanted[1] if wanted and wanted[1] in get_args(Preset) else default
+    return PRESETS[name]  # type: ignore[index]
+
+
+def parse(
+    options: type[Options], arguments: Sequence[str], *, prog: str, default: Options | None = None
+) -> Options:
+    """Parse arguments into an options dataclass; bad usage raises an `InputError` of one line."""
+    printed = io.StringIO()
+    if default is None:
+        default = tyro.MISSING
+    try:
+        with contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # tyro's, on the missing defaults
+            return tyro.cli(options, args=list(arguments), prog=prog, default=default)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise InputError(f"{_said(printed.getvalue())} (see {prog} --help)") from None
+
+
+def _said(framed: str) -> str:
+    """Return the words of tyro's framed message, without its frame, help texts and advice."""
+    words = []
+    for line in framed.splitlines():
+        if re.match(r"│ ─+ │", line):  # the rule before the advice
+            break
+        if line.startswith("│") and not line.startswith("│" + 9 * " "):  # deeper: help of an option
+            words += line.strip("│").split()
+    return re.sub(r"^Error parsing \S*(settings\S*|dummy\S*): ", "", " ".join(words))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; turn bad input, full disks and Ctrl-C into one line and an exit code."""
+    try:
+        return command()
+    except InputError as error:
+        message, code = str(error), 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", INTERRUPTED
+    except OSError as error:
+        message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

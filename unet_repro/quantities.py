@@ -1,0 +1,58 @@
+"""Quantities as people write them on a command line: durations, sizes in bytes, ranges."""
+
+from __future__ import annotations
+
+import re
+
+from unet_repro.errors import InputError
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "b": 1}
+for _power, _prefix in enumerate("kmgt", start=1):
+    _BYTES |= {f"{_prefix}ib": 1024**_power, f"{_prefix}b": 1000**_power, _prefix: 1024**_power}
+
+
+def seconds(text: str) -> float:
+    """Return a duration in seconds.
+
+    Examples
+    --------
+    >>> seconds("90s"), seconds("10m"), seconds("1.5h"), seconds("30")
+    (90.0, 600.0, 5400.0, 30.0)
+    """
+    return _number_with_unit(text, _SECONDS, "a duration such as 90s, 10m or 2h")
+
+
+def memory_bytes(text: str) -> int:
+    """Return a size in bytes.
+
+    Examples
+    --------
+    >>> memory_bytes("8GiB"), memory_bytes("500MB"), memory_bytes("4096")
+    (8589934592, 500000000, 4096)
+    """
+    return int(_number_with_unit(text, _BYTES, "a size such as 8GiB or 500MB"))
+
+
+def _number_with_unit(text: str, units: dict[str, int], wanted: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in units or float(match[1]) == 0:
+        raise InputError(f"{text!r:.40} is not {wanted}, above 0")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def index_range(text: str, *, length: int, name: str) -> range:
+    """Return the indices ``a ... b-1`` of "a:b", which must lie in ``[0, length)``.
+
+    Examples
+    --------
+    >>> index_range("25:30", length=30, name="--val")
+    range(25, 30)
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if not match or not int(match[1]) < int(match[2]) <= length:
+        raise InputError(
+            f"{name} {text!r:.40}: a range a:b with 0 <= a < b <= {length} is needed "
+            f"(a ... b-1 are taken)"
+        )
+    return range(int(match[1]), int(match[2]))

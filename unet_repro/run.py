@@ -1,0 +1,274 @@
+"""A run: a folder that a labelled stack is turned into, from weight maps to report.
+
+======================  ==========================================================================
+file                    what
+======================  ==========================================================================
+model.safetensors       the network, its whole configuration in the metadata: it alone predicts
+checkpoint.pt           what training needs to go on
+config.json             settings, versions, hardware, data, how far the run came
+log.csv                 loss, learning rate and validation over the iterations
+heldout_*.tif           image, labels and P(interior) of the held-out slices
+metrics.json            figures of the held-out slices, and of the test set where its labels exist
+report.html             all of it, to look at
+======================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_repro import config
+from unet_repro._version import __version__
+from unet_repro.atomic import atomic_path
+from unet_repro.config import TrainConfig
+from unet_repro.dataset import TrainingSet
+from unet_repro.device import choose_device, choose_precision, describe
+from unet_repro.errors import InputError
+from unet_repro.evaluation import evaluate_em
+from unet_repro.model import load_model
+from unet_repro.predict import Average, OverlapTilePredictor, predict_volume
+from unet_repro.quantities import index_range
+from unet_repro.report import write_report
+from unet_repro.stack_io import write_stack
+from unet_repro.train import HeldOut, Trained, output_side, train
+from unet_repro.weight_map import frequency_weights, instances, weight_map
+
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
+
+
+@dataclass(frozen=True)
+class LabelledStack:
+    """Images and labels in memory, and what the record says of where they are from.
+
+    Parameters
+    ----------
+    images, labels : ndarray, shape (z, y, x)
+        As `stack_io.read_pair` gives them.
+    name, images_path, labels_path
+        For the record.
+    is_synthetic
+        Not real data: every output says so.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str
+    images_path: str
+    labels_path: str
+    is_synthetic: bool = False
+
+
+def start_run(
+    data: LabelledStack,
+    settings: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    is_quiet: bool = False,
+) -> Trained:
+    """Train on a labelled stack, into a run folder.
+
+    Parameters
+    ----------
+    data
+        The slices `settings.val` are held out, the others trained on.
+    folder
+        Made if it does not exist.
+    resume
+        Go on with the run that is in the folder, if there is one.
+    overwrite
+        Replace the run that is in the folder.
+
+    Raises
+    ------
+    InputError
+        The folder holds a run and neither `resume` nor `overwrite` is given, or cannot be written;
+        a setting that does not fit the data.
+    """
+    held_out = held_out_slices(data, settings)
+    kept = [z for z in range(len(data.images)) if z not in held_out]
+    if not kept:
+        raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
+    output_side(settings)
+    device = choose_device(settings.device)
+    settings = replace(settings, precision=choose_precision(settings.precision, device))
+    _claim(folder, resume=resume, overwrite=overwrite)
+    weights, held_out_weights = _weight_maps(data, settings, kept, held_out)
+    classes = (data.labels > 0).astype(np.uint8)
+    training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
+    record = _record(data, settings, kept, held_out, describe(device))
+    _write_json(folder / "config.json", record)
+    validation = None
+    if held_out:
+        block = slice(held_out.start, held_out.stop)
+        validation = HeldOut(data.images[block], classes[block], held_out_weights)
+    trained = train(
+        training, settings, folder, held_out=validation, resume=resume, is_quiet=is_quiet
+    )
+    record["state"] = {
+        "iterations": trained.iterations,
+        "seconds": round(trained.seconds, 1),
+        "stopped": trained.stopped,
+        "collapsed": trained.has_collapsed,
+    }
+    _write_json(folder / "config.json", record)
+    return trained
+
+
+def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
+    """Return the indices of the held-out slices, empty for none."""
+    if not settings.val:
+        return range(0)
+    return index_range(settings.val, length=len(data.images), name="--val")
+
+
+def _claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready to write in, or say why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}") from error
+    old = [
+        folder / name
+        for name in ("checkpoint.pt", "model.safetensors", "config.json", "log.csv", "metrics.json")
+    ]
+    old += folder.glob("heldout_*.tif")
+    if any(path.exists() for path in old) and not resume:
+        if not overwrite:
+            raise InputError(
+                f"{folder}: holds a run already; --resume goes on with it, --overwrite replaces it"
+            )
+        for path in old:
+            path.unlink(missing_ok=True)
+
+
+def _weight_maps(
+    data: LabelledStack, settings: TrainConfig, kept: list[int], held_out: range
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight maps of the two parts; both balanced by the training slices alone."""
+    cells = instances(data.labels)
+    interior = int(np.count_nonzero(cells[kept]))
+    balance = None
+    if settings.weight_map.class_balance == "frequency":
+        balance = frequency_weights(cells[kept].size - interior, interior)
+    first, second = (
+        weight_map(
+            cells[part],
+            w0=settings.weight_map.w0,
+            sigma=settings.weight_map.sigma,
+            class_balance=balance,
+            kind="ids",
+            workers=2,
+        )
+        if len(part)
+        else np.empty((0, *cells.shape[1:]), np.float32)
+        for part in (kept, list(held_out))
+    )
+    return first, second
+
+
+def _record(
+    data: LabelledStack,
+    settings: TrainConfig,
+    kept: list[int],
+    held_out: range,
+    hardware: dict[str, Any],
+) -> dict[str, Any]:
+    versions = {"unet_repro": __version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in LIBRARIES}
+    return {
+        "settings": config.to_dict(settings),
+        "versions": versions,
+        "hardware": hardware,
+        "data": {
+            "name": data.name,
+            "synthetic": data.is_synthetic,
+            "images": data.images_path,
+            "labels": data.labels_path,
+            "images_sha256": _sha256(data.images),
+            "labels_sha256": _sha256(data.labels),
+            "slices": len(data.images),
+            "train_slices": _ranges(kept),
+            "heldout_slices": f"{held_out.start}:{held_out.stop}" if held_out else "",
+        },
+        "state": {"iterations": 0, "seconds": 0.0, "stopped": "running"},
+    }
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _ranges(indices: list[int]) -> str:
+    """Return sorted indices as ranges: [0, 1, 2, 5] is "0:3, 5:6"."""
+    breaks = [i for i in range(1, len(indices)) if indices[i] != indices[i - 1] + 1]
+    starts, stops = [0, *breaks], [*breaks, len(indices)]
+    return ", ".join(f"{indices[a]}:{indices[b - 1] + 1}" for a, b in zip(starts, stops))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_path(path, overwrite=True) as part:
+        part.write_text(json.dumps(content, indent=1))
+
+
+def evaluate_run(
+    data: LabelledStack,
+    settings: TrainConfig,
+    folder: Path,
+    *,
+    average: Average = "dihedral",
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    is_quiet: bool = False,
+) -> dict[str, Any]:
+    """Predict and evaluate the held-out slices of a run; write them, ``metrics.json``, the report.
+
+    Parameters
+    ----------
+    data, settings, folder
+        As given to `start_run`.
+    average
+        Views whose predictions are averaged.
+    test : (labels, probability), optional
+        The challenge's test set where its labels are at hand, and what the run predicts for it.
+
+    Returns
+    -------
+    dict
+        Content of ``metrics.json``: ``heldout`` and ``test``, each an `evaluate_em` result or None.
+    """
+    held_out = held_out_slices(data, settings)
+    result: dict[str, Any] = {"heldout": None, "test": None, "average": average}
+    if held_out:
+        block = slice(held_out.start, held_out.stop)
+        probability = predict_volume(
+            run_predictor(settings, folder, average), data.images[block], progress=not is_quiet
+        )
+        labels = data.labels[block]
+        write_stack(folder / "heldout_image.tif", data.images[block], overwrite=True)
+        write_stack(folder / "heldout_labels.tif", labels, overwrite=True)
+        write_stack(folder / "heldout_probability.tif", probability, overwrite=True)
+        result["heldout"] = evaluate_em(labels, probability, first_slice=held_out.start)
+    if test is not None:
+        result["test"] = evaluate_em(*test)
+    _write_json(folder / "metrics.json", result)
+    write_report(folder)
+    return result
+
+
+def run_predictor(settings: TrainConfig, folder: Path, average: Average) -> OverlapTilePredictor:
+    """Return the predictor of a run's model, on the device and in the precision of its training."""
+    device = choose_device(settings.device)
+    return OverlapTilePredictor(
+        load_model(folder / "model.safetensors", device=device),
+        average=average,
+        precision=choose_precision(settings.precision, device),
+    )

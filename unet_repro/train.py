@@ -1,0 +1,413 @@
+"""The training loop (Sec. 3): optimiser, schedule, validation, log and checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from unet_repro import config, geometry
+from unet_repro.atomic import atomic_path
+from unet_repro.config import TrainConfig
+from unet_repro.dataset import TrainingSet
+from unet_repro.device import autocast, choose_precision
+from unet_repro.errors import InputError
+from unet_repro.loss import weighted_cross_entropy
+from unet_repro.metrics import pixel_error
+from unet_repro.model import UNet, save_model
+from unet_repro.predict import OverlapTilePredictor
+from unet_repro.quantities import seconds
+
+LOG_EVERY = 20  # iterations
+COLUMNS = (
+    "iteration",
+    "seconds",
+    "learning_rate",
+    "loss",
+    "validation_loss",
+    "validation_pixel_error",
+)
+Stopped = Literal["finished", "time budget", "interrupted"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Slices that training never sees: images, classes and weights as in `TrainingSet`."""
+
+    images: np.ndarray
+    classes: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives: the network in eval mode, and how it came to its end."""
+
+    network: UNet
+    iterations: int
+    seconds: float
+    stopped: Stopped
+    has_collapsed: bool
+
+
+def output_side(settings: TrainConfig) -> int:
+    """Return the side of the output tile in px (572: 388).
+
+    Raises
+    ------
+    InputError
+        The tile is not a valid input size; the message names the nearest.
+    """
+    shape = settings.model
+    if not shape.padding:
+        geometry.check_input(settings.tile, shape.depth, "tile")
+        return geometry.output_size(settings.tile, shape.depth)
+    if settings.tile % 2**shape.depth:
+        raise InputError(f"tile {settings.tile} is not a multiple of {2**shape.depth}")
+    return settings.tile
+
+
+def learning_rate(settings: TrainConfig, *, iteration: int, progress: float) -> float:
+    """Return the rate of a step: linear warm-up, then constant or half a cosine down to 0.
+
+    Not in the paper: it states no rate and no schedule.
+
+    Parameters
+    ----------
+    iteration
+        Steps taken before this one.
+    progress
+        Share of the run that is over, in [0, 1].
+    """
+    rate = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return rate * min(1.0, (iteration + 1) / max(settings.warmup_iterations, 1))
+
+
+def train(
+    training: TrainingSet,
+    settings: TrainConfig,
+    folder: Path,
+    *,
+    held_out: HeldOut | None = None,
+    resume: bool = False,
+    is_quiet: bool = False,
+) -> Trained:
+    """Train a network and leave ``model.safetensors``, ``checkpoint.pt`` and ``log.csv`` behind.
+
+    Parameters
+    ----------
+    training
+        The labelled slices to learn from, on the device to train on.
+    settings
+        The run; `settings.model` is completed by the images' channels, mean and deviation.
+    folder
+        Where the files go; it exists.
+    held_out
+        Slices to validate on every `settings.validate_every` iterations.
+    resume
+        Go on from ``checkpoint.pt`` if there is one.
+    is_quiet
+        No progress bar.
+
+    Raises
+    ------
+    InputError
+        The loss is no longer a number; a tile that the network cannot take; a checkpoint of other
+        settings.
+
+    Notes
+    -----
+    Everything random comes from `settings.seed`: initial weights, samples, dropout. The same seed
+    on the same machine with the same number of threads gives the same weights, bit for bit, if the
+    run's length is given in iterations, and so does a run that was interrupted and resumed.
+    """
+    run = _Run(training, settings, folder)
+    if resume:
+        run.load()
+    with _own_random_state(run.dropout_state) as current, _Log(folder, run.iteration) as log:
+        stopped = run.loop(log, held_out, current, is_quiet)
+    return Trained(run.finished(), run.iteration, run.seconds, stopped, run.has_collapsed)
+
+
+class _Run:
+    """The state of a training run: all that a checkpoint must hold."""
+
+    def __init__(self, training: TrainingSet, settings: TrainConfig, folder: Path) -> None:
+        self.training, self.settings, self.folder = training, settings, folder
+        self.device = training.images.device
+        self.precision = choose_precision(settings.precision, self.device)
+        self.output = output_side(settings)
+        shape = replace(
+            settings.model,
+            in_channels=training.images.shape[1],
+            input_mean=tuple(training.mean.flatten().tolist()),
+            input_std=tuple(training.std.flatten().tolist()),
+        )
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.network = UNet(shape, generator=self.generator).to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.weight_average))
+            if settings.weight_average
+            else None
+        )
+        self.optimizer = _optimizer(self.network, settings)
+        self.iteration = 0
+        self.seconds = 0.0
+        self.has_collapsed = False
+        self.dropout_state = torch.Generator().manual_seed(settings.seed + 1).get_state()
+        self.budget = seconds(settings.time_budget) if settings.time_budget else math.inf
+        self.limit = settings.iterations
+        if not self.limit and not settings.time_budget:
+            self.limit = config.PRESET_ITERATIONS[settings.preset]
+
+    def finished(self) -> UNet:
+        """Return the network to predict with: the averaged weights where there are any."""
+        return self._best_weights().eval()
+
+    def _best_weights(self) -> UNet:
+        return cast(UNet, self.average.module) if self.average else self.network
+
+    def progress(self) -> float:
+        """Return the share of the run that is over, by iterations or by time."""
+        done = self.iteration / self.limit if self.limit else 0.0
+        return max(done, self.seconds / self.budget)
+
+    def loop(
+        self, log: _Log, held_out: HeldOut | None, dropout_state: Any, is_quiet: bool
+    ) -> Stopped:
+        """Step until the end, the time budget or Ctrl-C; leave a checkpoint and a model."""
+        stopped: Stopped = "finished"
+        losses: list[torch.Tensor] = []
+        bar = tqdm(
+            total=self.limit or None,
+            initial=self.iteration,
+            unit="it",
+            disable=is_quiet,
+            desc="train",
+        )
+        self.network.train()
+        with bar:
+            try:
+                while self.progress() < 1:
+                    begin = time.monotonic()
+                    losses.append(self._step())
+                    self.iteration += 1
+                    bar.update()
+                    if self.iteration % LOG_EVERY == 0:
+                        row = self._row(losses)
+                        losses = []
+                        bar.set_postfix_str(self._status(row), refresh=False)
+                        if held_out and self.iteration % self.settings.validate_every == 0:
+                            row |= self._validate(held_out)
+                            bar.write(_validation_line(row))
+                        self.seconds += time.monotonic() - begin
+                        log.write(row)
+                    else:
+                        self.seconds += time.monotonic() - begin
+                    if self.iteration % self.settings.validate_every == 0:
+                        self.save(dropout_state())
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+        if stopped == "finished" and self.limit != self.iteration:
+            stopped = "time budget"
+        self.save(dropout_state())
+        return stopped
+
+    def _step(self) -> torch.Tensor:
+        """Take one step of the optimiser; return the loss, still on the device."""
+        settings = self.settings
+        rate = learning_rate(settings, iteration=self.iteration, progress=self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.training.draw_batch(
+            settings.augmentation,
+            batch_size=settings.batch_size,
+            window=settings.tile,
+            output=self.output,
+            generator=self.generator,
+        )
+        with autocast(self.precision, self.device):
+            logits = self.network(batch.image.contiguous(memory_format=torch.channels_last))
+        loss = weighted_cross_entropy(logits, batch.labels, batch.weights)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.network)
+        return loss.detach()
+
+    def _row(self, losses: list[torch.Tensor]) -> dict[str, Any]:
+        """Return a log row; raise where the loss is no longer a number."""
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss became {loss} by iteration {self.iteration}: the learning rate "
+                f"{self.settings.learning_rate} is too high for these data; try a tenth of it, "
+                f"or a longer warm-up (the last good state is in {self.folder})"
+            )
+        return {
+            "iteration": self.iteration,
+            "seconds": round(self.seconds, 2),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": loss,
+        }
+
+    def _status(self, row: dict[str, Any]) -> str:
+        """Return what the progress bar says: loss, learning rate, time left."""
+        share = self.progress()
+        left = self.seconds * (1 - share) / share
+        return f"loss {row['loss']:.4f}, rate {row['learning_rate']:.2g}, {left / 60:.1f} min left"
+
+    def _validate(self, held_out: HeldOut) -> dict[str, Any]:
+        """Return loss and pixel error on the held-out slices; look for a collapse."""
+        network = self.finished()
+        predictor = OverlapTilePredictor(network, device=self.device, precision=self.precision)
+        loss = total = 0.0
+        interior = np.empty(held_out.classes.shape, np.float32)
+        for z, image in enumerate(held_out.images):
+            logits = torch.from_numpy(predictor.logits(image))  # (classes, y, x)
+            weights = torch.from_numpy(held_out.weights[z])
+            classes = torch.from_numpy(held_out.classes[z].astype(np.int64))
+            share = float(weights.sum())
+            loss += share * float(
+                weighted_cross_entropy(logits[None], classes[None], weights[None])
+            )
+            total += share
+            interior[z] = torch.softmax(logits, dim=0)[1].numpy()
+        self.network.train()
+        loss /= max(total, 1e-12)
+        classes_found = np.unique(interior > 0.5).size
+        prior = self.training.prior_entropy()
+        self.has_collapsed = classes_found == 1 and loss > 0.95 * prior
+        if self.has_collapsed and self.iteration > 2 * self.settings.warmup_iterations:
+            tqdm.write(
+                f"iteration {self.iteration}: every held-out pixel gets the same class, and the "
+                f"loss {loss:.3f} is no better than guessing by class frequency ({prior:.3f}): "
+                "the network has collapsed. Start again with a lower --learning-rate, more "
+                "--warmup-iterations or another --seed."
+            )
+        return {
+            "validation_loss": loss,
+            "validation_pixel_error": pixel_error(held_out.classes, interior).best,
+        }
+
+    def save(self, dropout_state: torch.Tensor) -> None:
+        """Write checkpoint and model, each complete or not at all."""
+        state = {
+            "identity": json.dumps(self._identity()),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "generator": self.generator.get_state(),
+            "dropout": dropout_state,
+        }
+        with atomic_path(self.folder / "checkpoint.pt", overwrite=True) as path:
+            torch.save(state, path)
+        training = {
+            "settings": config.to_dict(self.settings),
+            "iterations": self.iteration,
+            "seconds": round(self.seconds, 2),
+            "precision": self.precision,
+        }
+        save_model(self._best_weights(), self.folder / "model.safetensors", training=training)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share with its beginning: settings and data."""
+        settings = json.loads(json.dumps(config.to_dict(self.settings)))
+        for free in ("iterations", "time_budget", "device"):
+            del settings[free]
+        return settings | {"data": self.training.fingerprint()}
+
+    def load(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            before, now = json.loads(state["identity"]), self._identity()
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise InputError(
+                f"{path}: not a checkpoint of unet_repro; start without --resume"
+            ) from error
+        for name in now:
+            if before.get(name) != now[name]:
+                raise InputError(
+                    f"{path}: was made with {name} = {before.get(name)!r:.80}, "
+                    f"not {now[name]!r:.80}; only iterations and time budget may change"
+                )
+        self.network.load_state_dict(state["network"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.generator.set_state(state["generator"].cpu())
+        self.dropout_state = state["dropout"].cpu()
+
+
+def _optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimizer:
+    parameters = network.parameters()
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.AdamW(
+        parameters, lr=rate, betas=(settings.momentum, 0.999), weight_decay=decay
+    )
+
+
+@contextmanager
+def _own_random_state(state: torch.Tensor) -> Iterator[Any]:
+    """Run dropout from its own random state and give torch's global state back afterwards."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(state)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(int(state[:8].sum()))
+        yield torch.get_rng_state
+
+
+def _validation_line(row: dict[str, Any]) -> str:
+    return (
+        f"iteration {row['iteration']}: loss {row['loss']:.4f}, held out: "
+        f"loss {row['validation_loss']:.4f}, pixel error {row['validation_pixel_error']:.4f}"
+    )
+
+
+class _Log:
+    """``log.csv``: a row every `LOG_EVERY` iterations, flushed at once."""
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        self.path = folder / "log.csv"
+        kept = []
+        if iteration and self.path.exists():
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+        self.file = self.path.open("w", newline="")
+        self.writer = csv.DictWriter(self.file, COLUMNS, restval="")
+        self.writer.writeheader()
+        self.writer.writerows(kept)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.writer.writerow(row)
+        self.file.flush()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
