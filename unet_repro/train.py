@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -134,12 +138,14 @@ def train(
     on the same machine with the same number of threads gives the same weights, bit for bit, if the
     run's length is given in iterations, and so does a run that was interrupted and resumed.
     """
-    run = _Run(training, settings, folder)
-    if resume:
-        run.load()
-    with _own_random_state(run.dropout_state) as current, _Log(folder, run.iteration) as log:
-        stopped = run.loop(log, held_out, current, is_quiet)
-    return Trained(run.finished(), run.iteration, run.seconds, stopped, run.has_collapsed)
+    with torch.random.fork_rng():  # initialisation and dropout leave the global state alone
+        run = _Run(training, settings, folder)
+        if resume:
+            run.load()
+        run.restore_dropout()
+        with _Log(folder, run.iteration) as log:
+            stopped = run.loop(log, held_out, is_quiet)
+        return Trained(run.finished(), run.iteration, run.seconds, stopped, run.has_collapsed)
 
 
 class _Run:
@@ -168,7 +174,7 @@ class _Run:
         self.iteration = 0
         self.seconds = 0.0
         self.has_collapsed = False
-        self.dropout_state = torch.Generator().manual_seed(settings.seed + 1).get_state()
+        self.dropout_states = [torch.Generator().manual_seed(settings.seed + 1).get_state()]
         self.budget = seconds(settings.time_budget) if settings.time_budget else math.inf
         self.limit = settings.iterations
         if not self.limit and not settings.time_budget:
@@ -186,12 +192,25 @@ class _Run:
         done = self.iteration / self.limit if self.limit else 0.0
         return max(done, self.seconds / self.budget)
 
-    def loop(
-        self, log: _Log, held_out: HeldOut | None, dropout_state: Any, is_quiet: bool
-    ) -> Stopped:
+    def restore_dropout(self) -> None:
+        """Set torch's global random state, from which dropout draws."""
+        torch.set_rng_state(self.dropout_states[0])
+        if self.device.type == "cuda":
+            if len(self.dropout_states) == 1:
+                torch.cuda.manual_seed(self.settings.seed + 1)
+            else:
+                torch.cuda.set_rng_state(self.dropout_states[1], self.device)
+
+    def _current_dropout(self) -> list[torch.Tensor]:
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
+
+    def loop(self, log: _Log, held_out: HeldOut | None, is_quiet: bool) -> Stopped:
         """Step until the end, the time budget or Ctrl-C; leave a checkpoint and a model."""
-        stopped: Stopped = "finished"
         losses: list[torch.Tensor] = []
+        every = self.settings.validate_every
         bar = tqdm(
             total=self.limit or None,
             initial=self.iteration,
@@ -200,32 +219,28 @@ class _Run:
             desc="train",
         )
         self.network.train()
-        with bar:
-            try:
-                while self.progress() < 1:
-                    begin = time.monotonic()
-                    losses.append(self._step())
-                    self.iteration += 1
-                    bar.update()
-                    if self.iteration % LOG_EVERY == 0:
-                        row = self._row(losses)
-                        losses = []
-                        bar.set_postfix_str(self._status(row), refresh=False)
-                        if held_out and self.iteration % self.settings.validate_every == 0:
-                            row |= self._validate(held_out)
-                            bar.write(_validation_line(row))
-                        self.seconds += time.monotonic() - begin
-                        log.write(row)
-                    else:
-                        self.seconds += time.monotonic() - begin
-                    if self.iteration % self.settings.validate_every == 0:
-                        self.save(dropout_state())
-            except KeyboardInterrupt:
-                stopped = "interrupted"
-        if stopped == "finished" and self.limit != self.iteration:
-            stopped = "time budget"
-        self.save(dropout_state())
-        return stopped
+        with bar, _stop_signals() as stop:
+            while self.progress() < 1 and not stop.is_set():
+                begin = time.monotonic()
+                losses.append(self._step())
+                self.iteration += 1
+                is_validated = self.iteration % every == 0
+                if is_validated or self.iteration % LOG_EVERY == 0:
+                    row = self._row(losses)
+                    losses.clear()
+                    if held_out and is_validated:
+                        row |= self._validate(held_out)
+                        bar.write(_validation_line(row), file=sys.stderr)
+                    log.write(row)
+                    bar.set_postfix_str(self._status(row), refresh=False)
+                self.seconds += time.monotonic() - begin
+                bar.update()
+                if is_validated:
+                    self.save()
+        self.save()
+        if self.progress() < 1:
+            return "interrupted"
+        return "finished" if self.limit == self.iteration else "time budget"
 
     def _step(self) -> torch.Tensor:
         """Take one step of the optimiser; return the loss, still on the device."""
@@ -257,7 +272,7 @@ class _Run:
             raise InputError(
                 f"the loss became {loss} by iteration {self.iteration}: the learning rate "
                 f"{self.settings.learning_rate} is too high for these data; try a tenth of it, "
-                f"or a longer warm-up (the last good state is in {self.folder})"
+                f"or a longer warm-up"
             )
         return {
             "iteration": self.iteration,
@@ -298,14 +313,15 @@ class _Run:
                 f"iteration {self.iteration}: every held-out pixel gets the same class, and the "
                 f"loss {loss:.3f} is no better than guessing by class frequency ({prior:.3f}): "
                 "the network has collapsed. Start again with a lower --learning-rate, more "
-                "--warmup-iterations or another --seed."
+                "--warmup-iterations or another --seed.",
+                file=sys.stderr,
             )
         return {
             "validation_loss": loss,
             "validation_pixel_error": pixel_error(held_out.classes, interior).best,
         }
 
-    def save(self, dropout_state: torch.Tensor) -> None:
+    def save(self) -> None:
         """Write checkpoint and model, each complete or not at all."""
         state = {
             "identity": json.dumps(self._identity()),
@@ -315,7 +331,7 @@ class _Run:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "generator": self.generator.get_state(),
-            "dropout": dropout_state,
+            "dropout": self._current_dropout(),
         }
         with atomic_path(self.folder / "checkpoint.pt", overwrite=True) as path:
             torch.save(state, path)
@@ -358,7 +374,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.generator.set_state(state["generator"].cpu())
-        self.dropout_state = state["dropout"].cpu()
+        self.dropout_states = [each.cpu() for each in state["dropout"]]
 
 
 def _optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -372,13 +388,26 @@ def _optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimizer:
 
 
 @contextmanager
-def _own_random_state(state: torch.Tensor) -> Iterator[Any]:
-    """Run dropout from its own random state and give torch's global state back afterwards."""
-    with torch.random.fork_rng():
-        torch.set_rng_state(state)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(int(state[:8].sum()))
-        yield torch.get_rng_state
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the step under way."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)  # a second one is not waited for
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _validation_line(row: dict[str, Any]) -> str:

@@ -1,0 +1,106 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unet_repro.config import WeightMapConfig
+from unet_repro.errors import InputError
+from unet_repro.run import LabelledStack, evaluate_run, start_run
+from unet_repro.stack_io import read_stack
+from unet_repro.weight_map import weight_map
+
+
+@pytest.fixture
+def data(two_cells) -> LabelledStack:
+    images, labels = two_cells
+    return LabelledStack(images, labels, "two cells", "images.tif", "labels.tif", True)
+
+
+def test_run_folder_is_complete_and_its_record_true(data, tiny, tmp_path):
+    folder = tmp_path / "run"
+    settings = replace(tiny, val="1:3")
+    start_run(data, settings, folder, is_quiet=True)
+    result = evaluate_run(data, settings, folder, is_quiet=True)
+    record = json.loads((folder / "config.json").read_text())
+    assert record["data"]["train_slices"] == "0:1, 3:4"
+    assert record["data"]["heldout_slices"] == "1:3"
+    assert record["data"]["synthetic"] is True
+    assert record["state"] == {
+        "iterations": 12,
+        "seconds": record["state"]["seconds"],
+        "stopped": "finished",
+        "collapsed": record["state"]["collapsed"],
+    }
+    assert record["settings"]["tile"] == tiny.tile
+    np.testing.assert_array_equal(read_stack(folder / "heldout_labels.tif"), data.labels[1:3])
+    np.testing.assert_array_equal(read_stack(folder / "heldout_image.tif"), data.images[1:3])
+    probability = read_stack(folder / "heldout_probability.tif")
+    assert probability.dtype == np.float32 and probability.shape == (2, 64, 64)
+    assert json.loads((folder / "metrics.json").read_text()) == result
+    assert [row["slice"] for row in result["heldout"]["slices"]] == [1, 2]
+    assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_held_out_slices_do_not_reach_training(data, tiny, tmp_path):
+    settings = replace(tiny, val="1:3", validate_every=12)
+    start_run(data, settings, tmp_path / "a", is_quiet=True)
+    other = replace(data, images=data.images.copy(), labels=data.labels.copy())
+    other.images[1:3] = 7
+    other.labels[1:3] = 0
+    other.labels[1, :5] = 255
+    start_run(other, settings, tmp_path / "b", is_quiet=True)
+    first, second = (tmp_path / name / "model.safetensors" for name in "ab")
+    assert first.read_bytes()[-1000:] == second.read_bytes()[-1000:]
+
+
+def test_weights_of_training_are_those_of_the_settings(data, tiny, tmp_path, monkeypatch):
+    import unet_repro.run as run_module
+
+    seen = {}
+
+    def keep(training, settings, folder, *, held_out, **_):
+        seen["training"], seen["held_out"] = training.weights.numpy(), held_out.weights
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(run_module, "train", keep)
+    settings = replace(tiny, val="3:4", weight_map=WeightMapConfig(w0=4.0, sigma=3.0))
+    with pytest.raises(InputError, match="seen enough"):
+        start_run(data, settings, tmp_path, is_quiet=True)
+    expected = weight_map(data.labels[:3], w0=4.0, sigma=3.0)
+    np.testing.assert_allclose(seen["training"], expected, rtol=1e-6)
+    # held-out slices are weighted with the training slices' class balance
+    np.testing.assert_allclose(seen["held_out"][0], expected[0], rtol=1e-6)
+
+
+def test_an_existing_run_is_neither_overwritten_nor_resumed_unasked(data, tiny, tmp_path):
+    start_run(data, tiny, tmp_path, is_quiet=True)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        start_run(data, tiny, tmp_path, is_quiet=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    resumed = start_run(data, tiny, tmp_path, resume=True, is_quiet=True)
+    assert resumed.iterations == 12
+    anew = start_run(data, replace(tiny, seed=5), tmp_path, overwrite=True, is_quiet=True)
+    assert anew.iterations == 12
+    assert (tmp_path / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("val", ["4:5", "3:3", "2:9", "x", "0:4"])
+def test_val_outside_the_stack_or_all_of_it_is_refused(data, tiny, tmp_path, val):
+    with pytest.raises(InputError, match="--val"):
+        start_run(data, replace(tiny, val=val), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_that_cannot_be_made_is_refused(data, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        start_run(data, tiny, tmp_path / "file" / "run")
+
+
+def test_without_held_out_slices_there_is_still_a_report(data, tiny, tmp_path):
+    start_run(data, tiny, tmp_path, is_quiet=True)
+    result = evaluate_run(data, tiny, tmp_path, is_quiet=True)
+    assert result["heldout"] is None
+    assert (tmp_path / "report.html").exists()

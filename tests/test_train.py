@@ -1,0 +1,275 @@
+import csv
+import math
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from unet_repro import train as train_module
+from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConfig
+from unet_repro.dataset import TrainingSet
+from unet_repro.errors import InputError
+from unet_repro.model import load_model, read_metadata
+from unet_repro.predict import OverlapTilePredictor
+from unet_repro.train import HeldOut, learning_rate, output_side, train
+
+
+def stack(two_cells, weights=None):
+    images, labels = two_cells
+    weights = np.ones(labels.shape, np.float32) if weights is None else weights
+    return TrainingSet(images, (labels > 0).astype(np.uint8), weights)
+
+
+def held_out(two_cells):
+    images, labels = two_cells
+    return HeldOut(images[:1], (labels[:1] > 0).astype(np.uint8), np.ones((1, 64, 64), np.float32))
+
+
+def log_rows(folder):
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder):
+    return load_model(folder / "model.safetensors").state_dict()
+
+
+def same_weights(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_learns_two_cells(two_cells, tiny, tmp_path):
+    still = AugmentationConfig(0.0, 0.0, 3, 0.0, 0.0)
+    settings = replace(tiny, iterations=120, learning_rate=1e-2, augmentation=still)
+    trained = train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    images, labels = two_cells
+    found = OverlapTilePredictor(trained.network)(images[0])[1] > 0.5
+    assert (found == (labels[0] > 0)).mean() > 0.98
+    assert trained.iterations == 120 and trained.stopped == "finished"
+
+
+def test_weight_zero_hides_a_slice(two_cells, tiny, tmp_path):
+    images, labels = two_cells
+    wrong = labels.copy()
+    wrong[1:] = 255 - wrong[1:]
+    weights = np.zeros(labels.shape, np.float32)
+    weights[0] = 1
+    still = AugmentationConfig(0.0, 0.0, 3, 0.0, 0.0)
+    settings = replace(tiny, iterations=160, learning_rate=1e-2, augmentation=still)
+    trained = train(stack((images, wrong), weights), settings, tmp_path, is_quiet=True)
+    found = OverlapTilePredictor(trained.network)(images[2])[1] > 0.5
+    assert (found == (labels[2] > 0)).mean() > 0.95
+
+
+def test_same_seed_same_weights_and_other_seed_others(two_cells, tiny, tmp_path):
+    settings = replace(tiny, weight_average=0.9)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(torch.seed())  # the global state must not matter
+        train(stack(two_cells), replace(settings, seed=seed), tmp_path / name, is_quiet=True)
+    first = weights_of(tmp_path / "a")
+    assert same_weights(first, weights_of(tmp_path / "b"))
+    assert not same_weights(first, weights_of(tmp_path / "c"))
+
+
+def test_global_random_state_is_left_alone(two_cells, tiny, tmp_path):
+    before = torch.get_rng_state()
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_interrupted_and_resumed_equals_undisturbed(
+    two_cells, tiny, tmp_path, monkeypatch, optimizer
+):
+    settings = replace(tiny, optimizer=optimizer, weight_average=0.9)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    train(stack(two_cells), settings, whole, held_out=held_out(two_cells), is_quiet=True)
+
+    step, count = train_module._Run._step, 0
+
+    def step_and_interrupt(run):
+        nonlocal count
+        count += 1
+        if count == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Run, "_step", step_and_interrupt)
+        first = train(
+            stack(two_cells), settings, parts, held_out=held_out(two_cells), is_quiet=True
+        )
+    assert first.stopped == "interrupted" and first.iterations == 8
+    second = train(
+        stack(two_cells), settings, parts, held_out=held_out(two_cells), resume=True, is_quiet=True
+    )
+    assert second.stopped == "finished" and second.iterations == 12
+    assert same_weights(weights_of(whole), weights_of(parts))
+    validated = [
+        [row for row in log_rows(folder) if row["validation_loss"]] for folder in (whole, parts)
+    ]
+    for rows in validated:
+        assert [row["iteration"] for row in rows] == ["6", "12"]
+    assert validated[0][1]["validation_loss"] == validated[1][1]["validation_loss"]
+
+
+def test_killed_after_a_checkpoint_resumes_from_it(two_cells, tiny, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    train(stack(two_cells), tiny, whole, is_quiet=True)
+
+    class Killed(BaseException):
+        pass
+
+    step, count = train_module._Run._step, 0
+
+    def step_and_die(run):
+        nonlocal count
+        count += 1
+        if count == 9:
+            raise Killed
+        return step(run)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train_module._Run, "_step", step_and_die)
+        train(stack(two_cells), tiny, parts, is_quiet=True)
+    train(stack(two_cells), tiny, parts, resume=True, is_quiet=True)
+    assert same_weights(weights_of(whole), weights_of(parts))
+
+
+def test_resume_refuses_other_settings_other_data_and_foreign_files(two_cells, tiny, tmp_path):
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    with pytest.raises(InputError, match=r"learning_rate = 0\.003.*not 0\.5"):
+        train(stack(two_cells), replace(tiny, learning_rate=0.5), tmp_path, resume=True)
+    images, labels = two_cells
+    with pytest.raises(InputError, match="made with data"):
+        train(stack((images[::-1].copy(), labels)), tiny, tmp_path, resume=True)
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        train(stack(two_cells), tiny, tmp_path, resume=True)
+
+
+def test_a_finished_run_resumed_with_more_iterations_goes_on(two_cells, tiny, tmp_path):
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    more = train(
+        stack(two_cells), replace(tiny, iterations=14), tmp_path, resume=True, is_quiet=True
+    )
+    assert more.iterations == 14
+    again = train(
+        stack(two_cells), replace(tiny, iterations=14), tmp_path, resume=True, is_quiet=True
+    )
+    assert again.iterations == 14 and again.stopped == "finished"
+
+
+def test_time_budget_ends_the_run_and_drives_the_schedule(two_cells, tiny, tmp_path, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(ticks)))
+    settings = replace(tiny, iterations=0, time_budget="10s", warmup_iterations=0)
+    trained = train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    assert trained.stopped == "time budget"
+    assert trained.iterations == 10  # a step takes one tick of the clock
+    row = read_metadata(tmp_path / "model.safetensors")["training"]
+    assert row["iterations"] == 10
+    assert learning_rate(settings, iteration=9, progress=0.9) < 0.03 * settings.learning_rate
+
+
+def test_learning_rate_warms_up_then_follows_half_a_cosine():
+    settings = TrainConfig(learning_rate=1.0, warmup_iterations=4, schedule="cosine")
+    assert learning_rate(settings, iteration=0, progress=0) == pytest.approx(0.25)
+    assert learning_rate(settings, iteration=3, progress=0) == pytest.approx(1.0)
+    assert learning_rate(settings, iteration=50, progress=0.5) == pytest.approx(0.5)
+    assert learning_rate(settings, iteration=99, progress=1) == pytest.approx(0)
+    flat = replace(settings, schedule="constant")
+    assert learning_rate(flat, iteration=99, progress=0.9) == pytest.approx(1.0)
+
+
+def test_loss_that_is_not_a_number_stops_with_advice(two_cells, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module._Run, "_step", lambda run: torch.tensor(math.nan))
+    with pytest.raises(InputError, match=r"became nan by iteration 6.*learning rate 0\.003"):
+        train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+
+
+def test_collapse_to_one_class_is_told(two_cells, tiny, tmp_path, capsys):
+    # a rate so small that the network stays where its bias is: one class everywhere
+    settings = replace(tiny, learning_rate=1e-12, warmup_iterations=1)
+    run_set = stack(two_cells)
+    network_like = train_module._Run(run_set, settings, tmp_path)
+    with torch.no_grad():
+        network_like.network.classifier.weight.zero_()
+        share = float((two_cells[1] > 0).mean())
+        network_like.network.classifier.bias.copy_(torch.tensor([1 - share, share]).log())
+    network_like.iteration = 6
+    row = network_like._validate(held_out(two_cells))
+    assert network_like.has_collapsed
+    assert row["validation_loss"] == pytest.approx(run_set.prior_entropy(), rel=1e-3)
+    assert "collapsed" in capsys.readouterr().err
+
+
+def test_a_network_that_tells_the_classes_apart_has_not_collapsed(two_cells, tiny, tmp_path):
+    still = AugmentationConfig(0.0, 0.0, 3, 0.0, 0.0)
+    settings = replace(tiny, iterations=60, learning_rate=1e-2, augmentation=still)
+    trained = train(
+        stack(two_cells), settings, tmp_path, held_out=held_out(two_cells), is_quiet=True
+    )
+    assert not trained.has_collapsed
+
+
+def test_weight_average_is_what_is_saved(two_cells, tiny, tmp_path):
+    settings = replace(tiny, weight_average=0.5, iterations=2, validate_every=1)
+    train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    saved = weights_of(tmp_path)
+    for name, value in saved.items():
+        assert torch.equal(value, state["average"][f"module.{name}"])
+    assert not same_weights(saved, state["network"])
+
+
+def test_model_file_alone_predicts_raw_grey_values(two_cells, tiny, tmp_path):
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    config = load_model(tmp_path / "model.safetensors").config
+    images = two_cells[0].astype(np.float64)
+    assert config.input_mean == pytest.approx((images.mean(),), rel=1e-5)
+    assert config.input_std == pytest.approx((images.std(),), rel=1e-5)
+
+
+def test_output_side_names_the_nearest_valid_tile():
+    assert output_side(TrainConfig()) == 388
+    with pytest.raises(InputError, match="nearest: 556, 572"):
+        output_side(TrainConfig(tile=571))
+    padded = UNetConfig(padding=True)
+    assert output_side(TrainConfig(tile=512, model=padded)) == 512
+    with pytest.raises(InputError, match="not a multiple of 16"):
+        output_side(TrainConfig(tile=500, model=padded))
+
+
+def test_presets_hold_the_papers_recipe():
+    paper = PRESETS["paper"]
+    assert (paper.optimizer, paper.momentum, paper.batch_size, paper.tile) == ("sgd", 0.99, 1, 572)
+    assert not paper.augmentation.flips
+    assert paper.augmentation.elastic_sigma_px == 10 and paper.augmentation.elastic_grid == 3
+    assert PRESETS["quick"].model.base_channels == 16
+
+
+@pytest.mark.parametrize("preset", ["paper", "release", "port", "quick"])
+def test_one_step_of_every_preset_narrowed(two_cells, tmp_path, preset):
+    settings = PRESETS[preset]
+    padded = settings.model.padding
+    settings = replace(
+        settings,
+        model=replace(settings.model, base_channels=2, depth=2),
+        iterations=1,
+        tile=64 if padded else 76,
+        precision="float32",
+        device="cpu",
+    )
+    trained = train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    assert trained.iterations == 1
+    record = read_metadata(tmp_path / "model.safetensors")["training"]
+    assert record["settings"]["preset"] == preset
