@@ -314,13 +314,15 @@ def parse(
 
 
 def _said(framed: str) -> str:
-    """Return the words of tyro's framed message, without its frame, help texts and advice."""
-    words = []
-    for line in framed.splitlines():
-        if re.match(r"│ ─+ │", line):  # the rule before the advice
+    """Return the words of tyro's framed message, without frame, title, help texts and advice."""
+    words: list[str] = []
+    for line in framed.splitlines()[1:]:
+        text = line.strip("│")
+        is_rule = not text.strip(" ─-╰╯")
+        if is_rule and words:
             break
-        if line.startswith("│") and not line.startswith("│" + 9 * " "):  # deeper: help of an option
-            words += line.strip("│").split()
+        if not is_rule and not text.startswith(" " * 9):  # deeper: the help of an option
+            words += text.split()
     return re.sub(r"^Error parsing \S*(settings\S*|dummy\S*): ", "", " ".join(words))
 
 
