@@ -8,6 +8,7 @@ reach the paper's own level on the held-out slices 25-29 (RESULTS.md has the mea
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -55,9 +56,11 @@ class EMChallenge:
     settings: Settings = field(default_factory=TrainConfig)
     average: Average = "dihedral"
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    command: tyro.conf.Suppress[str] = ""
 
     def run(self) -> int:
         data, test_volume, test_labels = load(self.data)
+        data = replace(data, command=self.command)
         settings = self.settings
         if not settings.val:
             settings = replace(settings, val=HELD_OUT)
@@ -116,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     preset = "paper" if choose_device("auto").type == "cuda" else "quick"
-    default = EMChallenge(settings=preset_settings(arguments, preset))
+    command = shlex.join(["bash", "experiments/em_challenge.sh", *arguments])
+    default = EMChallenge(settings=preset_settings(arguments, preset), command=command)
     return guarded(
         lambda: parse(EMChallenge, arguments, prog="em_challenge", default=default).run()
     )

@@ -52,7 +52,7 @@ class LabelledStack:
     ----------
     images, labels : ndarray, shape (z, y, x)
         As `stack_io.read_pair` gives them.
-    name, images_path, labels_path
+    name, images_path, labels_path, command
         For the record.
     is_synthetic
         Not real data: every output says so.
@@ -64,6 +64,7 @@ class LabelledStack:
     images_path: str
     labels_path: str
     is_synthetic: bool = False
+    command: str = ""
 
 
 def start_run(
@@ -186,6 +187,7 @@ def _record(
     versions = {"unet_repro": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in LIBRARIES}
     return {
+        **({"command": data.command} if data.command else {}),
         "settings": config.to_dict(settings),
         "versions": versions,
         "hardware": hardware,

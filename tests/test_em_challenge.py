@@ -1,0 +1,100 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from unet_repro.errors import InputError
+from unet_repro.model import load_model
+from unet_repro.predict import OverlapTilePredictor
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "em_challenge.py"
+FLAGS = [
+    *("--preset", "quick", "--depth", "2", "--base-channels", "4", "--tile", "76"),
+    *("--iterations", "4", "--validate-every", "2", "--device", "cpu", "--val", "2:4"),
+    *("--average", "none", "--precision", "float32"),
+]
+
+
+@pytest.fixture
+def job():
+    spec = importlib.util.spec_from_file_location("em_challenge", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up by name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "em_challenge", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture
+def folder(two_cells, tmp_path):
+    images, labels = two_cells
+    folder = tmp_path / "data"
+    folder.mkdir()
+    contents = {"train-volume": images, "train-labels": labels, "test-volume": images[::-1]}
+    for name, stack in contents.items():
+        tifffile.imwrite(folder / f"{name}.tif", stack, photometric="minisblack")
+    return folder
+
+
+def test_the_job_leaves_everything_it_names(job, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    printed = capsys.readouterr().out
+    for name in ("report.html", "metrics.json", "submission.tif", "model.safetensors"):
+        assert (out / name).exists() and str(out / name) in printed
+    assert "not at hand" in printed and "SYNTHETIC" not in printed
+    submission = tifffile.imread(out / "submission.tif")
+    assert submission.dtype == np.float32 and submission.shape == (4, 64, 64)
+    image = tifffile.imread(folder / "test-volume.tif")[1]
+    predictor = OverlapTilePredictor(load_model(out / "model.safetensors"))
+    np.testing.assert_array_equal(submission[1], predictor(image)[1])
+    assert json.loads((out / "metrics.json").read_text())["test"] is None
+
+
+def test_the_job_again_changes_nothing(job, folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--data", str(folder), "--out", str(out), *FLAGS]
+    assert job.main(arguments) == 0
+    before = {name: (out / name).read_bytes() for name in ("submission.tif", "metrics.json")}
+    assert job.main(arguments) == 0
+    assert before == {name: (out / name).read_bytes() for name in before}
+
+
+def test_hidden_labels_are_scored_where_they_are_present(job, folder, tmp_path, capsys):
+    tifffile.imwrite(
+        folder / "test-labels.tif",
+        tifffile.imread(folder / "train-labels.tif")[::-1],
+        photometric="minisblack",
+    )
+    out = tmp_path / "out"
+    assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    assert "not at hand" not in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text())["test"]["figures"]["v_rand"] is not None
+
+
+def test_without_data_the_phantom_is_announced_and_marked(
+    job, two_cells, tmp_path, capsys, monkeypatch
+):
+    def nothing_found(name):
+        raise InputError("no data anywhere")
+
+    monkeypatch.setattr(job, "find_or_download", nothing_found)
+    monkeypatch.setattr(job, "em_phantom", lambda seed: two_cells)
+    out = tmp_path / "out"
+    assert job.main(["--out", str(out), *FLAGS]) == 0
+    printed = capsys.readouterr()
+    assert "no data anywhere" in printed.err and "SYNTHETIC" in printed.err
+    assert "SYNTHETIC" in printed.out
+    assert "synthetic" in (out / "report.html").read_text().lower()
+    assert json.loads((out / "config.json").read_text())["data"]["synthetic"] is True
+
+
+def test_missing_data_folder_is_one_line(job, tmp_path, capsys):
+    assert job.main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+"""Outputs that are either complete or absent: write to a private file, then rename it."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unet_repro.errors import InputError
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Make sure that a file can be written at `path`, before hours of work go into it.
+
+    Missing parent folders are created.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write.
+    overwrite : bool
+        Accept an existing regular file at `path`.
+
+    Returns
+    -------
+    pathlib.Path
+        `path` with symbolic links followed, so that a link to a file survives its replacement.
+
+    Raises
+    ------
+    InputError
+        If `path` exists and `overwrite` is false, if it is anything but a regular file, or if its
+        folder cannot be created or written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: is not a regular file, so it cannot be written as one")
+    if target.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; give --overwrite to replace it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe = _create_beside(target)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{target.parent}: cannot be written: {error.strerror}") from error
+    return target
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary file to write, and put it in place of `path` if all went well.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to make. Missing parent folders are created.
+    overwrite : bool
+        Replace an existing file.
+
+    Yields
+    ------
+    pathlib.Path
+        An empty file in the same folder, with the same suffix. It is removed if the body raises
+        (an interrupt included), and then an existing file at `path` is as it was.
+
+    Raises
+    ------
+    InputError
+        As `check_output`; also if the disc fills up or the folder vanishes while writing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_path(f"{folder}/metrics.json") as temporary:
+    ...         _ = temporary.write_text("{}")
+    ...     os.listdir(folder)
+    ['metrics.json']
+    """
+    target = check_output(path, overwrite=overwrite)
+    temporary: Path | None = None
+    try:
+        temporary = _create_beside(target)
+        yield temporary
+        if target.exists() and not overwrite:
+            raise InputError(f"{path}: was made by another program meanwhile; it is left as it is")
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is None or _concerns(error, temporary, target):
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _create_beside(target: Path) -> Path:
+    # Not tempfile.mkstemp: its files are readable by their owner only, whatever the umask says.
+    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
+
+
+def _concerns(error: OSError, *paths: Path) -> bool:
+    # A full disc is reported by write(), which knows no file name.
+    names = {str(path) for path in paths}
+    return error.filename is None or str(error.filename) in names

@@ -1,0 +1,368 @@
+"""Stacks of grey images on disc: TIFF files and folders of TIFF or PNG images.
+
+Whatever is read is checked first, so that a damaged file is an error and never a stack of zeros.
+"""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from unet_repro.atomic import atomic_path, check_output
+from unet_repro.errors import InputError
+from unet_repro.image_files import TiffPages, image_files, image_header, read_image
+
+__all__ = [
+    "StackReader",
+    "atomic_path",
+    "check_output",
+    "check_pair",
+    "read_images",
+    "read_labels",
+    "read_pair",
+    "read_stack",
+    "write_stack",
+]
+
+PathLike = str | os.PathLike[str]
+
+_CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are left for the tags
+_IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
+
+
+class StackReader:
+    """Read a stack slice by slice: a TIFF file, or a folder of images in natural order.
+
+    Opening reads the structure only and checks it: one slice is held in memory at a time.
+
+    Parameters
+    ----------
+    path : path-like
+        A TIFF file of one or more grey pages of equal shape and dtype, or a folder of grey TIFF
+        and PNG images (one slice each; hidden files and other suffixes are passed over).
+    palette : bool
+        Accept TIFF pages with a colour table and give their indices. Right for labels, whose
+        colours are for display; wrong for images.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    axes : str
+        Always ``"ZYX"``.
+    shape : tuple of int
+        (z, y, x); no side is 0.
+    dtype : numpy.dtype
+        As stored, in native byte order.
+    names : list of str
+        Where each slice comes from: the file's name, or ``"slice k"`` in a TIFF stack.
+    voxel_size_um : tuple of float or None
+        (z, y, x) in micrometres where the file says so; z is NaN if only the pixel size is known.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is no readable grey stack: not a TIFF, truncated, several
+        channels, pages of different shape, no slice at all.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_stack(f"{folder}/stack.tif", np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+    ...     with StackReader(f"{folder}/stack.tif") as stack:
+    ...         print(stack.shape, [int(stack.read_slice(z).sum()) for z in range(2)])
+    (2, 3, 4) [66, 210]
+    """
+
+    axes = "ZYX"
+
+    def __init__(self, path: PathLike, *, palette: bool = False) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise InputError(f"{self.path}: no such file or folder")
+        self._tiff: TiffPages | None = None
+        self._files: list[Path] = []
+        self._palette = palette
+        self.voxel_size_um: tuple[float, float, float] | None = None
+        if self.path.is_dir():
+            self._open_folder()
+        else:
+            self._tiff = TiffPages(self.path, palette=palette)
+            self.shape, self.dtype = self._tiff.shape, self._tiff.dtype
+            self.names = [f"slice {z}" for z in range(self.shape[0])]
+            self.voxel_size_um = self._tiff.voxel_size_um
+
+    def _open_folder(self) -> None:
+        self._files = image_files(self.path)
+        headers = [image_header(file, palette=self._palette) for file in self._files]
+        for file, header in zip(self._files, headers, strict=True):
+            if header != headers[0]:
+                (shape, dtype), (shape0, dtype0) = header, headers[0]
+                raise InputError(
+                    f"{file}: is {_size(shape)} {dtype}, but {self._files[0].name} is "
+                    f"{_size(shape0)} {dtype0}; all slices of a stack must agree"
+                )
+        (height, width), self.dtype = headers[0]
+        self.shape = (len(self._files), height, width)
+        self.names = [file.name for file in self._files]
+
+    def read_slice(self, z: int) -> np.ndarray:
+        """Read slice `z`.
+
+        Parameters
+        ----------
+        z : int
+            0 … shape[0] − 1.
+
+        Returns
+        -------
+        ndarray, shape (y, x)
+            A new array of the stack's dtype.
+
+        Raises
+        ------
+        InputError
+            If the pixels cannot be decoded.
+        IndexError
+            If there is no such slice.
+        """
+        if not 0 <= z < self.shape[0]:
+            raise IndexError(f"slice {z} of a stack of {self.shape[0]}")
+        if self._tiff is not None:
+            return self._tiff.read(z)
+        return read_image(self._files[z], palette=self._palette)
+
+    def read(self) -> np.ndarray:
+        """Read the whole stack into an array (z, y, x); see `read_slice` for the errors."""
+        stack = np.empty(self.shape, self.dtype)
+        for z in range(self.shape[0]):
+            stack[z] = self.read_slice(z)
+        return stack
+
+    def close(self) -> None:
+        """Close the file; reading from it is then an error."""
+        if self._tiff is not None:
+            self._tiff.close()
+
+    def __enter__(self) -> "StackReader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_stack(path: PathLike) -> np.ndarray:
+    """Read a grey stack into memory.
+
+    Parameters
+    ----------
+    path : path-like
+        A TIFF stack, or a folder of grey TIFF or PNG images in natural order (2 before 10).
+
+    Returns
+    -------
+    ndarray, shape (z, y, x)
+        The pixels as stored, in native byte order. A single image is a stack of one slice.
+
+    Raises
+    ------
+    InputError
+        As `StackReader`.
+    """
+    with StackReader(path) as reader:
+        return reader.read()
+
+
+def read_images(path: PathLike) -> np.ndarray:
+    """Read a stack to be segmented: `read_stack` that also refuses NaN and infinite pixels.
+
+    Parameters
+    ----------
+    path : path-like
+        As in `read_stack`.
+
+    Returns
+    -------
+    ndarray of integer, bool or float, shape (z, y, x)
+        Grey values as stored; nothing is scaled.
+
+    Raises
+    ------
+    InputError
+        As `StackReader`; also for the first pixel that is not finite, with its position.
+    """
+    with StackReader(path) as reader:
+        stack = reader.read()
+        if stack.dtype.kind == "f":
+            for z, image in enumerate(stack):
+                _check_finite(image, where=f"{reader.path}: {reader.names[z]}")
+    return stack
+
+
+def read_labels(path: PathLike) -> np.ndarray:
+    """Read labels: instance numbers, or a mask of 0 and 255 (or 0 and 1).
+
+    Parameters
+    ----------
+    path : path-like
+        As in `read_stack`; TIFF pages with a colour table are accepted and give their indices.
+
+    Returns
+    -------
+    ndarray of integer, shape (z, y, x)
+        As stored, 0 = background or membrane; 1-bit masks become uint8 of 0 and 1.
+
+    Raises
+    ------
+    InputError
+        As `StackReader`; also for floating-point or negative labels.
+    """
+    with StackReader(path, palette=True) as reader:
+        if reader.dtype.kind == "f":
+            raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
+        stack = reader.read()
+        if stack.dtype.kind == "i" and stack.min() < 0:
+            z, y, x = np.unravel_index(int(np.argmax(stack < 0)), stack.shape)
+            raise InputError(
+                f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
+                f"y = {y}, x = {x}; labels are 0 for background and positive for cells"
+            )
+    return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
+
+
+def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
+    """Make sure that a stack and its labels can be trained on together.
+
+    Parameters
+    ----------
+    images : ndarray, shape (z, y, x)
+    labels : ndarray of integer, shape (z, y, x)
+
+    Raises
+    ------
+    InputError
+        If the shapes differ, or if all labels are the same, so that there is one class only.
+    """
+    if images.shape != labels.shape:
+        raise InputError(
+            f"the images are {_size(images.shape)} but the labels {_size(labels.shape)} (z × y × x)"
+        )
+    first = labels.flat[0]
+    if (labels == first).all():
+        raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
+
+
+def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read images and their labels.
+
+    Parameters
+    ----------
+    images, labels : path-like
+        TIFF stacks or folders. Where both are folders, each image needs the label file of the
+        same stem (``image/7.png``, ``label/7.tif``), and the other way round.
+
+    Returns
+    -------
+    images : ndarray, shape (z, y, x)
+        As from `read_images`.
+    labels : ndarray of integer, shape (z, y, x)
+        As from `read_labels`.
+
+    Raises
+    ------
+    InputError
+        As `read_images`, `read_labels` and `check_pair`; also for a file without a partner.
+    """
+    if Path(images).is_dir() and Path(labels).is_dir():
+        image_stems = [file.stem for file in image_files(images)]
+        label_stems = [file.stem for file in image_files(labels)]
+        for stems, others, folder in (
+            (image_stems, set(label_stems), labels),
+            (label_stems, set(image_stems), images),
+        ):
+            alone = [stem for stem in stems if stem not in others]
+            if alone:
+                raise InputError(
+                    f"{folder}: has no partner for {alone[0]} ({len(alone)} of {len(stems)} lack "
+                    "one); images and labels need the same file names"
+                )
+    pair = read_images(images), read_labels(labels)
+    check_pair(*pair)
+    return pair
+
+
+def write_stack(
+    path: PathLike,
+    array: np.ndarray,
+    *,
+    overwrite: bool = False,
+    compression: str | None = None,
+    voxel_size_um: tuple[float, float, float] | None = None,
+) -> None:
+    """Write a grey stack as a TIFF that is either complete or absent.
+
+    uint8, uint16 and float32 below 4 GiB are written as ImageJ stacks; everything else as plain
+    TIFF, BigTIFF from 4 GiB on. The axes are recorded as ZYX in either case.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to make; missing parent folders are created.
+    array : ndarray of uint8, uint16, float32, uint32 or int32, shape (z, y, x) or (y, x)
+        The pixels, stored as they are.
+    overwrite : bool
+        Replace an existing file.
+    compression : str, optional
+        A lossless scheme of tifffile: ``"zlib"``, ``"lzw"``, ``"zstd"``.
+    voxel_size_um : tuple of float, optional
+        (z, y, x) in micrometres.
+
+    Raises
+    ------
+    InputError
+        If the array has another dtype, another number of axes or no pixels; if the file exists
+        and `overwrite` is false; if it cannot be written.
+    """
+    if array.dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
+        raise InputError(f"{path}: cannot store {array.dtype} in a TIFF stack; convert it first")
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise InputError(f"{path}: an array of shape {array.shape} is not a stack (z, y, x)")
+    stack = array[np.newaxis] if array.ndim == 2 else array
+    is_classic = stack.nbytes < _CLASSIC_TIFF_BYTES
+    is_imagej = is_classic and stack.dtype.name in _IMAGEJ_DTYPES
+    metadata: dict[str, Any] = {"axes": "ZYX"}
+    resolution = None
+    if voxel_size_um is not None:
+        metadata |= {"spacing": voxel_size_um[0], "unit": "um"}
+        resolution = (1 / voxel_size_um[2], 1 / voxel_size_um[1])  # pixels per micrometre, x first
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        tifffile.imwrite(
+            temporary,
+            stack,
+            imagej=is_imagej,
+            bigtiff=not is_classic,
+            photometric="minisblack",
+            compression=compression,
+            resolution=resolution,
+            resolutionunit="none",  # the unit is in the description, as ImageJ has it
+            metadata=metadata,
+        )
+
+
+def _check_finite(image: np.ndarray, *, where: str) -> None:
+    is_finite = np.isfinite(image)
+    if not is_finite.all():
+        y, x = np.unravel_index(int(np.argmin(is_finite)), image.shape)
+        raise InputError(f"{where} has the value {image[y, x]} at y = {y}, x = {x}")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
