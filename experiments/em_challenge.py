@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from unet_repro.download import find_or_download
-from unet_repro.phantom import em_phantom
 
 from unet_repro.cli import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.config import TrainConfig
 from unet_repro.device import choose_device
+from unet_repro.download import find_or_download
 from unet_repro.errors import InputError
 from unet_repro.evaluation import table
+from unet_repro.phantom import em_phantom
 from unet_repro.predict import Average, predict_volume
 from unet_repro.report import write_report
 from unet_repro.run import LabelledStack, evaluate_run, run_predictor, start_run

@@ -1,15 +1,16 @@
 """Data augmentation (Sec. 3.1): shift, rotation, elastic deformation, grey-value variation.
 
-Drawing and applying are separate: `draw` takes random numbers, everything else is a pure function
-of them, so that image, labels and weights share one deformation. All of it is torch code and runs
-on the device of the tensors it is given.
+Drawing and applying are separate: `draw` takes random numbers, `apply` and all else is a pure
+function of them, so that image, labels and weights share one deformation. All of it is torch code
+and runs on the device of the tensors it is given.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,6 +22,17 @@ from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+_Folded = tuple[Tensor, ...]  # y and x of places inside the image, each float64 (height, width)
+# index_select lacks these; the signed type of the same width carries their bits
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+class Sample(NamedTuple):
+    """What a deformation makes of an image, its labels and its weights; None where not given."""
+
+    image: Tensor
+    labels: Tensor | None
+    weights: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -32,12 +44,13 @@ class Augmentation:
     centre
         (y, x) in px of the image: where the window's centre comes to lie.
     angle_deg
-        Rotation of the window about its centre, counter-clockwise as displayed.
+        Rotation of the picture about the window's centre, counter-clockwise as displayed.
     is_flipped
-        The window is mirrored left to right before it is rotated.
+        The picture is mirrored left to right after that rotation.
     displacement
-        float64 (2, grid, grid): (y, x) displacement in px of the window's control points, which
-        lie on its corners, on the middle of its sides, ... (Sec. 3.1).
+        float64 (2, grid, grid), (y, x) in px of the window: how far from each of its control
+        points the pixel shown there is taken. They lie on its corners, on the middle of its sides,
+        ... (Sec. 3.1).
     contrast, brightness
         Grey values g become mean + contrast (g - mean) + brightness std.
     """
@@ -65,12 +78,22 @@ def draw(
         Uniform over +-rotation_deg, 1 +- contrast and +-brightness; Gaussian displacements; a flip
         with probability 1/2 where flips are on.
     image_size, window
-        (height, width) in px. The window's centre lies anywhere in the image; what it covers beyond
-        the border is mirrored.
+        (height, width) in px. The window's centre lies anywhere in the image, on a pixel's centre
+        for an odd side of the window and on its lower right corner for an even one; what the window
+        covers beyond the border is mirrored.
     generator
         A CPU generator: few numbers are drawn, and the same ones whatever the device.
+
+    Raises
+    ------
+    InputError
+        A size below 1, or a generator of another device.
     """
-    spread = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    _check_cpu(generator)
+    for name, size in (("image_size", image_size), ("window", window)):
+        if min(size) < 1:
+            raise InputError(f"{name} is {tuple(size)}: both sides must be 1 px or more")
+    spread = torch.rand(6, generator=generator, dtype=torch.float64, device="cpu").tolist()
     displacement = draw_displacement(
         sigma_px=ranges.elastic_sigma_px, grid=ranges.elastic_grid, generator=generator
     )
@@ -96,8 +119,25 @@ def draw_displacement(
     grid: int = config.ELASTIC_GRID,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw a float64 (2, grid, grid) displacement in px, Gaussian, `sigma_px` each (Sec. 3.1)."""
-    return sigma_px * torch.randn(2, grid, grid, generator=generator, dtype=torch.float64)
+    """Draw a float64 (2, grid, grid) displacement in px, Gaussian, `sigma_px` each (Sec. 3.1).
+
+    `generator` is a CPU generator, whatever device the displacement is for.
+    """
+    if not 0 <= sigma_px < math.inf:
+        raise InputError(f"sigma_px is {sigma_px}: a finite number of px, 0 or more, is needed")
+    if grid < 2:
+        raise InputError(f"grid is {grid}: at least 2 control points a side are needed")
+    _check_cpu(generator)
+    shape = (2, grid, grid)
+    return sigma_px * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _check_cpu(generator: torch.Generator) -> None:
+    if generator.device.type != "cpu":
+        raise InputError(
+            f"the generator is on {generator.device}: a CPU generator is needed, "
+            "so that the same numbers are drawn whatever the device"
+        )
 
 
 def dense_displacement(displacement: Tensor, window: tuple[int, int]) -> Tensor:
@@ -108,6 +148,11 @@ def dense_displacement(displacement: Tensor, window: tuple[int, int]) -> Tensor:
     Tensor
         float64 (2, height, width) in px, exactly `displacement` at the control points.
 
+    Raises
+    ------
+    InputError
+        `displacement` has another shape, a side below 2, or a value that is not finite.
+
     Notes
     -----
     Not in the paper: which bicubic kernel, and where the control points lie. Here it is the
@@ -115,20 +160,34 @@ def dense_displacement(displacement: Tensor, window: tuple[int, int]) -> Tensor:
     derivatives), and equal to the drawn values at the control points, where an approximating
     B-spline would halve them. The control points span the window: its corners are four of them.
     """
+    _check_displacement(displacement)
+    return _dense(displacement.double(), window)
+
+
+def _dense(displacement: Tensor, window: tuple[int, int]) -> Tensor:
     rows, columns = (
-        _spline_matrix(displacement.shape[1], side).to(displacement.device) for side in window
+        _spline_matrix(points, side, displacement.device)
+        for points, side in zip(displacement.shape[1:], window)
     )
     return rows @ displacement @ columns.T  # (2, height, width)
 
 
+def _check_displacement(displacement: Tensor) -> None:
+    shape = tuple(displacement.shape)
+    if len(shape) != 3 or shape[0] != 2 or min(shape) < 2:
+        raise InputError(f"displacement has shape {shape}: (2, grid, grid), grid >= 2, is needed")
+    if not torch.isfinite(displacement).all():
+        raise InputError("displacement holds a value that is not finite")
+
+
 @lru_cache(maxsize=16)
-def _spline_matrix(points: int, length: int) -> Tensor:
+def _spline_matrix(points: int, length: int, device: torch.device) -> Tensor:
     """Return the (length, points) matrix that interpolates `points` values at `length` places."""
     places = np.linspace(0, points - 1, length)[None]
     matrix = [
         ndimage.map_coordinates(unit, places, order=3, mode="mirror") for unit in np.eye(points)
     ]
-    return torch.from_numpy(np.stack(matrix, axis=1))
+    return torch.from_numpy(np.stack(matrix, axis=1)).to(device)
 
 
 def coordinates(
@@ -136,9 +195,12 @@ def coordinates(
 ) -> Tensor:
     """Return where each pixel of the window is taken from: float64 (2, height, width), (y, x) px.
 
-    Pixels are displaced first, then flipped and rotated about the window's centre, then shifted.
-    Rotations by multiples of 90 degrees, flips and shifts are exact.
+    A pixel's place in the window, seen from the window's centre, is displaced, then flipped, then
+    rotated, then shifted to `augmentation.centre`. The picture is so rotated first, then flipped:
+    90 degrees and a flip are ``torch.rot90(image).fliplr()``. Rotations by multiples of 90
+    degrees, flips and shifts are exact.
     """
+    _check_displacement(augmentation.displacement)
     y, x = (
         torch.arange(side, dtype=torch.float64, device=device) - (side - 1) / 2 for side in window
     )
@@ -149,13 +211,11 @@ def coordinates(
     )
     places = to_image[:, :1, None] * y[:, None] + to_image[:, 1:, None] * x  # (2, height, width)
     if augmentation.displacement.any():
-        displacement = augmentation.displacement.to(device)
+        displacement = augmentation.displacement.to(device, torch.float64)
         # the window's frame turned into the image's: on the few control points, not on every pixel
-        places += dense_displacement(torch.tensordot(to_image, displacement, 1), window)
-    return (
-        places
-        + torch.tensor(augmentation.centre, dtype=torch.float64, device=device)[:, None, None]
-    )
+        places += _dense(torch.tensordot(to_image, displacement, 1), window)
+    centre = torch.tensor(augmentation.centre, dtype=torch.float64, device=device)
+    return places.add_(centre[:, None, None])
 
 
 def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:
@@ -166,6 +226,145 @@ def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:
     return float(np.cos(angle)), float(np.sin(angle))
 
 
+def apply(
+    augmentation: Augmentation,
+    image: Tensor,
+    labels: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    window: tuple[int, int],
+    output: tuple[int, int] | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Sample:
+    """Make a training sample: one augmentation of an image, its labels and its weights.
+
+    Parameters
+    ----------
+    augmentation
+        From `draw`, for an image of this size and this window.
+    image
+        float (C, H, W).
+    labels, weights
+        (H, W), as in `warp_together`.
+    window
+        (height, width) in px of the image's sample.
+    output
+        (height, width) in px of the labels' and weights' samples, the window's centre; as large as
+        the window if None.
+    mean, std
+        (C, 1, 1): what contrast and brightness refer to; the image's own if None.
+    interpolation
+        Of the image.
+
+    Returns
+    -------
+    Sample
+        Image (C, height, width), labels and weights; dtypes and device are kept.
+
+    Raises
+    ------
+    InputError
+        An output that is not the centre of the window; what `warp_together` raises.
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> drawn = draw(
+    ...     AugmentationConfig(), image_size=(512, 512), window=(572, 572), generator=generator
+    ... )
+    >>> image, labels = torch.rand(1, 512, 512), torch.ones(512, 512, dtype=torch.uint8)
+    >>> sample = apply(drawn, image, labels, window=(572, 572), output=(388, 388))
+    >>> sample.image.shape, sample.labels.shape
+    (torch.Size([1, 572, 572]), torch.Size([388, 388]))
+    """
+    margin = _margin(window, window if output is None else output)
+    sample = warp_together(
+        image,
+        labels,
+        weights,
+        places=coordinates(augmentation, window, device=image.device),
+        margin=margin,
+        interpolation=interpolation,
+    )
+    if mean is None or std is None:
+        own_std, own_mean = torch.std_mean(image, dim=(-2, -1), correction=0, keepdim=True)
+        mean, std = own_mean if mean is None else mean, own_std if std is None else std
+    return sample._replace(image=vary_grey_values(sample.image, augmentation, mean=mean, std=std))
+
+
+def _margin(window: tuple[int, int], output: tuple[int, int]) -> tuple[int, int]:
+    """Return how many px lie between the sides of window and output, the same on either side."""
+    for outer, inner in zip(window, output):
+        if not 1 <= inner <= outer or (outer - inner) % 2:
+            raise InputError(
+                f"output {tuple(output)} is not the centre of the window {tuple(window)}: "
+                "it may be smaller by an even number of px"
+            )
+    return (window[0] - output[0]) // 2, (window[1] - output[1]) // 2
+
+
+def warp_together(
+    image: Tensor,
+    labels: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    places: Tensor,
+    margin: tuple[int, int] = (0, 0),
+    interpolation: Interpolation = "bilinear",
+) -> Sample:
+    """Sample an image, its labels and its weights at the same places, mirrored beyond the border.
+
+    Parameters
+    ----------
+    image
+        float (..., H, W).
+    labels
+        (..., H, W), any dtype: sampled nearest, so that no label is invented.
+    weights
+        float (..., H, W): sampled bilinearly. Where the nearest weight is 0 (unknown pixels) it
+        stays 0: such a pixel's label means nothing.
+    places
+        float64 (2, height, width) as in `warp`.
+    margin
+        (y, x) in px: labels and weights are sampled only at places so far from the window's sides.
+    interpolation
+        Of the image.
+
+    Returns
+    -------
+    Sample
+        Dtypes and devices are kept.
+
+    Raises
+    ------
+    InputError
+        Sizes that differ; integers where values are interpolated; an unknown interpolation.
+    """
+    size = _image_size(image, places, interpolation, "image")
+    for name, other in (("labels", labels), ("weights", weights)):
+        if other is not None and other.shape[-2:] != size:
+            raise InputError(f"{name} are {tuple(other.shape[-2:])} px, the image is {size}")
+    if weights is not None:
+        _image_size(weights, places, "bilinear", "weights")
+    folded = _fold(places, size)
+    sampled = _interpolate(image, folded, interpolation)
+    if labels is None and weights is None:
+        return Sample(sampled, None, None)
+    height, width = places.shape[1:]
+    inner = tuple(
+        place[margin[0] : height - margin[0], margin[1] : width - margin[1]] for place in folded
+    )
+    nearest = _nearest(inner, size)
+    if labels is not None:
+        labels = _take(labels, nearest)
+    if weights is not None:
+        is_unknown = _take(weights, nearest) == 0
+        weights = _interpolate(weights, inner, "bilinear").masked_fill_(is_unknown, 0)
+    return Sample(sampled, labels, weights)
+
+
 def warp(image: Tensor, places: Tensor, *, interpolation: Interpolation = "bilinear") -> Tensor:
     """Sample an image at `places`, mirrored beyond its border.
 
@@ -174,7 +373,7 @@ def warp(image: Tensor, places: Tensor, *, interpolation: Interpolation = "bilin
     image
         (..., H, W), any dtype for "nearest", floating point otherwise.
     places
-        float64 (2, height, width): (y, x) in px; whole numbers are pixel centres.
+        float64 (2, height, width), finite: (y, x) in px; whole numbers are pixel centres.
     interpolation
         "nearest" (never invents a value), "bilinear", or "bicubic" (Keys, a = -1/2).
 
@@ -183,55 +382,125 @@ def warp(image: Tensor, places: Tensor, *, interpolation: Interpolation = "bilin
     Tensor
         (..., height, width), dtype and device of `image`.
 
+    Raises
+    ------
+    InputError
+        An image without height and width, integers where values are interpolated, places of
+        another shape, an unknown interpolation.
+
     Notes
     -----
-    Mirrored about the centre of the border pixel, which is not repeated, as often as needed.
+    Mirrored about the centre of the border pixel, which is not repeated, as often as needed:
+    ``mode="mirror"`` of ``scipy.ndimage``.
     """
+    size = _image_size(image, places, interpolation, "image")
+    return _interpolate(image, _fold(places, size), interpolation)
+
+
+def _image_size(
+    image: Tensor, places: Tensor, interpolation: Interpolation, name: str
+) -> tuple[int, int]:
+    """Return the image's (height, width) in px, or raise."""
+    if interpolation not in get_args(Interpolation):
+        known = ", ".join(get_args(Interpolation))
+        raise InputError(f"interpolation is {interpolation!r}: one of {known} is needed")
+    if image.ndim < 2 or not image.numel():
+        raise InputError(f"{name} of shape {tuple(image.shape)}: (..., H, W) with pixels needed")
     if interpolation != "nearest" and not image.is_floating_point():
-        raise InputError(f"{interpolation} interpolation needs a floating-point image")
-    flat = image.flatten(-2)
-    width = image.shape[-1]
+        raise InputError(f"{name} is {image.dtype}: {interpolation} needs floating point")
+    if places.ndim != 3 or len(places) != 2:
+        raise InputError(f"places have shape {tuple(places.shape)}: (2, height, width) needed")
+    return image.shape[-2], image.shape[-1]
+
+
+def _fold(places: Tensor, size: tuple[int, int]) -> _Folded:
+    """Fold places into the image, mirrored about the border pixels' centres: [0, side - 1]."""
+    folded = []
+    for place, side in zip(places.double(), size):
+        if side == 1:
+            folded.append(torch.zeros_like(place))
+            continue
+        # The mirrored image is even and periodic; whole numbers stay whole.
+        period = 2 * (side - 1)
+        folded.append(torch.sub(place, torch.round(place / period), alpha=period).abs_())
+    return tuple(folded)
+
+
+def _interpolate(image: Tensor, folded: _Folded, interpolation: Interpolation) -> Tensor:
+    """Sample an image at places inside it."""
+    size = (image.shape[-2], image.shape[-1])
     if interpolation == "nearest":
-        y, x = (
-            _mirror(torch.round(place).long(), size)
-            for place, size in zip(places, image.shape[-2:])
-        )
-        return flat[..., y * width + x]
-    below = torch.floor(places)
-    fraction = (places - below).to(image.dtype)
-    offsets = range(2) if interpolation == "bilinear" else range(-1, 3)
-    below = below.long()
-    rows, columns = (
-        [
-            (_mirror(below[axis] + k, size), _kernel(fraction[axis] - k, interpolation))
-            for k in offsets
-        ]
-        for axis, size in enumerate(image.shape[-2:])
+        return _take(image, _nearest(folded, size))
+    # Between the pixels `below` and below + 1, so that taps leave the image only in bicubic
+    below = [_whole(place, max(side - 2, 0), size) for place, side in zip(folded, size)]
+    fractions = [
+        (place - index).to(image.dtype).expand(image.shape[:-2] + place.shape)
+        for place, index in zip(folded, below)
+    ]
+    if interpolation == "bilinear":
+        return _bilinear(image, below, fractions)
+    return _bicubic(image, below, fractions)
+
+
+def _nearest(folded: _Folded, size: tuple[int, int]) -> Tensor:
+    """Return the index, in the flattened image, of the pixel nearest to each place."""
+    y, x = (_whole(place + 0.5, side - 1, size) for place, side in zip(folded, size))
+    return y.mul_(size[1]).add_(x)
+
+
+def _whole(place: Tensor, last: int, size: tuple[int, int]) -> Tensor:
+    """Round down to an index in [0, last]; of a type that holds any index of the flat image."""
+    index_type = torch.int32 if size[0] * size[1] < 2**31 else torch.int64
+    return place.to(index_type).clamp_(0, last)  # truncated: places are not negative
+
+
+def _bilinear(image: Tensor, below: list[Tensor], fractions: list[Tensor]) -> Tensor:
+    (y, x), (height, width) = below, image.shape[-2:]
+    upper = y * width + x
+    lower = upper + (width if height > 1 else 0)
+    right = 1 if width > 1 else 0
+    top, bottom = (
+        torch.lerp(_take(image, left), _take(image, left + right), fractions[1])
+        for left in (upper, lower)
     )
-    result = torch.zeros((), dtype=image.dtype, device=image.device)
-    for row, row_weight in rows:
-        start = row * width
-        line = sum(flat[..., start + column] * weight for column, weight in columns)
-        result = result + line * row_weight
+    return torch.lerp(top, bottom, fractions[0])
+
+
+def _bicubic(image: Tensor, below: list[Tensor], fractions: list[Tensor]) -> Tensor:
+    (height, width), result = image.shape[-2:], torch.zeros_like(fractions[0])
+    columns = list(zip(_mirrored_taps(below[1], width), _keys_weights(fractions[1])))
+    for y, row_weight in zip(_mirrored_taps(below[0], height), _keys_weights(fractions[0])):
+        start = y * width
+        line = torch.zeros_like(result)
+        for x, column_weight in columns:
+            line.addcmul_(_take(image, start + x), column_weight)
+        result.addcmul_(line, row_weight)
     return result
 
 
-def _mirror(index: Tensor, size: int) -> Tensor:
-    """Fold whole coordinates into [0, size), mirrored about the border pixels' centres."""
-    if size == 1:
-        return torch.zeros_like(index)
-    last = size - 1
-    return last - (last - torch.remainder(index, 2 * last)).abs()
+def _mirrored_taps(below: Tensor, side: int) -> list[Tensor]:
+    """Return the four indices below - 1 ... below + 2, mirrored at the image's borders."""
+    last = side - 1
+    if last == 0:
+        return [below] * 4
+    return [last - (last - (below + k).abs()).abs() for k in range(-1, 3)]
 
 
-def _kernel(distance: Tensor, interpolation: Interpolation) -> Tensor:
-    """Return the weight of a sample at a signed distance in px."""
-    t = distance.abs()
-    if interpolation == "bilinear":
-        return 1 - t
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    return torch.where(t <= 1, near, far)
+def _keys_weights(t: Tensor) -> tuple[Tensor, ...]:
+    """Return the weights of the four taps at distances 1 + t, t, 1 - t, 2 - t (Keys, a = -1/2)."""
+    return (
+        ((1 - 0.5 * t) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1,
+        ((2 - 1.5 * t) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    )
+
+
+def _take(image: Tensor, index: Tensor) -> Tensor:
+    """Return the pixels (..., height, width) at indices of the flattened image."""
+    if image.dtype in _SIGNED:
+        return _take(image.view(_SIGNED[image.dtype]), index).view(image.dtype)
+    return image.flatten(-2).index_select(-1, index.flatten()).unflatten(-1, index.shape)
 
 
 def vary_grey_values(
@@ -239,9 +508,11 @@ def vary_grey_values(
 ) -> Tensor:
     """Change contrast about the mean and brightness (Sec. 3.1: "gray value variations").
 
-    `image` is (C, H, W) in the units of `mean` and `std`, each (C, 1, 1).
+    ``mean + contrast (image - mean) + brightness std``, with `image` (C, H, W) in the units of
+    `mean` and `std`, each (C, 1, 1). Nothing is clipped.
     """
-    return mean + augmentation.contrast * (image - mean) + augmentation.brightness * std
+    offset = (1 - augmentation.contrast) * mean + augmentation.brightness * std
+    return augmentation.contrast * image + offset  # unchanged values stay so, exactly
 
 
 def elastic_deformation(
@@ -254,7 +525,7 @@ def elastic_deformation(
     generator: torch.Generator | None = None,
     displacement: Tensor | None = None,
     interpolation: Interpolation = "bilinear",
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Sample:
     """Deform an image, its labels and weights by one random smooth field (Sec. 3.1).
 
     Parameters
@@ -262,8 +533,8 @@ def elastic_deformation(
     image
         float (..., H, W).
     labels, weights
-        (..., H, W) of the same height and width: sampled nearest (no label is invented) and
-        bilinearly.
+        (..., H, W) of the same height and width, as in `warp_together`: sampled nearest (no label
+        is invented) and bilinearly.
     sigma_px, grid
         Standard deviation of the displacement in px; control points a side.
     generator
@@ -275,20 +546,24 @@ def elastic_deformation(
 
     Returns
     -------
-    tuple of Tensor
+    Sample
         Image, labels, weights as given: shapes, dtypes and device are kept.
+
+    Raises
+    ------
+    InputError
+        What `draw_displacement`, `dense_displacement` and `warp_together` raise.
 
     Examples
     --------
     >>> image = torch.rand(64, 64)
     >>> still = torch.zeros(2, 3, 3, dtype=torch.float64)
-    >>> torch.equal(elastic_deformation(image, displacement=still)[0], image)
+    >>> torch.equal(elastic_deformation(image, displacement=still).image, image)
     True
     """
+    if image.ndim < 2:
+        raise InputError(f"image of shape {tuple(image.shape)}: (..., H, W) needed")
     size = (image.shape[-2], image.shape[-1])
-    for name, other in (("labels", labels), ("weights", weights)):
-        if other is not None and other.shape[-2:] != size:
-            raise InputError(f"{name} are {tuple(other.shape[-2:])} px, the image is {size}")
     if displacement is None:
         generator = generator or torch.default_generator
         displacement = draw_displacement(sigma_px=sigma_px, grid=grid, generator=generator)
@@ -301,8 +576,4 @@ def elastic_deformation(
         brightness=0.0,
     )
     places = coordinates(still, size, device=image.device)
-    return (
-        warp(image, places, interpolation=interpolation),
-        None if labels is None else warp(labels, places, interpolation="nearest"),
-        None if weights is None else warp(weights, places),
-    )
+    return warp_together(image, labels, weights, places=places, interpolation=interpolation)

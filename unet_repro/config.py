@@ -7,6 +7,7 @@ with its section beside it; what the paper leaves open is marked ``not in the pa
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -95,8 +96,10 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name, least in (("in_channels", 1), ("classes", 2), ("depth", 1), ("base_channels", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}: it must be an integer, {least} or more")
+            if not isinstance(value, int) or not least <= value <= 2**16:
+                raise InputError(
+                    f"{name} is {value!r:.60}: it must be an integer, {least} or more (to 65536)"
+                )
         if self.depth > 8:
             raise InputError(f"depth is {self.depth}: at most 8 (the paper's network has {DEPTH})")
         if not 0 <= self.dropout < 1:
@@ -119,8 +122,12 @@ class UNetConfig:
                     f"{name} has {len(getattr(self, name))} values: one, or one for each of the "
                     f"{self.in_channels} channels, is needed"
                 )
-        if not all(std > 0 for std in self.input_std):
-            raise InputError(f"input_std is {self.input_std}: every value must be above 0")
+        if not all(math.isfinite(mean) for mean in self.input_mean):
+            raise InputError(f"input_mean is {self.input_mean}: every value must be finite")
+        if not all(0 < std < math.inf for std in self.input_std):
+            raise InputError(
+                f"input_std is {self.input_std}: every value must be above 0 and finite"
+            )
 
 
 @dataclass(frozen=True)

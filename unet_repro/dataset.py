@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,11 @@ class TrainingSet:
     Parameters
     ----------
     images : ndarray, shape (z, y, x) or (z, c, y, x)
-        Grey values as in the file; any real dtype.
-    classes : ndarray of int, shape (z, y, x)
-        Class of each pixel: 1 is the cell interior, 0 the membrane or background.
-    weights : ndarray of float32, shape (z, y, x)
-        The weight map; 0 leaves a pixel out.
+        Grey values as in the file; any real dtype, finite.
+    classes : ndarray of int or bool, shape (z, y, x)
+        Class of each pixel, 0 ... 255: 1 is the cell interior, 0 the membrane or background.
+    weights : ndarray of float, shape (z, y, x)
+        The weight map, finite, 0 or more; 0 leaves a pixel out.
     device
         Where the stack lies and the augmentation runs.
 
@@ -41,6 +42,12 @@ class TrainingSet:
     ----------
     mean, std : Tensor, shape (c, 1, 1)
         Of the grey values, per channel, over the whole stack.
+
+    Raises
+    ------
+    InputError
+        Shapes that do not fit, classes that are no integers in 0 ... 255, values that are not
+        finite, negative weights or none above 0, a channel of one grey value only.
     """
 
     def __init__(
@@ -57,15 +64,12 @@ class TrainingSet:
             raise InputError(f"images {images.shape} do not fit the labels {classes.shape}")
         if weights.shape != classes.shape:
             raise InputError(f"weights {weights.shape} do not fit the labels {classes.shape}")
-        if not weights.any():
-            raise InputError("every weight is 0: there is nothing to learn from")
-        self.images = torch.from_numpy(images.astype(np.float32)).to(device)
-        self.classes = torch.from_numpy(classes.astype(np.uint8)).to(device)
-        self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
+        _check_values(images, classes, weights)
+        self.images = torch.from_numpy(images.astype(np.float32, order="C")).to(device)
+        self.classes = torch.from_numpy(classes.astype(np.uint8, order="C")).to(device)
+        self.weights = torch.from_numpy(weights.astype(np.float32, order="C")).to(device)
         deviation, mean = torch.std_mean(self.images, dim=(0, 2, 3), correction=0)
         self.mean, self.std = mean[:, None, None], deviation[:, None, None]
-        if not (self.std > 0).all():
-            raise InputError(f"the images are constant ({mean.tolist()}): nothing to learn from")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,15 +91,22 @@ class TrainingSet:
             Sides in px of the network's input and output; the output is the window's centre.
         generator
             A CPU generator; its state alone decides what is drawn.
+
+        Raises
+        ------
+        InputError
+            No tile, or an output that is not the centre of the window.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}: it must be 1 or more")
         tiles = [self._draw_tile(ranges, window, output, generator) for _ in range(batch_size)]
         image, classes, weights = (torch.stack(part) for part in zip(*tiles))
         return Batch(image, classes.long(), weights)
 
     def _draw_tile(
         self, ranges: AugmentationConfig, window: int, output: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        z = int(torch.randint(len(self), (), generator=generator))
+    ) -> augment.Sample:
+        z = int(torch.randint(len(self), (), generator=generator, device="cpu"))
         image = self.images[z]  # (C, y, x)
         drawn = augment.draw(
             ranges,
@@ -103,28 +114,57 @@ class TrainingSet:
             window=(window, window),
             generator=generator,
         )
-        places = augment.coordinates(drawn, (window, window), device=image.device)
-        margin = (window - output) // 2
-        inner = places[:, margin : margin + output, margin : margin + output]
-        tile = augment.vary_grey_values(
-            augment.warp(image, places), drawn, mean=self.mean, std=self.std
-        )
-        return (
-            tile,
-            augment.warp(self.classes[z], inner, interpolation="nearest"),
-            augment.warp(self.weights[z], inner),
+        return augment.apply(
+            drawn,
+            image,
+            self.classes[z],
+            self.weights[z],
+            window=(window, window),
+            output=(output, output),
+            mean=self.mean,
+            std=self.std,
         )
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of images, classes and weights."""
+        """Return a SHA-256 of images, classes and weights, and of their shapes."""
         digest = hashlib.sha256()
         for part in (self.images, self.classes, self.weights):
-            digest.update(part.cpu().numpy().tobytes())
+            digest.update(str(tuple(part.shape)).encode())
+            digest.update(part.cpu().numpy().data)
         return digest.hexdigest()
 
     def prior_entropy(self) -> float:
         """Return the loss of a network that knows only the weighted class frequencies, in nats."""
         total = self.weights.sum(dtype=torch.float64)
-        shares = torch.stack([self.weights[self.classes == k].sum() for k in self.classes.unique()])
-        shares = shares / total
-        return float(-(shares * shares.log()).nan_to_num().sum())
+        entropy = 0.0
+        for k in self.classes.unique():
+            share = float(self.weights[self.classes == k].sum(dtype=torch.float64) / total)
+            entropy -= share * math.log(share) if share else 0.0  # 0 log 0 = 0
+        return entropy
+
+
+def _check_values(images: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> None:
+    """Raise unless every value can be learnt from."""
+    if not classes.size:
+        raise InputError(f"the labels have shape {classes.shape}: there is nothing to learn from")
+    if classes.dtype.kind not in "biu" or classes.min() < 0 or classes.max() > 255:
+        raise InputError(
+            f"classes are {classes.dtype} in {classes.min()} ... {classes.max()}: "
+            "integers in 0 ... 255 are needed (of instance ids, labels > 0)"
+        )
+    highest = np.finfo(np.float32).max
+    for name, values in (("images", images), ("weights", weights)):
+        low, high = values.min(), values.max()
+        if not (low >= -highest and high <= highest):  # NaN is neither
+            raise InputError(f"the {name} hold a value that is not finite, or none of float32")
+    for channel in range(images.shape[1]):
+        grey = images[:, channel]
+        if grey.min() == grey.max():
+            raise InputError(
+                f"channel {channel} of the images is {grey.flat[0]} everywhere: "
+                "there is nothing to learn from"
+            )
+    if weights.min() < 0:
+        raise InputError(f"a weight is {weights.min()}: weights must be 0 or more")
+    if not weights.any():
+        raise InputError("every weight is 0: there is nothing to learn from")

@@ -35,8 +35,8 @@ def margin(depth: int) -> int:
 def halo(depth: int) -> int:
     """Return how many px beyond an output pixel its value can depend on (depth 4: 107).
 
-    An output pixel sees 12 * 2^depth + 12 input px at most, or 16 fewer, depending on its phase on
-    the pooling grid; the farthest reach is the margin and one grid step less a pixel.
+    How many input px an output pixel sees depends on its phase on the pooling grid (depth 4: 188 or
+    204); the farthest reach is the margin and one grid step less a pixel.
     """
     return margin(depth) + alignment(depth) - 1
 
@@ -216,6 +216,7 @@ def plan_tiles(
     in_channels: int = 1,
     classes: int = 2,
     padding: bool = False,
+    wide_last_up: bool = False,
     bytes_per_value: int = 4,
     memory: int | None = None,
     stride: int | None = None,
@@ -231,7 +232,7 @@ def plan_tiles(
     ----------
     height, width
         The image in px, 1 or more.
-    depth, base_channels, in_channels, classes, padding
+    depth, base_channels, in_channels, classes, padding, wide_last_up
         The network, as in `UNetConfig`.
     bytes_per_value
         4 for float32, 2 for bfloat16, 8 for float64.
@@ -249,12 +250,14 @@ def plan_tiles(
     --------
     >>> plan = plan_tiles(2048, 2048, depth=4, base_channels=64, memory=2 * 2**30)
     >>> len(plan.rows), len(plan.columns), plan.window, round(plan.redundancy, 2)
-    (4, 1, (700, 2236), 1.13)
+    (2, 2, (1212, 1212), 1.06)
     >>> paper = plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
     >>> len(paper), paper.window, round(paper.redundancy, 2)
     (36, (572, 572), 1.65)
     """
-    network = _Network(depth, base_channels, in_channels, classes, padding, bytes_per_value)
+    network = _Network(
+        depth, base_channels, in_channels, classes, padding, wide_last_up, bytes_per_value
+    )
     whole = tuple(_strides(size, depth)[0] for size in (height, width))
     strides = (stride, stride) if stride else _best_strides(height, width, network, memory)
     rows, columns = (
@@ -326,6 +329,7 @@ class _Network:
     in_channels: int
     classes: int
     padding: bool
+    wide_last_up: bool
     bytes_per_value: int
 
     def flops(self, down: int, across: int) -> int:
@@ -350,7 +354,8 @@ class _Network:
     def _layers(self, down: int, across: int) -> Iterator[tuple[int, list[int]]]:
         """Yield, layer by layer, its operations and the values of every tensor alive in it."""
         height, width = (_window(side, self.depth, self.padding)[1] for side in (down, across))
-        inputs, held = self.in_channels, []
+        inputs = self.in_channels
+        held: list[int] = []  # the skips, then what comes up from below
         for level in range(self.depth + 1):
             if level:
                 height, width = height // 2, width // 2
@@ -362,12 +367,11 @@ class _Network:
         for level in reversed(range(self.depth)):
             height, width = 2 * height, 2 * width
             channels = self.base_channels << level
-            up = channels * height * width
+            upsampled = 2 * channels if self.wide_last_up and not level else channels
+            inputs, up = upsampled + channels, upsampled * height * width
             yield 4 * channels * up, [*held, up, up]  # the up-convolution makes a second copy
-            alive = [*held, up, 2 * up]
-            layers, height, width = self._two_convolutions(
-                alive, 2 * channels, level, height, width
-            )
+            alive = [*held, up, inputs * height * width]
+            layers, height, width = self._two_convolutions(alive, inputs, level, height, width)
             yield from layers
             held[-2:] = [channels * height * width]
         pixels = height * width
@@ -376,7 +380,7 @@ class _Network:
     def _two_convolutions(
         self, alive: list[int], inputs: int, level: int, height: int, width: int
     ) -> tuple[list[tuple[int, list[int]]], int, int]:
-        """Return the 3x3 convolutions of a level as `_layers` yields them, and the output's size."""
+        """Return the 3x3 convolutions of a level as `_layers` yields them, and their size."""
         layers = []
         channels = self.base_channels << level
         for before in (inputs, channels):

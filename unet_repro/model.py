@@ -237,10 +237,11 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     """
     path = Path(path)
     metadata = read_metadata(path)
-    model = UNet(config.from_dict(UNetConfig, metadata["config"]))
+    shape = config.from_dict(UNetConfig, metadata["config"])
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    with torch.device("meta"):  # a configuration may lie: compare before allocating
+        expected = {name: tuple(value.shape) for name, value in UNet(shape).state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -248,6 +249,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
                 f"{path}: weight {name} has shape {found.get(name)}, "
                 f"its configuration needs {expected.get(name)}"
             )
+    model = UNet(shape)
     model.load_state_dict(tensors)
     return model.to(device).eval()
 
