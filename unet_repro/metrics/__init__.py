@@ -1,0 +1,47 @@
+"""The figures of the EM segmentation challenge and of the cell tracking challenge."""
+
+from unet_repro.metrics._tally import THRESHOLDS, WARPING_THRESHOLDS
+from unet_repro.metrics.cells import iou, object_ious, seg
+from unet_repro.metrics.em_challenge import (
+    em_challenge_metrics,
+    pixel_error,
+    rand_error,
+    v_info,
+    v_rand,
+    warping_error,
+)
+from unet_repro.metrics.maps import thinned_labels, warping_map
+from unet_repro.metrics.results import (
+    EMChallengeMetrics,
+    PixelError,
+    RandError,
+    VInfo,
+    VRand,
+    WarpingClass,
+    WarpingError,
+    WarpingMap,
+)
+
+__all__ = [
+    "THRESHOLDS",
+    "WARPING_THRESHOLDS",
+    "EMChallengeMetrics",
+    "PixelError",
+    "RandError",
+    "VInfo",
+    "VRand",
+    "WarpingClass",
+    "WarpingError",
+    "WarpingMap",
+    "em_challenge_metrics",
+    "iou",
+    "object_ious",
+    "pixel_error",
+    "rand_error",
+    "seg",
+    "thinned_labels",
+    "v_info",
+    "v_rand",
+    "warping_error",
+    "warping_map",
+]
