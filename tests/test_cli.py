@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import zipfile
@@ -147,7 +148,9 @@ def test_truncated_tiff_is_refused(files, capsys):
 
 
 def test_labels_of_one_class_are_refused(files, capsys):
-    tifffile.imwrite(files / "one.tif", np.full((4, 64, 64), 255, np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        files / "one.tif", np.full((4, 64, 64), 255, np.uint8), photometric="minisblack"
+    )
     assert run("train", files / "images.tif", files / "one.tif", "--out", files / "run") == 2
     assert "one class" in error_line(capsys)
 
@@ -229,15 +232,32 @@ def test_a_pickle_as_model_is_refused_and_never_executed(files, capsys, monkeypa
 
 
 def test_evaluate_refuses_8_bit_values_and_unequal_shapes(files, capsys):
-    tifffile.imwrite(files / "p8.tif", np.full((4, 64, 64), 200, np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        files / "p8.tif", np.full((4, 64, 64), 200, np.uint8), photometric="minisblack"
+    )
     assert run("evaluate", files / "labels.tif", files / "p8.tif") == 2
     error_line(capsys)
-    tifffile.imwrite(files / "p255.tif", np.full((4, 64, 64), 200, np.float32), photometric="minisblack")
+    tifffile.imwrite(
+        files / "p255.tif", np.full((4, 64, 64), 200, np.float32), photometric="minisblack"
+    )
     assert run("evaluate", files / "labels.tif", files / "p255.tif") == 2
     assert "255" in error_line(capsys)
-    tifffile.imwrite(files / "small.tif", np.full((4, 64, 60), 0.5, np.float32), photometric="minisblack")
+    tifffile.imwrite(
+        files / "small.tif", np.full((4, 64, 60), 0.5, np.float32), photometric="minisblack"
+    )
     assert run("evaluate", files / "labels.tif", files / "small.tif") == 2
     error_line(capsys)
+
+
+def test_cells_of_a_mask_are_its_components(files, capsys):
+    # truth: two cells; prediction: the first of them whole, nothing of the second
+    found = tifffile.imread(files / "labels.tif")
+    found[:, :, 32:] = 0
+    tifffile.imwrite(files / "found.tif", found, photometric="minisblack")
+    out = files / "cells.json"
+    assert run("evaluate", files / "labels.tif", files / "found.tif", "--task", "cells",
+               "--json", out) == 0  # fmt: skip
+    assert json.loads(out.read_text())["figures"] == {"iou": 0.5, "seg": 0.5}
 
 
 def test_preset_decides_the_defaults_of_all_flags():

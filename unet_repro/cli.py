@@ -30,7 +30,7 @@ from unet_repro.predict import Average, OverlapTilePredictor
 from unet_repro.report import write_report
 from unet_repro.run import LabelledStack, evaluate_run, start_run
 from unet_repro.stack_io import read_images, read_labels, read_pair, read_stack, write_stack
-from unet_repro.weight_map import weight_map
+from unet_repro.weight_map import instances, weight_map
 
 Options = TypeVar("Options")
 Labels = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LABELS")]
@@ -216,7 +216,8 @@ class Evaluate:
     labels
         TIFF stack or folder; for the EM challenge above 0 is cell interior.
     prediction
-        The same shape; em: P(interior), float in [0, 1]; cells: instance ids.
+        The same shape; em: P(interior), float in [0, 1]; cells: instance ids, or a 0/255 (0/1)
+        mask whose 4-connected components are the cells.
     task
         em: pixel, Rand and warping error, V_rand, V_info; cells: IOU and SEG.
     json
@@ -242,7 +243,8 @@ class Evaluate:
                 check_output(path, overwrite=self.overwrite)
         labels = read_labels(self.labels)
         if self.task == "cells":
-            result = evaluation.evaluate_cells(labels, read_labels(self.prediction))
+            prediction = instances(read_labels(self.prediction))
+            result = evaluation.evaluate_cells(instances(labels), prediction)
         else:
             probability = read_stack(self.prediction)
             result = evaluation.evaluate_em(labels, probability, progress=True)
