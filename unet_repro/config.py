@@ -225,7 +225,7 @@ MODELS: dict[Preset, UNetConfig] = {
     "paper": UNetConfig(),
     "release": UNetConfig(dropped_skip=True, up_relu=True, wide_last_up=True),
     "port": UNetConfig(padding=True, batch_norm=True, dropout=0.0),
-    "quick": UNetConfig(base_channels=16),
+    "quick": UNetConfig(base_channels=16, dropout=0.0),
 }
 
 PRESETS: dict[Preset, TrainConfig] = {
@@ -238,12 +238,14 @@ PRESETS: dict[Preset, TrainConfig] = {
         preset="quick",
         model=MODELS["quick"],
         augmentation=AugmentationConfig(flips=True),
+        weight_map=WeightMapConfig(class_balance="none"),
+        tile=380,
         optimizer="adam",
         momentum=0.9,
         learning_rate=1e-3,
         warmup_iterations=50,
         weight_average=0.99,
-        validate_every=200,
+        validate_every=500,
         precision="auto",
     ),
 }
@@ -254,7 +256,7 @@ PRESET_ITERATIONS: dict[Preset, int] = {  # not in the paper
     "paper": 30_000,
     "release": 30_000,
     "port": 3_000,
-    "quick": 2_000,
+    "quick": 5_000,
 }
 
 

@@ -316,7 +316,7 @@ def _best_strides(
 
 # glibc returns freed blocks of this size or more to the system; it keeps smaller ones, fragmented
 _KEPT_BLOCK = 32 * 2**20
-_FRAGMENTATION = 1.4  # measured: 16 and 64 channels, windows of 572 and 1036 px
+_FRAGMENTATION = 1.4  # puts peaks at 0.86 to 1.21 of those measured (16, 64 channels; 572, 1036 px)
 _MOST_VALUES = 2**31 - 1  # in one tensor: kernels count with 32 bits
 
 
