@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from unet_repro.config import AugmentationConfig, TrainConfig, UNetConfig
+
+# Small networks: a second thread costs more than it gives, above all on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -11,21 +9,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet_repro import geometry
+from unet_repro import geometry, tiling
 from unet_repro.config import MODELS, UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.model import UNet
 
 DEPTHS = [1, 2, 3, 4, 5]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks: a second thread costs more than it brings, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def simulated_output(size: int, depth: int) -> int | None:
@@ -221,7 +210,7 @@ def test_aligned_stride_is_the_smallest_that_covers(size: int, tiles: int, depth
     ids=["paper", "channels", "release", "padded"],
 )
 def test_flops_are_those_that_pytorch_counts(shape: UNetConfig) -> None:
-    plan = geometry.plan_tiles(
+    plan = tiling.plan_tiles(
         40,
         100,
         depth=shape.depth,
@@ -241,7 +230,7 @@ def test_flops_are_those_that_pytorch_counts(shape: UNetConfig) -> None:
 
 def test_operations_per_output_pixel_of_the_paper() -> None:
     """2.00 MFLOP at 572 -> 388."""
-    plan = geometry.plan_tiles(384, 384, depth=4, base_channels=64, stride=384)
+    plan = tiling.plan_tiles(384, 384, depth=4, base_channels=64, stride=384)
     assert plan.window == (572, 572)
     assert plan.flops / 388**2 == pytest.approx(2.00e6, rel=0.005)
 
@@ -249,18 +238,18 @@ def test_operations_per_output_pixel_of_the_paper() -> None:
 @pytest.mark.parametrize(("tiles", "redundancy"), [(1, 1.0), (2, 1.06), (3, 1.15), (4, 1.20)])
 def test_redundancy_of_a_2048_px_image(tiles: int, redundancy: float) -> None:
     stride = geometry.aligned_stride(2048, tiles, 4)
-    plan = geometry.plan_tiles(2048, 2048, depth=4, base_channels=64, stride=stride)
+    plan = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, stride=stride)
     assert len(plan) == tiles**2
     assert round(plan.redundancy, 2) == redundancy
 
 
 def test_planner_beats_the_papers_tiles_in_their_own_memory() -> None:
-    paper = geometry.plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
+    paper = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
     assert round(paper.redundancy, 2) == 1.65
-    planned = geometry.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=paper.peak_bytes)
+    planned = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=paper.peak_bytes)
     assert planned.peak_bytes <= paper.peak_bytes
     assert planned.redundancy <= 1.45
-    large = geometry.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=8 * 2**30)
+    large = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=8 * 2**30)
     assert large.redundancy <= 1.07
 
 
@@ -277,7 +266,7 @@ def test_planner_finds_the_least_computation_that_fits(
 ) -> None:
     """Against every pair of strides, tried one by one."""
     grid = 2**depth
-    network = geometry._Network(depth, 4, 1, 2, padding, False, 4)
+    network = tiling._Network(depth, 4, 1, 2, padding, False, 4)
     sides = [range(grid, n + grid, grid) for n in (height, width)]
     costs = {
         (down, across): network.flops(down, across) * -(-height // down) * -(-width // across)
@@ -287,8 +276,8 @@ def test_planner_finds_the_least_computation_that_fits(
     memory = int(share * network.peak_bytes(sides[0][-1], sides[1][-1]))
     fitting = [costs[pair] for pair in costs if network.peak_bytes(*pair) <= memory]
 
-    def plan() -> geometry.TilePlan:
-        return geometry.plan_tiles(
+    def plan() -> tiling.TilePlan:
+        return tiling.plan_tiles(
             height, width, depth=depth, base_channels=4, padding=padding, memory=memory
         )
 
@@ -302,12 +291,12 @@ def test_planner_finds_the_least_computation_that_fits(
 
 def test_full_width_strips_are_preferred() -> None:
     """Three strips cost 0.5 % more than two by two tiles of as much memory, and read less."""
-    plan = geometry.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=3 * 2**30)
+    plan = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=3 * 2**30)
     assert (len(plan.rows), len(plan.columns)) == (3, 1)
 
 
 def test_huge_image_is_planned_at_once_and_tensors_stay_below_31_bits() -> None:
-    plan = geometry.plan_tiles(100_000, 100_000, depth=4, base_channels=64, memory=2**50)
+    plan = tiling.plan_tiles(100_000, 100_000, depth=4, base_channels=64, memory=2**50)
     height, width = plan.window
     assert 64 * height * width < 2**31
     assert plan.redundancy < 1.1
@@ -317,7 +306,7 @@ def test_huge_image_is_planned_at_once_and_tensors_stay_below_31_bits() -> None:
 def test_memory_grows_with_the_tile_and_with_the_precision(preset: str) -> None:
     wide = MODELS[preset].wide_last_up  # type: ignore[index]
     peaks = [
-        geometry.plan_tiles(
+        tiling.plan_tiles(
             stride, stride, depth=4, base_channels=64, wide_last_up=wide, stride=stride
         ).peak_bytes
         for stride in (384, 768, 1536)
@@ -329,11 +318,11 @@ def test_memory_grows_with_the_tile_and_with_the_precision(preset: str) -> None:
 def test_empty_image_is_refused(height: int, width: int) -> None:
     for stride in (None, 16):
         with pytest.raises(InputError, match="cannot be tiled: at least 1 is needed"):
-            geometry.plan_tiles(height, width, depth=4, base_channels=1, stride=stride)
+            tiling.plan_tiles(height, width, depth=4, base_channels=1, stride=stride)
 
 
 def test_plan_walks_row_by_row() -> None:
-    plan = geometry.plan_tiles(40, 20, depth=2, base_channels=1, stride=16)
+    plan = tiling.plan_tiles(40, 20, depth=2, base_channels=1, stride=16)
     starts = [(row.start, column.start) for row, column in plan]
     assert starts == [(0, 0), (0, 16), (16, 0), (16, 16), (32, 0), (32, 16)]
     assert len(plan) == 6

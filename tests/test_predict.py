@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,6 @@ from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.model import UNet
 from unet_repro.predict import OverlapTilePredictor, mirror_index, predict_volume
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks: a second thread costs more than it brings, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 EXACT = 2.0**53  # integers below are exact in float64, in any order of summation
 

@@ -146,8 +146,8 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         for name in ("rotation_deg", "elastic_sigma_px", "contrast", "brightness"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
         if self.elastic_grid < 2:
             raise InputError(f"elastic_grid is {self.elastic_grid}: at least 2 points a side")
         if self.contrast >= 1:
@@ -251,6 +251,7 @@ PRESETS: dict[Preset, TrainConfig] = {
 }
 
 Config = TypeVar("Config")
+_HUGE = 1e300  # beyond any setting; JSON can hold integers that no float can
 
 PRESET_ITERATIONS: dict[Preset, int] = {  # not in the paper
     "paper": 30_000,
@@ -292,10 +293,10 @@ def _checked(cls: type, key: str, hint: Any, value: Any) -> Any:
     if get_origin(hint) is Literal:
         good = value if value in get_args(hint) else None
     elif get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        good = tuple(float(v) for v in value if type(v) in (int, float))
+        good = tuple(float(v) for v in value if type(v) in (int, float) and abs(v) < _HUGE)
         good = good if len(good) == len(value) else None
     elif hint is float and type(value) in (int, float):
-        good = float(value)
+        good = float(value) if abs(value) < _HUGE else None
     elif type(value) is hint:
         good = value
     if good is None:

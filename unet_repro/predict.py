@@ -20,7 +20,8 @@ from tqdm import tqdm
 from unet_repro import geometry
 from unet_repro.device import Precision, autocast
 from unet_repro.errors import InputError
-from unet_repro.geometry import Tile, TilePlan
+from unet_repro.geometry import Tile
+from unet_repro.tiling import TilePlan, plan_tiles
 
 Average = Literal["none", "rotations", "dihedral", "seven"]
 
@@ -50,7 +51,7 @@ class OverlapTilePredictor:
         mode for the time of a prediction, and otherwise left as it is.
     tile : int, optional
         Side of the square window that is read for a tile, a valid input size (572 is the paper's:
-        of its 388 output px, 384 are kept). By default `geometry.plan_tiles` chooses.
+        of its 388 output px, 384 are kept). By default `tiling.plan_tiles` chooses.
     memory : int, optional
         Bytes that a window may take in the network, for the planner. The default is half of what
         is free when a prediction starts: of the machine's memory, or of the CUDA device's.
@@ -181,7 +182,7 @@ class OverlapTilePredictor:
         memory = self.memory
         if memory is None and self.tile is None:
             memory = int(FREE_MEMORY_SHARE * free_memory(self.device))
-        return geometry.plan_tiles(
+        return plan_tiles(
             height,
             width,
             depth=self.depth,
