@@ -256,7 +256,7 @@ class _Run:
             generator=self.generator,
         )
         with autocast(self.precision, self.device):
-            logits = self.network(batch.image.contiguous(memory_format=torch.channels_last))
+            logits = self.network(_channels_last(batch.image))
         loss = weighted_cross_entropy(logits, batch.labels, batch.weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -377,13 +377,25 @@ class _Run:
         self.dropout_states = [each.cpu() for each in state["dropout"]]
 
 
+def _channels_last(image: torch.Tensor) -> torch.Tensor:
+    """Return (N, C, H, W) with channels innermost, spelled out in the strides even for C = 1.
+
+    Torch calls one channel contiguous either way, and then convolves in the slower order.
+    """
+    _, channels, height, width = image.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return image.contiguous(memory_format=torch.channels_last).as_strided(image.shape, strides)
+
+
 def _optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimizer:
     parameters = network.parameters()
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(
+            parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True
+        )
     return torch.optim.AdamW(
-        parameters, lr=rate, betas=(settings.momentum, 0.999), weight_decay=decay
+        parameters, lr=rate, betas=(settings.momentum, 0.999), weight_decay=decay, fused=True
     )
 
 
