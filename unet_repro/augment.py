@@ -22,7 +22,6 @@ from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-_Folded = tuple[Tensor, ...]  # y and x of places inside the image, each float64 (height, width)
 # index_select lacks these; the signed type of the same width carries their bits
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
@@ -161,15 +160,9 @@ def dense_displacement(displacement: Tensor, window: tuple[int, int]) -> Tensor:
     B-spline would halve them. The control points span the window: its corners are four of them.
     """
     _check_displacement(displacement)
-    return _dense(displacement.double(), window)
-
-
-def _dense(displacement: Tensor, window: tuple[int, int]) -> Tensor:
-    rows, columns = (
-        _spline_matrix(points, side, displacement.device)
-        for points, side in zip(displacement.shape[1:], window)
-    )
-    return rows @ displacement @ columns.T  # (2, height, width)
+    points, device = displacement.shape[1:], displacement.device
+    rows, columns = (_basis(count, side, device)[:, :count] for count, side in zip(points, window))
+    return rows @ displacement.double() @ columns.T  # (2, height, width)
 
 
 def _check_displacement(displacement: Tensor) -> None:
@@ -181,13 +174,17 @@ def _check_displacement(displacement: Tensor) -> None:
 
 
 @lru_cache(maxsize=16)
-def _spline_matrix(points: int, length: int, device: torch.device) -> Tensor:
-    """Return the (length, points) matrix that interpolates `points` values at `length` places."""
-    places = np.linspace(0, points - 1, length)[None]
-    matrix = [
-        ndimage.map_coordinates(unit, places, order=3, mode="mirror") for unit in np.eye(points)
+def _basis(points: int, length: int, device: torch.device) -> Tensor:
+    """Return what the places along an axis are a sum of: float64 (length, points + 2).
+
+    The splines that interpolate `points` values, the distance from the middle, and 1.
+    """
+    knots = np.linspace(0, points - 1, length)[None]
+    splines = [
+        ndimage.map_coordinates(unit, knots, order=3, mode="mirror") for unit in np.eye(points)
     ]
-    return torch.from_numpy(np.stack(matrix, axis=1)).to(device)
+    distance = np.arange(length) - (length - 1) / 2
+    return torch.from_numpy(np.stack([*splines, distance, np.ones(length)], axis=1)).to(device)
 
 
 def coordinates(
@@ -200,22 +197,23 @@ def coordinates(
     90 degrees and a flip are ``torch.rot90(image).fliplr()``. Rotations by multiples of 90
     degrees, flips and shifts are exact.
     """
-    _check_displacement(augmentation.displacement)
-    y, x = (
-        torch.arange(side, dtype=torch.float64, device=device) - (side - 1) / 2 for side in window
-    )
+    displacement = augmentation.displacement.cpu().double()
+    _check_displacement(displacement)
     cos, sin = _exact_cos_sin(augmentation.angle_deg)
     mirror = -1.0 if augmentation.is_flipped else 1.0
-    to_image = torch.tensor(
-        [[cos, sin * mirror], [-sin, cos * mirror]], dtype=torch.float64, device=device
+    to_image = displacement.new_tensor([[cos, sin * mirror], [-sin, cos * mirror]])
+    height, width = displacement.shape[1:]
+    # A place is linear in each axis' basis: splines, distance, 1. So all of it, the displacement
+    # turned into the image's frame included, is one small matrix between the two.
+    factors = displacement.new_zeros(2, height + 2, width + 2)
+    factors[:, :height, :width] = torch.tensordot(to_image, displacement, 1)
+    factors[:, height, width + 1] = to_image[:, 0]  # y times 1
+    factors[:, height + 1, width] = to_image[:, 1]  # 1 times x
+    factors[:, height + 1, width + 1] = displacement.new_tensor(augmentation.centre)
+    rows, columns = (
+        _basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
     )
-    places = to_image[:, :1, None] * y[:, None] + to_image[:, 1:, None] * x  # (2, height, width)
-    if augmentation.displacement.any():
-        displacement = augmentation.displacement.to(device, torch.float64)
-        # the window's frame turned into the image's: on the few control points, not on every pixel
-        places += _dense(torch.tensordot(to_image, displacement, 1), window)
-    centre = torch.tensor(augmentation.centre, dtype=torch.float64, device=device)
-    return places.add_(centre[:, None, None])
+    return rows @ factors.to(device) @ columns.T  # (2, height, width)
 
 
 def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:
@@ -348,13 +346,13 @@ def warp_together(
             raise InputError(f"{name} are {tuple(other.shape[-2:])} px, the image is {size}")
     if weights is not None:
         _image_size(weights, places, "bilinear", "weights")
-    folded = _fold(places, size)
-    sampled = _interpolate(image, folded, interpolation)
+    inside = _fold(places, size)
+    sampled = _interpolate(image, inside, interpolation)
     if labels is None and weights is None:
         return Sample(sampled, None, None)
     height, width = places.shape[1:]
-    inner = tuple(
-        place[margin[0] : height - margin[0], margin[1] : width - margin[1]] for place in folded
+    inner = _Inside(
+        *(part[margin[0] : height - margin[0], margin[1] : width - margin[1]] for part in inside)
     )
     nearest = _nearest(inner, size)
     if labels is not None:
@@ -413,67 +411,70 @@ def _image_size(
     return image.shape[-2], image.shape[-1]
 
 
-def _fold(places: Tensor, size: tuple[int, int]) -> _Folded:
-    """Fold places into the image, mirrored about the border pixels' centres: [0, side - 1]."""
-    folded = []
+class _Inside(NamedTuple):
+    """Places in an image: the pixel above and left of each, and how far beyond it, in [0, 1]."""
+
+    y: Tensor  # integer, at most height - 2 (0 where the height is 1); as all: (height, width)
+    x: Tensor
+    y_fraction: Tensor  # float64
+    x_fraction: Tensor
+
+
+def _fold(places: Tensor, size: tuple[int, int]) -> _Inside:
+    """Fold places into the image, mirrored about the border pixels' centres."""
+    index_type = torch.int32 if size[0] * size[1] < 2**31 else torch.int64
+    indices, fractions = [], []
     for place, side in zip(places.double(), size):
         if side == 1:
-            folded.append(torch.zeros_like(place))
-            continue
-        # The mirrored image is even and periodic; whole numbers stay whole.
-        period = 2 * (side - 1)
-        folded.append(torch.sub(place, torch.round(place / period), alpha=period).abs_())
-    return tuple(folded)
+            folded = torch.zeros_like(place)
+        else:  # the mirrored image is even and periodic; whole places stay whole
+            period = 2 * (side - 1)
+            folded = torch.round(place / period).mul_(-period).add_(place).abs_()
+        below = folded.floor().clamp_(max=max(side - 2, 0))
+        indices.append(below.to(index_type).clamp_(min=0))  # NaN has no index
+        fractions.append(folded.sub_(below))
+    return _Inside(*indices, *fractions)
 
 
-def _interpolate(image: Tensor, folded: _Folded, interpolation: Interpolation) -> Tensor:
-    """Sample an image at places inside it."""
-    size = (image.shape[-2], image.shape[-1])
-    if interpolation == "nearest":
-        return _take(image, _nearest(folded, size))
-    # Between the pixels `below` and below + 1, so that taps leave the image only in bicubic
-    below = [_whole(place, max(side - 2, 0), size) for place, side in zip(folded, size)]
-    fractions = [
-        (place - index).to(image.dtype).expand(image.shape[:-2] + place.shape)
-        for place, index in zip(folded, below)
-    ]
-    if interpolation == "bilinear":
-        return _bilinear(image, below, fractions)
-    return _bicubic(image, below, fractions)
-
-
-def _nearest(folded: _Folded, size: tuple[int, int]) -> Tensor:
+def _nearest(inside: _Inside, size: tuple[int, int]) -> Tensor:
     """Return the index, in the flattened image, of the pixel nearest to each place."""
-    y, x = (_whole(place + 0.5, side - 1, size) for place, side in zip(folded, size))
-    return y.mul_(size[1]).add_(x)
+    y = inside.y + (inside.y_fraction >= 0.5)
+    return y * size[1] + (inside.x + (inside.x_fraction >= 0.5))
 
 
-def _whole(place: Tensor, last: int, size: tuple[int, int]) -> Tensor:
-    """Round down to an index in [0, last]; of a type that holds any index of the flat image."""
-    index_type = torch.int32 if size[0] * size[1] < 2**31 else torch.int64
-    return place.to(index_type).clamp_(0, last)  # truncated: places are not negative
+def _interpolate(image: Tensor, inside: _Inside, interpolation: Interpolation) -> Tensor:
+    if interpolation == "nearest":
+        return _take(image, _nearest(inside, (image.shape[-2], image.shape[-1])))
+    fractions = [
+        fraction.to(image.dtype).expand(image.shape[:-2] + fraction.shape)
+        for fraction in (inside.y_fraction, inside.x_fraction)
+    ]
+    kernel = _bilinear if interpolation == "bilinear" else _bicubic
+    return kernel(image, inside.y, inside.x, *fractions)
 
 
-def _bilinear(image: Tensor, below: list[Tensor], fractions: list[Tensor]) -> Tensor:
-    (y, x), (height, width) = below, image.shape[-2:]
+def _bilinear(
+    image: Tensor, y: Tensor, x: Tensor, y_fraction: Tensor, x_fraction: Tensor
+) -> Tensor:
+    height, width = image.shape[-2:]
     upper = y * width + x
     lower = upper + (width if height > 1 else 0)
     right = 1 if width > 1 else 0
     top, bottom = (
-        torch.lerp(_take(image, left), _take(image, left + right), fractions[1])
+        torch.lerp(_take(image, left), _take(image, left + right), x_fraction)
         for left in (upper, lower)
     )
-    return torch.lerp(top, bottom, fractions[0])
+    return torch.lerp(top, bottom, y_fraction)
 
 
-def _bicubic(image: Tensor, below: list[Tensor], fractions: list[Tensor]) -> Tensor:
-    (height, width), result = image.shape[-2:], torch.zeros_like(fractions[0])
-    columns = list(zip(_mirrored_taps(below[1], width), _keys_weights(fractions[1])))
-    for y, row_weight in zip(_mirrored_taps(below[0], height), _keys_weights(fractions[0])):
-        start = y * width
+def _bicubic(image: Tensor, y: Tensor, x: Tensor, y_fraction: Tensor, x_fraction: Tensor) -> Tensor:
+    (height, width), result = image.shape[-2:], torch.zeros_like(y_fraction)
+    columns = list(zip(_mirrored_taps(x, width), _keys_weights(x_fraction)))
+    for row, row_weight in zip(_mirrored_taps(y, height), _keys_weights(y_fraction)):
+        start = row * width
         line = torch.zeros_like(result)
-        for x, column_weight in columns:
-            line.addcmul_(_take(image, start + x), column_weight)
+        for column, column_weight in columns:
+            line.addcmul_(_take(image, start + column), column_weight)
         result.addcmul_(line, row_weight)
     return result
 

@@ -4,26 +4,34 @@ Whatever is read is checked first, so that a damaged file is an error and never 
 """
 
 import os
+from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
 
 from unet_repro.atomic import atomic_path, check_output
+from unet_repro.calibration import UNCALIBRATED, Calibration, read_calibration, read_info
 from unet_repro.errors import InputError
 from unet_repro.image_files import TiffPages, image_files, image_header, read_image
 
 __all__ = [
+    "Calibration",
     "StackReader",
     "atomic_path",
     "check_output",
     "check_pair",
+    "read_calibration",
     "read_images",
+    "read_info",
     "read_labels",
     "read_pair",
     "read_stack",
+    "write_slices",
     "write_stack",
 ]
 
@@ -336,25 +344,88 @@ def write_stack(
     if array.ndim not in (2, 3) or array.size == 0:
         raise InputError(f"{path}: an array of shape {array.shape} is not a stack (z, y, x)")
     stack = array[np.newaxis] if array.ndim == 2 else array
-    is_classic = stack.nbytes < _CLASSIC_TIFF_BYTES
-    is_imagej = is_classic and stack.dtype.name in _IMAGEJ_DTYPES
-    metadata: dict[str, Any] = {"axes": "ZYX"}
-    resolution = None
+    calibration = Calibration()
     if voxel_size_um is not None:
-        metadata |= {"spacing": voxel_size_um[0], "unit": "um"}
-        resolution = (1 / voxel_size_um[2], 1 / voxel_size_um[1])  # pixels per micrometre, x first
+        z, y, x = voxel_size_um
+        calibration = Calibration(resolution=(1 / x, 1 / y), unit="um", spacing=z)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        options = _tiff_options(stack.shape, stack.dtype, calibration)
+        tifffile.imwrite(temporary, stack, compression=compression, **options)
+
+
+def write_slices(
+    path: PathLike,
+    slices: Iterable[np.ndarray],
+    *,
+    shape: tuple[int, int, int],
+    dtype: npt.DTypeLike,
+    overwrite: bool = False,
+    compression: str | None = None,
+    calibration: Calibration = UNCALIBRATED,
+    info: str = "",
+    workers: int = 1,
+) -> None:
+    """Write slices as they come as a TIFF that is either complete or absent; see `write_stack`.
+
+    Besides the slices that the iterable itself keeps, it holds one in memory, or, to compress
+    it, two and their compressed form.
+
+    Parameters
+    ----------
+    path, overwrite, compression
+        As in `write_stack`.
+    slices : iterable of ndarray, shape (y, x)
+        shape[0] of them, of `dtype`.
+    shape : tuple of int
+        (z, y, x).
+    dtype : uint8, uint16, float32, uint32 or int32
+    calibration : Calibration
+        Axes and scale to record.
+    info : str
+        A text to record, which ImageJ shows as the image's information and `read_info` gives.
+    workers : int
+        Threads that compress.
+
+    Raises
+    ------
+    InputError
+        As `write_stack`.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
+        raise InputError(f"{path}: cannot store {dtype} in a TIFF stack; convert it first")
     with atomic_path(path, overwrite=overwrite) as temporary:
         tifffile.imwrite(
             temporary,
-            stack,
-            imagej=is_imagej,
-            bigtiff=not is_classic,
-            photometric="minisblack",
+            iter(slices),
+            shape=shape,
+            dtype=dtype,
             compression=compression,
-            resolution=resolution,
-            resolutionunit="none",  # the unit is in the description, as ImageJ has it
-            metadata=metadata,
+            maxworkers=workers,
+            buffersize=prod(shape[1:]) * dtype.itemsize,  # how far compression reads ahead
+            **_tiff_options(shape, dtype, calibration, info),
         )
+
+
+def _tiff_options(
+    shape: tuple[int, ...], dtype: np.dtype, calibration: Calibration, info: str = ""
+) -> dict[str, Any]:
+    is_classic = prod(shape) * dtype.itemsize < _CLASSIC_TIFF_BYTES
+    metadata: dict[str, Any] = {
+        "axes": calibration.axes,
+        "spacing": calibration.spacing,
+        "unit": calibration.unit,
+        "finterval": calibration.interval,
+        "Info": info or None,
+    }
+    return {
+        "imagej": is_classic and dtype.name in _IMAGEJ_DTYPES,
+        "bigtiff": not is_classic,
+        "photometric": "minisblack",
+        "resolution": calibration.resolution,
+        "resolutionunit": calibration.resolution_unit,
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+    }
 
 
 def _check_finite(image: np.ndarray, *, where: str) -> None:
