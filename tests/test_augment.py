@@ -11,9 +11,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from unet_repro import augment, elastic_deformation
-from unet_repro.augment import Augmentation, coordinates, dense_displacement, draw, warp
+from unet_repro.augment import Augmentation, coordinates, dense_displacement, draw
 from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
+from unet_repro.warp import warp, warp_together
 
 STILL = torch.zeros(2, 3, 3, dtype=torch.float64)
 SIZES = [(1, 1), (1, 6), (7, 1), (2, 2), (2, 9), (5, 7), (16, 11)]
@@ -353,7 +354,7 @@ class TestTogether:
         labels = torch.randint(0, 9, (12, 15), generator=seeded(25))
         places = far_places(26)
         for interpolation in ("nearest", "bilinear", "bicubic"):
-            sample = augment.warp_together(
+            sample = warp_together(
                 image, labels, weights, places=places, interpolation=interpolation
             )
             assert torch.equal(sample.image, warp(image, places, interpolation=interpolation))
@@ -364,7 +365,7 @@ class TestTogether:
         labels = torch.arange(12 * 12).reshape(12, 12)
         weights = torch.full((12, 12), 3.0)
         weights[4:8, 3:9] = 0
-        sample = augment.warp_together(weights, labels, weights, places=far_places(27, (50, 50)))
+        sample = warp_together(weights, labels, weights, places=far_places(27, (50, 50)))
         is_unknown = (weights == 0).flatten()[sample.labels]
         assert is_unknown.any() and not is_unknown.all()
         assert torch.equal(sample.weights == 0, is_unknown)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numba import njit
 from scipy import ndimage
 
 from unet_repro import config
 from unet_repro.errors import InputError
+from unet_repro.nearest_cells import BACKGROUND, CELL, FAR, UNKNOWN, Terms, solve_band
 
 Variant = Literal["paper", "short", "falk2019"]
 Kind = Literal["auto", "mask", "ids"]
@@ -23,23 +23,6 @@ Kind = Literal["auto", "mask", "ids"]
 _W0 = {"paper": config.W0, "short": 1.0, "falk2019": 50.0}
 _SIGMA_PX = {"paper": config.SIGMA_PX, "short": config.SIGMA_PX, "falk2019": 6.0}
 _FALK_BACKGROUND, _FALK_NEAR_SIGMA_PX = 0.1, 10.0
-
-_BACKGROUND, _CELL, _UNKNOWN = 0, 1, 2  # classes of pixels
-_FAR = 1 << 60  # squared distance to a cell that does not exist
-_SCAN_STEPS = 16  # a row whose pixels need more on average is solved by its lower envelope
-
-_compiled: Any = njit(nogil=True, cache=True)
-
-
-class _Terms(NamedTuple):
-    """Weight of cells, and the summands of the background's weight."""
-
-    cell: float
-    background: float
-    border: float  # w0
-    border_sigma: float
-    near: float  # 0 but in falk2019
-    near_sigma: float
 
 
 def weight_map(
@@ -126,15 +109,15 @@ def weight_map(
     stack = _checked_stack(labels, ignore_label, kind, workers)
     is_mask = _is_mask(stack, ignore_label, kind)
     targets = _separate(stack, 1, ignore_label, is_mask, workers) if separate_touching else stack
-    classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # _BACKGROUND or _CELL
+    classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # BACKGROUND or CELL
     if ignore_label is not None:
-        classes[targets == ignore_label] = _UNKNOWN
+        classes[targets == ignore_label] = UNKNOWN
     terms = _terms(classes, w0, sigma, class_balance, variant)
     reach2 = _reach2(terms)
     weights, unused = np.empty(stack.shape, np.float32), np.empty((0, 0), np.float32)
 
     def weigh(z: int, *band: Any) -> None:
-        _solve_band(*band, classes[z], terms, reach2, weights[z], unused)
+        solve_band(*band, classes[z], terms, reach2, weights[z], unused)
 
     _for_each_band(stack, ignore_label, is_mask, workers, weigh)
     return weights.reshape(np.shape(labels))
@@ -181,10 +164,10 @@ def two_nearest_distances(
     is_mask = _is_mask(stack, ignore_label, kind)
     everywhere = np.zeros(stack.shape[1:], np.uint8)
     d1, d2 = np.empty(stack.shape, np.float32), np.empty(stack.shape, np.float32)
-    no_terms = _Terms(0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    no_terms = Terms(0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
 
     def measure(z: int, *band: Any) -> None:
-        _solve_band(*band, everywhere, no_terms, _FAR - 1, d1[z], d2[z])
+        solve_band(*band, everywhere, no_terms, FAR - 1, d1[z], d2[z])
 
     _for_each_band(stack, ignore_label, is_mask, workers, measure)
     return d1.reshape(np.shape(labels)), d2.reshape(np.shape(labels))
@@ -335,7 +318,7 @@ def _mask_values(stack: np.ndarray, ignore_label: int | None) -> set[int]:
 
 def _terms(
     classes: np.ndarray, w0: float | None, sigma: float | None, class_balance: Any, variant: Any
-) -> _Terms:
+) -> Terms:
     """Return the summands' numbers, or raise."""
     if variant not in _W0:
         raise InputError(f"variant is {variant!r}: one of {', '.join(_W0)} is needed")
@@ -351,7 +334,7 @@ def _terms(
         background, cell = 1.0, 1.0
     elif isinstance(class_balance, str) and class_balance == "frequency":
         background, cell = frequency_weights(
-            int(np.count_nonzero(classes == _BACKGROUND)), int(np.count_nonzero(classes == _CELL))
+            int(np.count_nonzero(classes == BACKGROUND)), int(np.count_nonzero(classes == CELL))
         )
     else:
         try:
@@ -365,18 +348,18 @@ def _terms(
             )
     if variant == "falk2019":
         falk = _FALK_BACKGROUND
-        return _Terms(1.0, falk, w0, sigma, 1.0 - falk, _FALK_NEAR_SIGMA_PX)
-    return _Terms(cell, background, w0, sigma, 0.0, 1.0)
+        return Terms(1.0, falk, w0, sigma, 1.0 - falk, _FALK_NEAR_SIGMA_PX)
+    return Terms(cell, background, w0, sigma, 0.0, 1.0)
 
 
-def _reach2(terms: _Terms) -> int:
+def _reach2(terms: Terms) -> int:
     """Return the square of a distance beyond which float32 cannot show any summand."""
     negligible = 1e-9 * terms.background or 1e-45
     reach = 0.0
     for height, sigma in ((terms.border, terms.border_sigma), (terms.near, terms.near_sigma)):
         if height > negligible:
             reach = max(reach, sigma * math.sqrt(2 * math.log(height / negligible)))
-    return math.ceil(min(reach, 1e8) ** 2)  # below _FAR, and beyond any slice
+    return math.ceil(min(reach, 1e8) ** 2)  # below FAR, and beyond any slice
 
 
 def _separate(
@@ -440,10 +423,10 @@ def _for_each_band(
     def solve_slice(z: int, run: Callable[..., Any]) -> None:
         ids, ignore = _ids(stack[z], ignore_label, is_mask)
 
-        def solve_band(y0: int, y1: int) -> None:
+        def solve_rows(y0: int, y1: int) -> None:
             solve(z, ids, ignore, y0, y1, np.empty((2, y1 - y0, width), row_type))
 
-        list(run(solve_band, edges[:-1], edges[1:]))
+        list(run(solve_rows, edges[:-1], edges[1:]))
 
     with ThreadPoolExecutor(workers) as pool:
         if bands == 1:
@@ -451,170 +434,3 @@ def _for_each_band(
         else:
             for z in range(depth):
                 solve_slice(z, pool.map)
-
-
-@_compiled
-def _solve_band(  # type: ignore[no-untyped-def]
-    ids, ignore, y0, y1, rows, classes, terms, reach2, first_out, second_out
-):
-    """Write rows y0 ... y1 - 1: d1 and d2 into the two outputs, or, without a second, weights.
-
-    Only pixels with class _BACKGROUND are solved, and distances only up to the root of reach2.
-    """
-    height, width = ids.shape
-    last_label, label = np.zeros(width, ids.dtype), np.empty(width, ids.dtype)
-    last = np.full((2, width), -1, np.int64)
-    for y in range(y1):  # downwards: rows of the two nearest distinct cells not below y
-        _pass_row(ids[y], ignore, y, last, last_label)
-        if y >= y0:
-            rows[:, y - y0] = last
-    last[:], last_label[:] = -1, 0
-    row = np.empty((9, width), np.int64)
-    hopeless = 0  # rows to go without trying the scan again
-    for y in range(height - 1, y0 - 1, -1):  # upwards: of those not above y
-        _pass_row(ids[y], ignore, y, last, last_label)
-        if y >= y1:
-            continue
-        _merge_columns(ids, y, rows[:, y - y0], last, last_label, label, row)
-        if hopeless or not _scan_row(classes[y], label, row[0], row[1], reach2, row[2], row[3]):
-            _envelope_row(label, row, reach2)
-            hopeless = (hopeless or 8) - 1
-        for x in range(width):
-            if second_out.size:
-                first_out[y, x] = math.sqrt(row[2, x]) if row[2, x] < _FAR else math.inf
-                second_out[y, x] = math.sqrt(row[3, x]) if row[3, x] < _FAR else math.inf
-            elif classes[y, x] == _BACKGROUND:
-                first_out[y, x] = _background_weight(row[2, x], row[3, x], terms, reach2)
-            else:
-                first_out[y, x] = terms.cell if classes[y, x] == _CELL else 0.0
-
-
-@_compiled
-def _background_weight(d1_squared, d2_squared, terms, reach2):  # type: ignore[no-untyped-def]
-    """Return Eq. 2 of one background pixel."""
-    weight = terms.background
-    if terms.near > 0 and d1_squared <= reach2:
-        weight += terms.near * math.exp(-d1_squared / (2 * terms.near_sigma**2))
-    if d2_squared <= reach2:
-        total = math.sqrt(d1_squared) + math.sqrt(d2_squared)
-        weight += terms.border * math.exp(-(total**2) / (2 * terms.border_sigma**2))
-    return weight
-
-
-@_compiled
-def _pass_row(ids, ignore, y, last, last_label):  # type: ignore[no-untyped-def]
-    """Take row y into each column's last rows with a cell and with another cell before that."""
-    for x in range(ids.size):
-        if ids[x] != 0 and ids[x] != ignore:
-            if ids[x] != last_label[x]:
-                last[1, x], last_label[x] = last[0, x], ids[x]
-            last[0, x] = y
-
-
-@_compiled
-def _merge_columns(ids, y, above, below, below_label, label, row):  # type: ignore[no-untyped-def]
-    """Find each column's nearest cell and the squared distances to it and to another (row 0, 1)."""
-    for x in range(label.size):
-        a1 = (y - above[0, x]) ** 2 if above[0, x] >= 0 else _FAR
-        a2 = (y - above[1, x]) ** 2 if above[1, x] >= 0 else _FAR
-        b1 = (y - below[0, x]) ** 2 if below[0, x] >= 0 else _FAR
-        b2 = (y - below[1, x]) ** 2 if below[1, x] >= 0 else _FAR
-        a, b = ids[above[0, x], x] if a1 < _FAR else 0, below_label[x]
-        if a1 <= b1:
-            label[x], row[0, x], row[1, x] = a, a1, min(a2, b2 if a == b else b1)
-        else:
-            label[x], row[0, x], row[1, x] = b, b1, min(b2, a2 if a == b else a1)
-
-
-@_compiled
-def _scan_row(classes, label, near, second, reach2, d1, d2):  # type: ignore[no-untyped-def]
-    """Search outwards from each background pixel; give up, False, if that takes long."""
-    width = label.size
-    budget = _SCAN_STEPS * width
-    for x in range(width):
-        if classes[x] != _BACKGROUND:
-            continue
-        mine, first, other = label[x], near[x], second[x]
-        step = 1
-        while step * step < other and step * step <= reach2 and step < width:
-            for u in (x - step, x + step):
-                if 0 <= u < width:
-                    value = near[u] + step * step
-                    if label[u] == mine:
-                        first = min(first, value)
-                        other = min(other, second[u] + step * step)
-                    elif value < first:
-                        other = min(first, second[u] + step * step)
-                        first, mine = value, label[u]
-                    else:
-                        other = min(other, value)
-            step += 1
-        budget -= step
-        if budget < 0:
-            return False
-        d1[x], d2[x] = first, other
-    return True
-
-
-@_compiled
-def _envelope_row(label, row, reach2):  # type: ignore[no-untyped-def]
-    """Find d1 by a lower envelope of parabolas, then d2 by one for each run of one nearest cell.
-
-    On a run of pixels nearest to cell A, d2 is the envelope of all that is not A. At the pixel
-    left of the run its best column is the one that gave d1, at the pixel right of it likewise;
-    an envelope's best column grows with x, so only columns between these two count. A column
-    lies between them for at most two runs: O(width).
-    """
-    near, second, d1, d2, best, unused = row[0], row[1], row[2], row[3], row[4], row[5]
-    stack = row[6:]
-    width = label.size
-    count = 0
-    for u in range(width):
-        if near[u] <= reach2:
-            count = _push(stack, count, u, near[u], 0, width)
-    _evaluate(stack, count, 0, width, d1, best)
-    d2[:] = _FAR
-    start = 0
-    while count > 0 and start < width:
-        mine = label[best[start]]
-        stop = start + 1
-        while stop < width and label[best[stop]] == mine:
-            stop += 1
-        left = best[start - 1] if start > 0 else 0
-        right = best[stop] if stop < width else width - 1
-        others = 0
-        for u in range(left, right + 1):
-            value = second[u] if label[u] == mine else near[u]
-            if value <= reach2:
-                others = _push(stack, others, u, value, start, stop)
-        _evaluate(stack, others, start, stop, d2, unused)
-        start = stop
-
-
-@_compiled
-def _push(stack, count, u, value, start, stop):  # type: ignore[no-untyped-def]
-    """Add the parabola value + (x - u)^2, u growing from call to call, for start <= x < stop."""
-    columns, values, starts = stack[0], stack[1], stack[2]
-    while count > 0:
-        s, x = columns[count - 1], starts[count - 1]
-        ahead = (x - u) ** 2 + value - (x - s) ** 2 - values[count - 1]
-        if ahead >= 0:  # the last parabola keeps its first pixel, and ahead // 2 (u - s) more
-            start = x + 1 + ahead // (2 * (u - s))
-            break
-        count -= 1
-    if start < stop:
-        columns[count], values[count], starts[count] = u, value, start
-        count += 1
-    return count
-
-
-@_compiled
-def _evaluate(stack, count, start, stop, squared, best):  # type: ignore[no-untyped-def]
-    """Write the envelope's values and columns for start <= x < stop."""
-    if count == 0:
-        squared[start:stop] = _FAR
-    for k in range(count - 1, -1, -1):
-        for x in range(stack[2, k], stop):
-            squared[x] = (x - stack[0, k]) ** 2 + stack[1, k]
-            best[x] = stack[0, k]
-        stop = stack[2, k]
