@@ -9,7 +9,7 @@ from typing import Any
 import tifffile
 
 from unet_repro.errors import InputError
-from unet_repro.image_files import _as_input_errors, _ratio, image_files
+from unet_repro.image_files import as_input_errors, image_files, tag_ratio
 
 PathLike = str | os.PathLike[str]
 
@@ -58,10 +58,10 @@ def read_calibration(path: PathLike) -> Calibration:
     file_path = image_files(path)[0] if Path(path).is_dir() else Path(path)
     if file_path.suffix.lower() == ".png":
         return UNCALIBRATED
-    with _as_input_errors(file_path), tifffile.TiffFile(file_path) as file:
+    with as_input_errors(file_path), tifffile.TiffFile(file_path) as file:
         described = {**(file.shaped_metadata or [{}])[0], **(file.imagej_metadata or {})}
         tags = file.pages.first.tags
-        x, y = (_ratio(tags.valueof(f"{axis}Resolution")) for axis in "XY")
+        x, y = (tag_ratio(tags.valueof(f"{axis}Resolution")) for axis in "XY")
         is_time = file.series[0].axes.startswith("T") and not Path(path).is_dir()
         stated = {
             "resolution": (x, y) if x > 0 and y > 0 else None,
@@ -99,7 +99,7 @@ def _number(value: Any) -> float | None:
 def read_info(path: PathLike) -> str | None:
     """Return the text that `stack_io.write_slices` recorded in a file, None if there is none."""
     try:
-        with _as_input_errors(Path(path)), tifffile.TiffFile(path) as file:
+        with as_input_errors(Path(path)), tifffile.TiffFile(path) as file:
             described = file.imagej_metadata or (file.shaped_metadata or [{}])[0]
             return described.get("Info")
     except InputError:

@@ -1,4 +1,4 @@
-"""The command line: ``unet-repro train | predict | weight-map | evaluate | report``.
+"""The command line: ``unet-repro train | predict | weight-map | evaluate | report | ...``.
 
 Every option is a field of a dataclass: tyro makes flags, types, defaults and help from it.
 """
@@ -22,15 +22,17 @@ from tqdm import tqdm
 
 from unet_repro import evaluation, quantities
 from unet_repro.atomic import atomic_path, check_output
-from unet_repro.config import PRESETS, SIGMA_PX, W0, Preset, TrainConfig
+from unet_repro.config import PRESETS, TILE_INPUT_PX, AugmentationConfig, Preset, TrainConfig
 from unet_repro.device import choose_device, choose_precision
 from unet_repro.errors import InputError
 from unet_repro.model import load_model
 from unet_repro.predict import Average, OverlapTilePredictor
+from unet_repro.preview import augmentation_preview
 from unet_repro.report import write_report
 from unet_repro.run import LabelledStack, evaluate_run, start_run
 from unet_repro.stack_io import read_images, read_labels, read_pair, read_stack, write_stack
-from unet_repro.weight_map import instances, weight_map
+from unet_repro.weight_map import Kind, Variant, instances
+from unet_repro.weight_stack import write_weight_map
 
 Options = TypeVar("Options")
 Labels = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LABELS")]
@@ -169,40 +171,126 @@ class Predict:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Precompute the weight map of a labelled stack (Eq. 2), float32.
+    """Precompute the weight map of a labelled stack (Eq. 2), float32, page by page.
 
     Parameters
     ----------
     labels
         TIFF stack or folder: instance ids, or a 0/255 (0/1) mask whose components are cells.
     out
-        TIFF stack to write.
+        TIFF stack to write; axes and scale are the labels', the settings are recorded in it.
     w0
-        Height of the border term.
+        Height of the border term; by default 10, of the variant short 1, of falk2019 50.
     sigma
-        Its width in px.
+        Its width in px; by default 5, of the variant falk2019 6.
     class_balance
         frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
+    variant
+        paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
+    ignore_label
+        Value of unknown pixels: they weigh 0.
+    separate_touching
+        Weight a ridge between touching cells as background.
+    kind
+        Meaning of the values; auto: a mask if all are 0 and 255, or 0 and 1.
+    compression
+        Of the output, lossless; ImageJ reads zlib and lzw.
+    preview
+        PNG to draw the middle slice in: labels, class weight, border term, sum.
+    workers
+        Threads; by default one per core.
+    resume
+        Go on with what an interrupted or killed call has left.
     overwrite
-        Replace an existing output.
+        Replace existing outputs.
     """
 
     labels: Labels
     out: Path
-    w0: float = W0
-    sigma: float = SIGMA_PX
+    w0: float | None = None
+    sigma: float | None = None
     class_balance: Literal["frequency", "none"] = "frequency"
+    variant: Variant = "paper"
+    ignore_label: int | None = None
+    separate_touching: tyro.conf.FlagCreatePairsOff[bool] = False
+    kind: Kind = "auto"
+    compression: Literal["none", "zlib", "zstd", "lzw"] = "none"
+    preview: Path | None = None
+    workers: int | None = None
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def run(self) -> int:
+        try:
+            write_weight_map(
+                self.labels,
+                self.out,
+                w0=self.w0,
+                sigma=self.sigma,
+                class_balance="frequency" if self.class_balance == "frequency" else None,
+                variant=self.variant,
+                ignore_label=self.ignore_label,
+                separate_touching=self.separate_touching,
+                kind=self.kind,
+                compression=None if self.compression == "none" else self.compression,
+                preview=self.preview,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                workers=self.workers,
+            )
+        except KeyboardInterrupt:
+            print(f"interrupted; --resume goes on with {self.out}", file=sys.stderr)
+            return INTERRUPTED
+        print(self.out)
+        return 0
+
+
+@dataclass(frozen=True)
+class PreviewAugmentation:
+    """Draw the middle slice, and augmented samples of it with their deformed weight maps.
+
+    Parameters
+    ----------
+    images
+        TIFF stack, or folder of grey TIFF or PNG images in natural order.
+    labels
+        The same shape: instance ids, or a 0/255 (0/1) mask whose 4-connected components are cells.
+    out
+        PNG to write.
+    tile
+        Side of a sample in px.
+    samples
+        How many to draw beside the original.
+    seed
+        Of the samples.
+    overwrite
+        Replace an existing output.
+    """
+
+    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGES")]
+    labels: Labels
+    out: Path
+    settings: tyro.conf.OmitArgPrefixes[AugmentationConfig] = field(
+        default_factory=AugmentationConfig
+    )
+    tile: int = TILE_INPUT_PX
+    samples: int = 8
+    seed: int = 0
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def run(self) -> int:
         check_output(self.out, overwrite=self.overwrite)
-        weights = weight_map(
-            read_labels(self.labels),
-            w0=self.w0,
-            sigma=self.sigma,
-            class_balance="frequency" if self.class_balance == "frequency" else None,
+        images, labels = read_pair(self.images, self.labels)
+        augmentation_preview(
+            images,
+            labels,
+            self.out,
+            settings=self.settings,
+            window=self.tile,
+            samples=self.samples,
+            seed=self.seed,
+            overwrite=self.overwrite,
         )
-        write_stack(self.out, weights, overwrite=self.overwrite)
         print(self.out)
         return 0
 
@@ -285,6 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Annotated[Train, tyro.conf.subcommand(name="train", default=train)],
         Annotated[Predict, tyro.conf.subcommand(name="predict")],
         Annotated[WeightMap, tyro.conf.subcommand(name="weight-map")],
+        Annotated[PreviewAugmentation, tyro.conf.subcommand(name="preview-augmentation")],
         Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
         Annotated[Report, tyro.conf.subcommand(name="report")],
     ]

@@ -100,7 +100,7 @@ class TiffPages:
         self.path = Path(path)
         self._handle: BinaryIO = _open_binary(self.path)
         try:
-            with _as_input_errors(self.path):
+            with as_input_errors(self.path):
                 self._file = tifffile.TiffFile(self._handle, name=self.path.name)
                 self._open(palette)
         except BaseException:
@@ -220,7 +220,7 @@ class TiffPages:
         unit_um = _MICROMETRES.get(str(described.get("unit")))
         if unit_um is None and tags.valueof("ResolutionUnit") == tifffile.RESUNIT.CENTIMETER:
             unit_um = 1e4
-        y_per_unit, x_per_unit = (_ratio(tags.valueof(f"{axis}Resolution")) for axis in "YX")
+        y_per_unit, x_per_unit = (tag_ratio(tags.valueof(f"{axis}Resolution")) for axis in "YX")
         if unit_um is None or not y_per_unit or not x_per_unit:
             return None
         return (
@@ -248,7 +248,7 @@ class TiffPages:
             If the pixels cannot be decoded.
         """
         shape = self.shape[1:]
-        with _as_input_errors(self.path, f"slice {z} "):
+        with as_input_errors(self.path, f"slice {z} "):
             if self._data_offset is None:
                 image = self._pages[z].asarray()
             else:
@@ -322,7 +322,7 @@ def read_image(path: Path, *, palette: bool = False) -> np.ndarray:
     shape, dtype = _png_header(path, content)
     if b"IEND" not in content[-64:]:
         raise InputError(f"{path}: truncated, its last chunk is missing")
-    with _as_input_errors(path):
+    with as_input_errors(path):
         return np.asarray(imagecodecs.png_decode(content), dtype=dtype).reshape(shape)
 
 
@@ -367,13 +367,13 @@ def _size(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _ratio(value: Any) -> float:
+def tag_ratio(value: Any) -> float:
     numerator, denominator = value or (0, 1)
     return numerator / denominator if denominator else 0.0
 
 
 @contextmanager
-def _as_input_errors(path: Path, what: str = "") -> Iterator[None]:
+def as_input_errors(path: Path, what: str = "") -> Iterator[None]:
     # What tifffile and the codecs raise on damaged files is not documented and takes many forms
     # (struct.error, KeyError, MemoryError from a huge size, ...), and some defects are only
     # logged. Warnings in the log are harmless oddities of the tags.

@@ -349,7 +349,8 @@ def weight_map_preview(
     border = weigh(stack[z], w0=w0, sigma=sigma, class_balance=None, variant=variant)
     border -= weigh(stack[z], w0=0.0, class_balance=None, variant=plain)
     class_weight = weigh(stack, w0=0.0, class_balance=class_balance, variant=plain)[z]
-    given = [f"variant {variant}", f"slice {z} (of 0 ... {len(stack) - 1})"]
+    given = [f"variant {variant}"]
+    given += [f"slice {z} (of 0 ... {len(stack) - 1})"] if labels.ndim == 3 else []
     given += [f"w0 = {w0:g}"] if w0 is not None else []
     given += [f"sigma = {sigma:g} px"] if sigma is not None else []
     title = f"Weight map (Eq. 2): {', '.join(given)}"

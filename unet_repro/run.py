@@ -5,6 +5,7 @@ file                    what
 ======================  ==========================================================================
 model.safetensors       the network, its whole configuration in the metadata: it alone predicts
 checkpoint.pt           what training needs to go on
+weight_map_*.npz        the weight map of all slices, kept for the same labels and settings
 config.json             settings, versions, hardware, data, how far the run came
 log.csv                 loss, learning rate and validation over the iterations
 heldout_*.tif           image, labels and P(interior) of the held-out slices
@@ -39,7 +40,8 @@ from unet_repro.quantities import index_range
 from unet_repro.report import write_report
 from unet_repro.stack_io import write_stack
 from unet_repro.train import HeldOut, Trained, output_side, train
-from unet_repro.weight_map import frequency_weights, instances, weight_map
+from unet_repro.weight_cache import cached_weight_map
+from unet_repro.weight_map import frequency_weights
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
 
@@ -103,7 +105,7 @@ def start_run(
     device = choose_device(settings.device)
     settings = replace(settings, precision=choose_precision(settings.precision, device))
     _claim(folder, resume=resume, overwrite=overwrite)
-    weights, held_out_weights = _weight_maps(data, settings, kept, held_out)
+    weights, held_out_weights = _weight_maps(data, settings, folder, kept, held_out)
     classes = (data.labels > 0).astype(np.uint8)
     training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
     record = _record(data, settings, kept, held_out, describe(device))
@@ -153,28 +155,23 @@ def _claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _weight_maps(
-    data: LabelledStack, settings: TrainConfig, kept: list[int], held_out: range
+    data: LabelledStack, settings: TrainConfig, folder: Path, kept: list[int], held_out: range
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weight maps of the two parts; both balanced by the training slices alone."""
-    cells = instances(data.labels)
-    interior = int(np.count_nonzero(cells[kept]))
+    is_cell = data.labels[kept] != 0
+    interior = int(np.count_nonzero(is_cell))
     balance = None
     if settings.weight_map.class_balance == "frequency":
-        balance = frequency_weights(cells[kept].size - interior, interior)
-    first, second = (
-        weight_map(
-            cells[part],
-            w0=settings.weight_map.w0,
-            sigma=settings.weight_map.sigma,
-            class_balance=balance,
-            kind="ids",
-            workers=2,
-        )
-        if len(part)
-        else np.empty((0, *cells.shape[1:]), np.float32)
-        for part in (kept, list(held_out))
+        balance = frequency_weights(is_cell.size - interior, interior)
+    weights = cached_weight_map(
+        data.labels,
+        folder,
+        w0=settings.weight_map.w0,
+        sigma=settings.weight_map.sigma,
+        class_balance=balance,
+        workers=2,
     )
-    return first, second
+    return weights[kept], weights[list(held_out)]
 
 
 def _record(

@@ -20,8 +20,8 @@ from unet_repro.nearest_cells import BACKGROUND, CELL, FAR, UNKNOWN, Terms, solv
 Variant = Literal["paper", "short", "falk2019"]
 Kind = Literal["auto", "mask", "ids"]
 
-_W0 = {"paper": config.W0, "short": 1.0, "falk2019": 50.0}
-_SIGMA_PX = {"paper": config.SIGMA_PX, "short": config.SIGMA_PX, "falk2019": 6.0}
+DEFAULT_W0 = {"paper": config.W0, "short": 1.0, "falk2019": 50.0}
+DEFAULT_SIGMA_PX = {"paper": config.SIGMA_PX, "short": config.SIGMA_PX, "falk2019": 6.0}
 _FALK_BACKGROUND, _FALK_NEAR_SIGMA_PX = 0.1, 10.0
 
 
@@ -320,10 +320,10 @@ def _terms(
     classes: np.ndarray, w0: float | None, sigma: float | None, class_balance: Any, variant: Any
 ) -> Terms:
     """Return the summands' numbers, or raise."""
-    if variant not in _W0:
-        raise InputError(f"variant is {variant!r}: one of {', '.join(_W0)} is needed")
-    w0 = float(_W0[variant] if w0 is None else w0)
-    sigma = float(_SIGMA_PX[variant] if sigma is None else sigma)
+    if variant not in DEFAULT_W0:
+        raise InputError(f"variant is {variant!r}: one of {', '.join(DEFAULT_W0)} is needed")
+    w0 = float(DEFAULT_W0[variant] if w0 is None else w0)
+    sigma = float(DEFAULT_SIGMA_PX[variant] if sigma is None else sigma)
     if not 0 <= w0 < math.inf:
         raise InputError(f"w0 is {w0}: a finite number, 0 or more, is needed")
     if not 0 < sigma < math.inf:

@@ -1,0 +1,98 @@
+"""Axes and scale are read from each kind of file, and written by `write_slices`."""
+
+from __future__ import annotations
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+
+from unet_repro.calibration import UNCALIBRATED, Calibration, read_calibration, read_info
+from unet_repro.errors import InputError
+from unet_repro.stack_io import read_stack, write_slices, write_stack
+
+STACK = np.random.default_rng(0).integers(0, 99, (3, 20, 30)).astype(np.uint8)
+
+CALIBRATIONS = {
+    "none": UNCALIBRATED,
+    "volume": Calibration(resolution=(250.0, 200.0), unit="um", spacing=0.05),
+    "movie": Calibration(axes="TYX", resolution=(1.5, 1.5), unit="\\u00B5m", interval=600.0),
+    "centimetres": Calibration(resolution=(1e4, 1e4), resolution_unit=3),
+}
+
+
+@pytest.mark.parametrize("case", CALIBRATIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int32"])  # the last is no ImageJ type
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_what_is_written_is_read(tmp_path, case, dtype, compression):
+    calibration, stack = CALIBRATIONS[case], STACK.astype(dtype)
+    write_slices(
+        tmp_path / "s.tif",
+        iter(stack),
+        shape=stack.shape,
+        dtype=dtype,
+        compression=compression,
+        calibration=calibration,
+        info="two\nlines: é",
+    )
+    if case == "none":  # TIFF has no way to leave the resolution out
+        calibration = Calibration(resolution=(1.0, 1.0))
+    assert read_calibration(tmp_path / "s.tif") == calibration
+    assert read_info(tmp_path / "s.tif") == "two\nlines: é"
+    np.testing.assert_array_equal(read_stack(tmp_path / "s.tif"), stack)
+
+
+def test_slices_are_written_as_the_stack_is(tmp_path):
+    write_stack(tmp_path / "a.tif", STACK, compression="lzw")
+    slices = iter(STACK)
+    write_slices(
+        tmp_path / "b.tif", slices, shape=STACK.shape, dtype=STACK.dtype, compression="lzw"
+    )
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_failing_slices_leave_nothing(tmp_path):
+    def two_of_three():
+        yield STACK[0]
+        yield STACK[1]
+        raise InputError("damaged")
+
+    with pytest.raises(InputError, match="damaged"):
+        write_slices(tmp_path / "s.tif", two_of_three(), shape=STACK.shape, dtype=np.uint8)
+    with pytest.raises(InputError, match="cannot store float64"):
+        write_slices(tmp_path / "s.tif", STACK, shape=STACK.shape, dtype=float)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ome_scale(tmp_path):
+    scale = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}
+    tifffile.imwrite(tmp_path / "s.ome.tif", STACK, metadata={"axes": "ZYX", **scale})
+    expected = Calibration(resolution=(4.0, 2.0), unit="\\u00B5m", spacing=2.0)
+    assert read_calibration(tmp_path / "s.ome.tif") == expected
+    content = (tmp_path / "s.ome.tif").read_bytes().replace(b'SizeX="0.25"', b'SizeX="none"')
+    (tmp_path / "s.ome.tif").write_bytes(content)
+    assert read_calibration(tmp_path / "s.ome.tif").unit is None
+
+
+def test_unit_that_is_no_ascii(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", STACK[0], metadata={"unit": "µm ☃"})
+    assert read_calibration(tmp_path / "s.tif").unit == "\\u00B5m ?"
+
+
+def test_folder_is_a_volume_of_its_first_files_scale(tmp_path):
+    options = {"resolution": (300, 300), "resolutionunit": "inch"}
+    tifffile.imwrite(tmp_path / "0.tif", STACK[0], **options)
+    tifffile.imwrite(tmp_path / "1.tif", STACK[1])
+    expected = Calibration(resolution=(300.0, 300.0), resolution_unit=2)
+    assert read_calibration(tmp_path) == expected
+    (tmp_path / "0.tif").rename(tmp_path / "2.tif")
+    (tmp_path / "0.png").write_bytes(imagecodecs.png_encode(STACK[0]))
+    assert read_calibration(tmp_path) == UNCALIBRATED
+
+
+def test_info_of_other_files_is_none(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", STACK[0])
+    (tmp_path / "t.tif").write_text("no TIFF")
+    assert read_info(tmp_path / "s.tif") is None
+    assert read_info(tmp_path / "t.tif") is None
+    assert read_info(tmp_path / "none.tif") is None

@@ -1,0 +1,113 @@
+"""What `SliceParts` keeps, refuses and removes; kills are in `test_weight_stack`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unet_repro.errors import InputError
+from unet_repro.resumable import SliceParts, differences
+
+SLICE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def begin(parts: SliceParts, **record) -> None:
+    parts.begin({"sigma": 5.0, **record}, shape=(2, 3), dtype=np.float32)
+
+
+def test_finished_slices_wait_for_a_resume(tmp_path):
+    with SliceParts(tmp_path / "a.tif") as parts:
+        begin(parts)
+        assert not parts.has(7)
+        parts.put(7, SLICE.T.copy().T)  # of any memory layout
+    with SliceParts(tmp_path / "a.tif", resume=True) as parts:
+        begin(parts)
+        assert parts.has(7) and not parts.has(0)
+        np.testing.assert_array_equal(parts.get(7), SLICE)
+        with pytest.raises(InputError, match="is missing or damaged"):
+            parts.get(0)
+        parts.finish(lambda path: path.write_bytes(parts.get(7)))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+    assert (tmp_path / "a.tif").read_bytes() == SLICE.tobytes()
+
+
+def test_nothing_begun_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="bad labels"), SliceParts(tmp_path / "new/a.tif"):
+        raise ValueError("bad labels")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_failing_assembly_leaves_the_old_output_and_the_slices(tmp_path):
+    (tmp_path / "a.tif").write_text("old")
+    with (
+        pytest.raises(OSError, match="full"),
+        SliceParts(tmp_path / "a.tif", overwrite=True) as parts,
+    ):
+        begin(parts)
+        parts.put(0, SLICE)
+        parts.finish(fail)
+    assert (tmp_path / "a.tif").read_text() == "old"
+    with SliceParts(tmp_path / "a.tif", resume=True) as parts:
+        begin(parts)
+        assert parts.has(0)
+
+
+def fail(path):
+    path.write_bytes(b"half")
+    raise OSError("the disc is full")
+
+
+def test_output_made_by_another_program_meanwhile_is_kept(tmp_path):
+    with (
+        pytest.raises(InputError, match="exists already"),
+        SliceParts(tmp_path / "a.tif") as parts,
+    ):
+        begin(parts)
+        (tmp_path / "a.tif").write_text("theirs")
+        parts.finish(lambda path: path.write_text("ours"))
+    assert (tmp_path / "a.tif").read_text() == "theirs"
+
+
+def test_damaged_record_is_refused(tmp_path):
+    with SliceParts(tmp_path / "a.tif") as parts:
+        begin(parts)
+    for content in (b"", b"{", b"[]", b'{"record": 1}', b"\xff\xfe"):
+        (tmp_path / ".a.tif.parts/manifest.json").write_bytes(content)
+        with (
+            pytest.raises(InputError, match=r"manifest\.json: is damaged"),
+            SliceParts(tmp_path / "a.tif", resume=True) as parts,
+        ):
+            begin(parts)
+    with SliceParts(tmp_path / "a.tif", overwrite=True) as parts:
+        begin(parts)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), SliceParts(tmp_path / "file/a.tif"):
+        pass
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is not a regular file"):
+            SliceParts(tmp_path, overwrite=overwrite)
+
+
+def test_link_to_an_output_survives(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with SliceParts(tmp_path / "link", overwrite=True) as parts:
+        begin(parts)
+        parts.finish(lambda path: path.write_text("new"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [
+        ({"a": 1, "b": {"c": [1, 2]}}, []),
+        ({"a": True, "b": {"c": [1]}}, ["b.c [1, 2], not [1]"]),
+        ({"a": 2, "b": {"c": [1, 2], "d": "x"}}, ["a 1, not 2", 'b.d null, not "x"']),
+        ({"b": 3}, ["a 1, not null", 'b {"c": [1, 2]}, not 3']),
+    ],
+)
+def test_differences_are_named(new, expected):
+    assert differences({"a": 1, "b": {"c": [1, 2]}}, new) == expected

@@ -1,0 +1,237 @@
+"""Outputs that are computed slice by slice and survive a kill: finished slices wait on disc."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+
+from unet_repro.atomic import atomic_path
+from unet_repro.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+_ZSTD_LEVEL = 1  # the fastest
+
+
+class SliceParts:
+    """Keep the finished slices of an output, to go on after a kill without computing them again.
+
+    In a private folder beside the output, ``.<name>.parts``: what is being computed (a record),
+    the finished slices (zstd, with a check sum), a lock against a second process, and, while it
+    is put together, the output. The folder goes when the output is complete, or if nothing was
+    begun.
+
+    Parameters
+    ----------
+    out : path-like
+        The output.
+    resume : bool
+        Go on with what is there, if there is anything.
+    overwrite : bool
+        Replace an existing output, and, without `resume`, what is there of an unfinished one.
+
+    Attributes
+    ----------
+    target : pathlib.Path
+        The output with symbolic links followed.
+    resumes : bool
+        As given.
+    is_complete : bool
+        The output is in place and the folder may go.
+
+    Raises
+    ------
+    InputError
+        At once, or on entering: if the output or an unfinished one is there and neither option
+        allows it, if another process is writing it, or if the folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with SliceParts(f"{folder.name}/sum.txt") as parts:
+    ...     parts.begin({"bins": 2}, shape=(2,), dtype=np.uint8)
+    ...     parts.put(0, np.array([3, 4], np.uint8))  # here a kill may come
+    >>> with SliceParts(f"{folder.name}/sum.txt", resume=True) as parts:
+    ...     parts.begin({"bins": 2}, shape=(2,), dtype=np.uint8)
+    ...     parts.finish(lambda path: path.write_text(str(parts.get(0).sum())))
+    >>> [file.read_text() for file in Path(folder.name).iterdir()]
+    ['7']
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self, out: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        # Not check_output: its probe, killed, would stay beside the output.
+        self.target = Path(os.path.realpath(out))
+        self.is_complete = False
+        self._folder = self.target.with_name(f".{self.target.name}.parts")
+        self._manifest = self._folder / "manifest.json"
+        self.resumes = resume
+        self._overwrite = overwrite
+        if self.target.exists() and not self.target.is_file():
+            raise InputError(f"{out}: is not a regular file, so it cannot be written as one")
+        if not resume:
+            self._check_target()
+
+    def __enter__(self) -> SliceParts:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._folder / "lock").open("wb")
+        except OSError as error:
+            raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from error
+        try:
+            _lock(self._lock, f"{self.target}: another process is writing it")
+            self._claim()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def _claim(self) -> None:
+        if self.resumes or not self._manifest.exists():
+            return
+        if not self._overwrite:
+            raise InputError(
+                f"{self.target}: an unfinished run of it is there; --resume goes on with it, "
+                "--overwrite begins anew"
+            )
+        for file in self._folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.is_complete or not self._manifest.exists():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
+
+    def begin(self, record: dict[str, Any], *, shape: tuple[int, ...], dtype: Any) -> None:
+        """State what is computed, before the first slice.
+
+        Parameters
+        ----------
+        record : dict
+            All that decides the output's content; JSON-ready.
+        shape, dtype
+            Of each slice.
+
+        Raises
+        ------
+        InputError
+            If what is there was begun with another record; the message names the differences. If
+            an output is there that may not be replaced.
+        """
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        if not self._manifest.exists():
+            self._check_target()
+            with atomic_path(self._manifest, overwrite=True) as part:
+                part.write_text(json.dumps({"overwrite": self._overwrite, "record": record}))
+            return
+        try:
+            manifest = json.loads(self._manifest.read_bytes())
+            old, may_overwrite = manifest["record"], manifest["overwrite"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._manifest}: is damaged; --overwrite without --resume begins anew"
+            ) from error
+        if differing := differences(old, json.loads(json.dumps(record))):
+            raise InputError(
+                f"{self.target}: cannot be resumed, it was begun with {'; '.join(differing)}; "
+                "--overwrite without --resume begins anew"
+            )
+        self._overwrite |= may_overwrite
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if self.target.exists() and not self._overwrite:
+            raise InputError(f"{self.target}: exists already; give --overwrite to replace it")
+
+    def put(self, z: int, image: np.ndarray) -> None:
+        """Keep slice `z`; from threads as well."""
+        pixels = np.ascontiguousarray(image, self._dtype).tobytes()
+        payload = imagecodecs.zstd_encode(pixels, _ZSTD_LEVEL)
+        with atomic_path(self._file(z), overwrite=True) as part, part.open("wb") as file:
+            file.write(struct.pack("<I", zlib.crc32(payload)))
+            file.write(payload)
+
+    def has(self, z: int) -> bool:
+        """Whether slice `z` is there, and undamaged."""
+        return self._payload(z) is not None
+
+    def get(self, z: int) -> np.ndarray:
+        """Return slice `z`.
+
+        Raises
+        ------
+        InputError
+            If it is not there, or damaged.
+        """
+        payload = self._payload(z)
+        if payload is None:
+            raise InputError(f"{self._file(z)}: is missing or damaged; --resume computes it again")
+        return np.frombuffer(imagecodecs.zstd_decode(payload), self._dtype).reshape(self._shape)
+
+    def finish(self, write: Callable[[Path], Any]) -> None:
+        """Put the output together and in place: `write` is called with the path to write to."""
+        whole = self._folder / f"whole{self.target.suffix}"
+        write(whole)
+        self._check_target()
+        os.replace(whole, self.target)
+        self.is_complete = True
+
+    def _file(self, z: int) -> Path:
+        return self._folder / f"{z:06}.zst"
+
+    def _payload(self, z: int) -> bytes | None:
+        try:
+            content = self._file(z).read_bytes()
+        except FileNotFoundError:
+            return None
+        checksum, payload = content[:4], content[4:]
+        return payload if checksum == struct.pack("<I", zlib.crc32(payload)) else None
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """List in words where two JSON values differ.
+
+    Examples
+    --------
+    >>> differences({"a": 1, "b": {"c": [2, 3]}}, {"a": 1, "b": {"c": [2, 4]}})
+    ['b.c [2, 3], not [2, 4]']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        dot = "." if name else ""
+        keys = [*old, *(key for key in new if key not in old)]
+        found = (differences(old.get(key), new.get(key), f"{name}{dot}{key}") for key in keys)
+        return [line for lines in found for line in lines]
+    return [] if old == new else [f"{name} {json.dumps(old)}, not {json.dumps(new)}"]
+
+
+def _lock(file: BinaryIO, message: str) -> None:
+    """Hold the file until it is closed, or the process ends; raise if another process holds it."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(message) from None
+    except OSError:  # a file system without locks
+        return
