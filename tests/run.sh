@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # All checks: ruff, mypy, the default test suite. Options are passed on to pytest.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root="$(CDPATH='' cd "$(dirname "$0")/.." && pwd)"
+cd "$root"
 EXTRAS=test
-source experiments/environment.sh
+source "$root/experiments/environment.sh"
 if [ -z "${UNET_REPRO_DATA:-}" ]; then
     echo "UNET_REPRO_DATA is not set: tests on real data are skipped"
 fi
-ruff check .
-ruff format --check .
-mypy
-exec pytest "$@"
+"$PYTHON_BIN" -m ruff check .
+"$PYTHON_BIN" -m ruff format --check .
+"$PYTHON_BIN" -m mypy
+exec "$PYTHON_BIN" -m pytest "$@"

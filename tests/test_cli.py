@@ -166,6 +166,11 @@ def test_labels_of_one_class_are_refused(files, capsys):
         (("--base-channels", "0"), "base_channels"),
         (("--optimizer", "adagrad"), "adagrad"),
         (("--no-such-flag", "1"), "no-such-flag"),
+        (("--seed", "99999999999999999999"), "seed is"),
+        (("--sigma", "0"), "sigma is 0"),
+        (("--classes", "3"), "classes is 3"),
+        (("--batch-norm", "--weight-average", "0.9"), "running statistics"),
+        (("--learning-rate", "inf"), "learning_rate is inf"),
     ],
 )
 def test_bad_settings_are_one_line(files, capsys, flags, message):
@@ -265,6 +270,9 @@ def test_preset_decides_the_defaults_of_all_flags():
     assert cli.preset_settings(arguments, "paper") == PRESETS["quick"]
     assert cli.preset_settings(["--preset=release"], "paper") == PRESETS["release"]
     assert cli.preset_settings([], "paper") == PRESETS["paper"]
+    twice = ["my --preset port/a.tif", "--preset", "port", "--preset", "quick"]
+    assert cli.preset_settings(twice, "paper") == PRESETS["quick"]
+    assert cli.preset_settings(twice[:1], "paper") == PRESETS["paper"]
 
 
 def test_ctrl_c_is_exit_code_130(capsys):

@@ -98,7 +98,7 @@ def test_wrong_network_is_refused(values: dict[str, object], message: str) -> No
         (dict(time_budget="soon"), "'soon' is not a duration such as 90s"),
         (dict(weight_decay=-1.0), "weight_decay is -1.0: it must be 0 or more"),
         (dict(weight_decay=math.nan), "weight_decay is nan"),
-        (dict(learning_rate=0.0), "learning_rate is 0.0: it must be above 0"),
+        (dict(learning_rate=0.0), "learning_rate is 0.0: above 0"),
         (dict(learning_rate=math.nan), "learning_rate is nan"),
         (dict(momentum=1.0), r"momentum is 1.0: it must lie in \[0, 1\)"),
         (dict(weight_average=1.5), r"weight_average is 1.5: it must lie in \[0, 1\)"),

@@ -104,3 +104,55 @@ def test_without_held_out_slices_there_is_still_a_report(data, tiny, tmp_path):
     result = evaluate_run(data, tiny, tmp_path, is_quiet=True)
     assert result["heldout"] is None
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_refused_resume_or_overwrite_changes_no_file(data, tiny, tmp_path):
+    settings = replace(tiny, val="1:3")
+    start_run(data, settings, tmp_path, is_quiet=True)
+    evaluate_run(data, settings, tmp_path, is_quiet=True)
+    (tmp_path / "submission.tif").write_bytes(b"as it was")
+
+    def contents():
+        kept = [path for path in tmp_path.iterdir() if path.suffix != ".npz"]
+        return {path.name: path.read_bytes() for path in kept}
+
+    before = contents()
+    with pytest.raises(InputError, match="was made with seed"):
+        start_run(data, replace(settings, seed=3), tmp_path, resume=True)
+    flat = replace(data, images=np.full_like(data.images, 7))
+    with pytest.raises(InputError, match="nothing to learn"):
+        start_run(flat, settings, tmp_path, overwrite=True)
+    with pytest.raises(InputError, match="give one"):
+        start_run(data, settings, tmp_path, resume=True, overwrite=True)
+    assert contents() == before
+    # going on makes the old figures stale; so does beginning anew
+    start_run(data, replace(settings, iterations=13), tmp_path, resume=True, is_quiet=True)
+    assert not {"metrics.json", "submission.tif", "heldout_image.tif"} & set(contents())
+
+
+@pytest.mark.parametrize("images_type", ["float64", "int16", "uint16", "int64"])
+@pytest.mark.parametrize("labels_type", ["int64", "uint8", "bool"])
+def test_any_type_that_can_be_read_is_evaluated(data, tiny, tmp_path, images_type, labels_type):
+    settings = replace(tiny, val="1:3", iterations=1)
+    labels = data.labels if labels_type != "bool" else data.labels > 0
+    other = replace(data, images=data.images.astype(images_type), labels=labels.astype(labels_type))
+    start_run(other, settings, tmp_path, is_quiet=True)
+    evaluate_run(other, settings, tmp_path, is_quiet=True)
+    stored = read_stack(tmp_path / "heldout_image.tif")
+    np.testing.assert_array_equal(stored, data.images[1:3])
+    np.testing.assert_array_equal(read_stack(tmp_path / "heldout_labels.tif") > 0, labels[1:3] > 0)
+
+
+@pytest.mark.parametrize(("part", "name"), [([0, 3], "training"), ([1, 2], "held-out")])
+def test_one_class_in_either_part_is_refused_before_training(data, tiny, tmp_path, part, name):
+    labels = data.labels.copy()
+    labels[part] = 255
+    with pytest.raises(InputError, match=f"the {name} slices' labels are all cell interior"):
+        start_run(replace(data, labels=labels), replace(tiny, val="1:3"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_record_holds_the_measured_normalisation(data, tiny, tmp_path):
+    start_run(data, tiny, tmp_path, is_quiet=True)
+    model = json.loads((tmp_path / "config.json").read_text())["settings"]["model"]
+    assert model["input_mean"] == pytest.approx([data.images.mean()], rel=1e-5)

@@ -149,7 +149,7 @@ def test_resume_refuses_other_settings_other_data_and_foreign_files(two_cells, t
     with pytest.raises(InputError, match=r"learning_rate = 0\.003.*not 0\.5"):
         train(stack(two_cells), replace(tiny, learning_rate=0.5), tmp_path, resume=True)
     images, labels = two_cells
-    with pytest.raises(InputError, match="made with data"):
+    with pytest.raises(InputError, match="made with other images"):
         train(stack((images[::-1].copy(), labels)), tiny, tmp_path, resume=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="not a checkpoint"):
@@ -273,3 +273,124 @@ def test_one_step_of_every_preset_narrowed(two_cells, tmp_path, preset):
     assert trained.iterations == 1
     record = read_metadata(tmp_path / "model.safetensors")["training"]
     assert record["settings"]["preset"] == preset
+
+
+@pytest.mark.parametrize("broken_at", [6, 9, 11])  # at a validation, between, at the end
+def test_weights_that_are_no_numbers_are_never_saved(
+    two_cells, tiny, tmp_path, monkeypatch, broken_at
+):
+    step = train_module._Run._step
+
+    def step_and_break(run):
+        loss = step(run)
+        if run.iteration + 1 == broken_at:
+            with torch.no_grad():
+                run.network.classifier.weight.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(train_module._Run, "_step", step_and_break)
+    with pytest.raises(InputError, match="became nan"):
+        train(
+            stack(two_cells),
+            replace(tiny, iterations=11),
+            tmp_path,
+            held_out=held_out(two_cells),
+            is_quiet=True,
+        )
+    if broken_at > 6:
+        assert all(value.isfinite().all() for value in weights_of(tmp_path).values())
+    else:
+        assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_sgd_is_momentum_099_by_hand(two_cells, tiny, tmp_path):
+    """Two steps against v = 0.99 v + g, w = w - rate v."""
+    settings = replace(
+        tiny, optimizer="sgd", momentum=0.99, schedule="constant", warmup_iterations=0
+    )
+    run = train_module._Run(stack(two_cells), settings, tmp_path)
+    run.network.train()
+    weight = run.network.classifier.weight
+    expected, velocity = weight.detach().clone(), torch.zeros_like(weight)
+    for _ in range(3):
+        run._step()
+        run.iteration += 1
+        velocity = 0.99 * velocity + weight.grad
+        expected -= settings.learning_rate * velocity
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_optimisers_get_the_settings(two_cells, tiny, tmp_path):
+    adam = train_module._Run(stack(two_cells), replace(tiny, weight_decay=0.25), tmp_path)
+    assert adam.optimizer.defaults["betas"] == (0.9, 0.999)
+    assert adam.optimizer.defaults["weight_decay"] == 0.25
+    settings = replace(tiny, optimizer="sgd", weight_decay=0.125)
+    sgd = train_module._Run(stack(two_cells), settings, tmp_path)
+    assert sgd.optimizer.defaults["weight_decay"] == 0.125
+
+
+def test_validation_leaves_the_network_training_and_the_end_does_not(two_cells, tiny, tmp_path):
+    run = train_module._Run(stack(two_cells), tiny, tmp_path)
+    run.network.train()
+    run._validate(held_out(two_cells))
+    assert run.network.training
+    assert not train(stack(two_cells), tiny, tmp_path, is_quiet=True).network.training
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_validation_error_has_the_right_polarity(two_cells, tiny, tmp_path, is_right):
+    """A network of one threshold on the grey value tells bright cells from dark membrane."""
+
+    class Threshold(torch.nn.Module):
+        config = tiny.model
+
+        def forward(self, x):
+            x = x[..., 20:-20, 20:-20] - 120
+            return torch.cat((-x, x) if is_right else (x, -x), dim=1)
+
+    run = train_module._Run(stack(two_cells), tiny, tmp_path)
+    run.finished = Threshold
+    error = run._validate(held_out(two_cells))["validation_pixel_error"]
+    assert error < 0.01 if is_right else error > 0.3
+
+
+def test_a_used_up_time_budget_stays_used_up(two_cells, tiny, tmp_path, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(ticks)))
+    settings = replace(tiny, iterations=0, time_budget="8s", validate_every=1)
+    first = train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    again = train(stack(two_cells), settings, tmp_path, resume=True, is_quiet=True)
+    assert first.iterations == again.iterations == 8
+
+
+def test_fewer_iterations_than_done_is_finished(two_cells, tiny, tmp_path):
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    settings = replace(tiny, iterations=5)
+    again = train(stack(two_cells), settings, tmp_path, resume=True, is_quiet=True)
+    assert again.stopped == "finished" and again.iterations == 12
+
+
+def test_a_damaged_log_or_checkpoint_part_is_survived_or_refused(two_cells, tiny, tmp_path):
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    log = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").write_text(log + "1a,garbage\n")
+    longer = replace(tiny, iterations=14)
+    train(stack(two_cells), longer, tmp_path, resume=True, is_quiet=True)
+    assert [row["iteration"] for row in log_rows(tmp_path)] == ["6", "12", "14"]
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"optimizer": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="damaged"):
+        train(stack(two_cells), longer, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 7}, "in_channels is 7"),
+        ({"input_mean": (5.0,)}, "input_mean is measured"),
+    ],
+)
+def test_settings_that_the_data_decide_are_refused(two_cells, tiny, tmp_path, change, message):
+    settings = replace(tiny, model=replace(tiny.model, **change))
+    with pytest.raises(InputError, match=message):
+        train(stack(two_cells), settings, tmp_path)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
+import os
 import re
 import sys
 import warnings
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
 import numpy as np
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -381,10 +384,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def preset_settings(arguments: Sequence[str], default: Preset) -> TrainConfig:
-    """Return the settings that the flags start from: those of the ``--preset`` asked for."""
-    wanted = re.search(r"--preset[ =](\w+)", " ".join(arguments))
-    name = wanted[1] if wanted and wanted[1] in get_args(Preset) else default
-    return PRESETS[name]  # type: ignore[index]
+    """Return the settings that the flags start from: those of the last ``--preset`` given."""
+    name: str = default
+    for flag, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        if flag == "--preset":
+            name = value
+        elif flag.startswith("--preset="):
+            name = flag.partition("=")[2]
+    return PRESETS[name if name in get_args(Preset) else default]  # type: ignore[index]
 
 
 def parse(
@@ -425,6 +432,11 @@ def guarded(command: Callable[[], int]) -> int:
         message, code = str(error), 2
     except KeyboardInterrupt:
         message, code = "interrupted", INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        message, code = f"out of memory: smaller tiles need less (--tile): {error}", 2
     except OSError as error:
         message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -162,6 +162,12 @@ class WeightMapConfig:
     sigma: float = SIGMA_PX  # Eq. 2
     class_balance: Literal["frequency", "none"] = "frequency"  # not in the paper: how
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.w0 < math.inf:
+            raise InputError(f"w0 is {self.w0}: it must be 0 or more, finite")
+        if not 0 < self.sigma < math.inf:
+            raise InputError(f"sigma is {self.sigma}: it must be above 0, finite")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -212,10 +218,22 @@ class TrainConfig:
         if self.time_budget:
             seconds(self.time_budget)
         for name in ("iterations", "weight_decay", "warmup_iterations"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate is {self.learning_rate}: it must be above 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate is {self.learning_rate}: above 0 and finite is needed")
+        if not 0 <= self.seed < 2**62:
+            raise InputError(f"seed is {self.seed}: it must lie in [0, 2^62)")
+        if self.model.classes != 2:
+            raise InputError(
+                f"classes is {self.model.classes}: labels tell two classes apart, cell interior "
+                "and the rest, so training needs 2"
+            )
+        if self.model.batch_norm and self.weight_average:
+            raise InputError(
+                "weight_average with batch_norm: averaged weights do not fit the running "
+                "statistics of the last ones; set weight_average to 0"
+            )
         for name in ("momentum", "weight_average"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")

@@ -250,6 +250,9 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
                 f"its configuration needs {expected.get(name)}"
             )
     model = UNet(shape)
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InputError(f"{path}: weight {name} holds NaN or infinite values")
     model.load_state_dict(tensors)
     return model.to(device).eval()
 
@@ -273,7 +276,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             "config": json.loads(metadata["config"]),
             "training": json.loads(metadata["training"]),
         }
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
         raise InputError(
             f"{path}: not a model of unet_repro ({reason.splitlines()[0][:80]}); "

@@ -268,7 +268,7 @@ def _slice_tables(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the panels of the best, the median and the worst held-out slice."""
+    """Return the panels of the best, the median and the worst held-out slice, or of fewer."""
     value = run.metrics.get("heldout")
     if not value or run.image is None or run.labels is None or run.probability is None:
         return []
@@ -276,11 +276,13 @@ def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
     if not is_number(threshold):
         return []
     order = evaluation.worst_first(value["slices"])
-    wanted = {"best": order[-1], "median": order[(len(order) - 1) // 2], "worst": order[0]}
+    wanted = {"best": order[-1]}
+    if len(order) > 2:
+        wanted["median"] = order[(len(order) - 1) // 2]
+    if len(order) > 1:
+        wanted["worst"] = order[0]
     shown: list[dict[str, Any]] = []
     for word, z in wanted.items():
-        if any(z == other["position"] for other in shown):
-            continue  # fewer than three slices
         row = value["slices"][z]
         shown.append(
             {

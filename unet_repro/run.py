@@ -28,7 +28,7 @@ import numpy as np
 
 from unet_repro import config
 from unet_repro._version import __version__
-from unet_repro.atomic import atomic_path
+from unet_repro.atomic import atomic_path, check_output
 from unet_repro.config import TrainConfig
 from unet_repro.dataset import TrainingSet
 from unet_repro.device import choose_device, choose_precision, describe
@@ -39,10 +39,12 @@ from unet_repro.predict import Average, OverlapTilePredictor, predict_volume
 from unet_repro.quantities import index_range
 from unet_repro.report import write_report
 from unet_repro.stack_io import write_stack
-from unet_repro.train import HeldOut, Trained, output_side, train
+from unet_repro.train import HeldOut, Start, Trained, output_side, train
 from unet_repro.weight_cache import cached_weight_map
 from unet_repro.weight_map import frequency_weights
 
+TRAINED = ("checkpoint.pt", "model.safetensors", "config.json", "log.csv")
+RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
 
 
@@ -101,21 +103,37 @@ def start_run(
     kept = [z for z in range(len(data.images)) if z not in held_out]
     if not kept:
         raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
+    for part, name in ((kept, "training"), (list(held_out), "held-out")):
+        _check_both_classes(data.labels[part], name)
     output_side(settings)
     device = choose_device(settings.device)
     settings = replace(settings, precision=choose_precision(settings.precision, device))
-    _claim(folder, resume=resume, overwrite=overwrite)
+    _check_folder(folder, resume=resume, overwrite=overwrite)
     weights, held_out_weights = _weight_maps(data, settings, folder, kept, held_out)
     classes = (data.labels > 0).astype(np.uint8)
     training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
     record = _record(data, settings, kept, held_out, describe(device))
-    _write_json(folder / "config.json", record)
     validation = None
     if held_out:
         block = slice(held_out.start, held_out.stop)
         validation = HeldOut(data.images[block], classes[block], held_out_weights)
+
+    def on_start(start: Start) -> None:
+        """Begin to write, now that nothing can be refused any more."""
+        if overwrite or not start.is_over:
+            _remove(folder, RESULTS if resume else RESULTS + TRAINED)
+        record["settings"]["model"] = config.to_dict(start.model)
+        record["state"]["iterations"] = start.iterations
+        _write_json(folder / "config.json", record)
+
     trained = train(
-        training, settings, folder, held_out=validation, resume=resume, is_quiet=is_quiet
+        training,
+        settings,
+        folder,
+        held_out=validation,
+        resume=resume,
+        is_quiet=is_quiet,
+        on_start=on_start,
     )
     record["state"] = {
         "iterations": trained.iterations,
@@ -127,6 +145,12 @@ def start_run(
     return trained
 
 
+def _check_both_classes(labels: np.ndarray, name: str) -> None:
+    if labels.size and len(np.unique(labels > 0)) == 1:
+        found = "cell interior" if (labels > 0).any() else "background"
+        raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
+
+
 def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
     """Return the indices of the held-out slices, empty for none."""
     if not settings.val:
@@ -134,24 +158,26 @@ def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
     return index_range(settings.val, length=len(data.images), name="--val")
 
 
-def _claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready to write in, or say why it cannot be."""
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder if need be; refuse one that holds a run that nobody gave up."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made: {error.strerror}") from error
-    old = [
-        folder / name
-        for name in ("checkpoint.pt", "model.safetensors", "config.json", "log.csv", "metrics.json")
-    ]
-    old += folder.glob("heldout_*.tif")
-    if any(path.exists() for path in old) and not resume:
-        if not overwrite:
-            raise InputError(
-                f"{folder}: holds a run already; --resume goes on with it, --overwrite replaces it"
-            )
-        for path in old:
-            path.unlink(missing_ok=True)
+    check_output(folder / "config.json", overwrite=True)
+    is_taken = any(any(folder.glob(name)) for name in RESULTS + TRAINED)
+    if is_taken and not (resume or overwrite):
+        raise InputError(
+            f"{folder}: holds a run already; --resume goes on with it, --overwrite replaces it"
+        )
+
+
+def _remove(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        for path in folder.glob(name):
+            path.unlink()
 
 
 def _weight_maps(
@@ -252,8 +278,9 @@ def evaluate_run(
             run_predictor(settings, folder, average), data.images[block], progress=not is_quiet
         )
         labels = data.labels[block]
-        write_stack(folder / "heldout_image.tif", data.images[block], overwrite=True)
-        write_stack(folder / "heldout_labels.tif", labels, overwrite=True)
+        image = _storable(data.images[block])
+        write_stack(folder / "heldout_image.tif", image, overwrite=True)
+        write_stack(folder / "heldout_labels.tif", _storable(labels), overwrite=True)
         write_stack(folder / "heldout_probability.tif", probability, overwrite=True)
         result["heldout"] = evaluate_em(labels, probability, first_slice=held_out.start)
     if test is not None:
@@ -261,6 +288,19 @@ def evaluate_run(
     _write_json(folder / "metrics.json", result)
     write_report(folder)
     return result
+
+
+def _storable(stack: np.ndarray) -> np.ndarray:
+    """Return a stack in a type that a TIFF stack can hold: float32, or integers renumbered."""
+    if stack.dtype.kind == "f":
+        return stack.astype(np.float32)
+    if stack.dtype.name in ("uint8", "uint16"):
+        return stack
+    if stack.min() >= 0 and stack.max() < 1 << 16:
+        return stack.astype(np.uint16)
+    # beyond 16 bits, or negative: grey values fit float32's eye, ids keep their order
+    values, ranks = np.unique(stack, return_inverse=True)
+    return ranks.reshape(stack.shape).astype(np.uint16 if len(values) < 1 << 16 else np.int32)
 
 
 def run_predictor(settings: TrainConfig, folder: Path, average: Average) -> OverlapTilePredictor:

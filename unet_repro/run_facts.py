@@ -30,9 +30,9 @@ def summary(run: RunFolder) -> list[str]:
     data, state, settings = run.section("data"), run.section("state"), run.section("settings")
     words = []
     if data.get("train_slices"):
-        words.append(f"trained on slices {_slices(data['train_slices'])}")
+        words.append(f"trained on slices {slices(data['train_slices'])}")
     if data.get("heldout_slices"):
-        words.append(f"held out {_slices(data['heldout_slices'])}")
+        words.append(f"held out {slices(data['heldout_slices'])}")
     if settings.get("preset"):
         words.append(f"preset {settings['preset']}")
     if is_number(state.get("iterations")):
@@ -42,7 +42,7 @@ def summary(run: RunFolder) -> list[str]:
     return words
 
 
-def _slices(text: Any) -> str:
+def slices(text: Any) -> str:
     """Return "0:25, 29:30" as "0–24, 29"; anything else as it is."""
     return ", ".join(map(_block, str(text).split(", ")))
 
@@ -68,6 +68,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
+
+
 def facts(run: RunFolder) -> list[tuple[str, Rows]]:
     """Return titled groups of (name, value)."""
     data, state, settings = run.section("data"), run.section("state"), run.section("settings")
@@ -79,7 +83,7 @@ def facts(run: RunFolder) -> list[tuple[str, Rows]]:
     ]
     model = run.folder / "model.safetensors"
     if model.is_file():
-        length.append(("model", f"{model.name}, {model.stat().st_size / 1e6:.1f} MB"))
+        length.append(("model", f"{model.name}, {_size(model.stat().st_size)}"))
     names = {
         "name": "name",
         "images": "images",
@@ -90,7 +94,7 @@ def facts(run: RunFolder) -> list[tuple[str, Rows]]:
         "labels_sha256": "SHA-256 of the label pixels",
     }
     of_data = [
-        (name, _slices(data[key]) if key.endswith("_slices") else _plain(data[key]))
+        (name, slices(data[key]) if key.endswith("_slices") else _plain(data[key]))
         for key, name in names.items()
         if data.get(key)
     ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 from unet_repro import config, geometry
 from unet_repro.atomic import atomic_path
-from unet_repro.config import TrainConfig
+from unet_repro.config import TrainConfig, UNetConfig
 from unet_repro.dataset import TrainingSet
 from unet_repro.device import autocast, choose_precision
 from unet_repro.errors import InputError
@@ -65,6 +67,15 @@ class Trained:
     has_collapsed: bool
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with: its completed network, steps taken before, whether it is over."""
+
+    model: UNetConfig
+    iterations: int
+    is_over: bool
+
+
 def output_side(settings: TrainConfig) -> int:
     """Return the side of the output tile in px (572: 388).
 
@@ -77,8 +88,9 @@ def output_side(settings: TrainConfig) -> int:
     if not shape.padding:
         geometry.check_input(settings.tile, shape.depth, "tile")
         return geometry.output_size(settings.tile, shape.depth)
-    if settings.tile % 2**shape.depth:
-        raise InputError(f"tile {settings.tile} is not a multiple of {2**shape.depth}")
+    grid = 2**shape.depth
+    if settings.tile % grid or settings.tile < 2 * grid:
+        raise InputError(f"tile {settings.tile} is not a multiple of {grid}, {2 * grid} or more")
     return settings.tile
 
 
@@ -108,6 +120,7 @@ def train(
     held_out: HeldOut | None = None,
     resume: bool = False,
     is_quiet: bool = False,
+    on_start: Callable[[Start], None] = lambda start: None,
 ) -> Trained:
     """Train a network and leave ``model.safetensors``, ``checkpoint.pt`` and ``log.csv`` behind.
 
@@ -125,6 +138,8 @@ def train(
         Go on from ``checkpoint.pt`` if there is one.
     is_quiet
         No progress bar.
+    on_start
+        Called when all has been checked, before the first file is written.
 
     Raises
     ------
@@ -136,13 +151,17 @@ def train(
     -----
     Everything random comes from `settings.seed`: initial weights, samples, dropout. The same seed
     on the same machine with the same number of threads gives the same weights, bit for bit, if the
-    run's length is given in iterations, and so does a run that was interrupted and resumed.
+    run's length is given in iterations, and so does a run that was interrupted and resumed. That
+    holds on a CPU; a GPU's kernels add in any order.
     """
-    with torch.random.fork_rng():  # initialisation and dropout leave the global state alone
+    device = training.images.device
+    # initialisation and dropout leave the global state alone
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         run = _Run(training, settings, folder)
         if resume:
             run.load()
         run.restore_dropout()
+        on_start(Start(run.network.config, run.iteration, run.progress() >= 1))
         with _Log(folder, run.iteration) as log:
             stopped = run.loop(log, held_out, is_quiet)
         return Trained(run.finished(), run.iteration, run.seconds, stopped, run.has_collapsed)
@@ -156,6 +175,7 @@ class _Run:
         self.device = training.images.device
         self.precision = choose_precision(settings.precision, self.device)
         self.output = output_side(settings)
+        _check_measured(settings.model, channels=training.images.shape[1])
         shape = replace(
             settings.model,
             in_channels=training.images.shape[1],
@@ -230,17 +250,20 @@ class _Run:
                     losses.clear()
                     if held_out and is_validated:
                         row |= self._validate(held_out)
-                        bar.write(_validation_line(row), file=sys.stderr)
+                        if not is_quiet:
+                            bar.write(_validation_line(row), file=sys.stderr)
                     log.write(row)
                     bar.set_postfix_str(self._status(row), refresh=False)
                 self.seconds += time.monotonic() - begin
                 bar.update()
                 if is_validated:
                     self.save()
-        self.save()
-        if self.progress() < 1:
+            if losses:
+                log.write(self._row(losses))
+            self.save()
+        if stop.is_set():
             return "interrupted"
-        return "finished" if self.limit == self.iteration else "time budget"
+        return "finished" if self.limit and self.iteration >= self.limit else "time budget"
 
     def _step(self) -> torch.Tensor:
         """Take one step of the optimiser; return the loss, still on the device."""
@@ -266,13 +289,14 @@ class _Run:
         return loss.detach()
 
     def _row(self, losses: list[torch.Tensor]) -> dict[str, Any]:
-        """Return a log row; raise where the loss is no longer a number."""
+        """Return a log row; raise where the loss or a weight is no longer a number."""
         loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
+        is_finite = all(bool(weight.isfinite().all()) for weight in self.network.parameters())
+        if not (math.isfinite(loss) and is_finite):
             raise InputError(
-                f"the loss became {loss} by iteration {self.iteration}: the learning rate "
-                f"{self.settings.learning_rate} is too high for these data; try a tenth of it, "
-                f"or a longer warm-up"
+                f"the loss became {loss if is_finite else math.nan} by iteration "
+                f"{self.iteration}: the learning rate {self.settings.learning_rate} is too high "
+                "for these data; try a tenth of it, or a longer warm-up (with --overwrite)"
             )
         return {
             "iteration": self.iteration,
@@ -284,7 +308,7 @@ class _Run:
     def _status(self, row: dict[str, Any]) -> str:
         """Return what the progress bar says: loss, learning rate, time left."""
         share = self.progress()
-        left = self.seconds * (1 - share) / share
+        left = self.seconds * (1 - share) / share if share else math.inf
         return f"loss {row['loss']:.4f}, rate {row['learning_rate']:.2g}, {left / 60:.1f} min left"
 
     def _validate(self, held_out: HeldOut) -> dict[str, Any]:
@@ -305,15 +329,15 @@ class _Run:
             interior[z] = torch.softmax(logits, dim=0)[1].numpy()
         self.network.train()
         loss /= max(total, 1e-12)
-        classes_found = np.unique(interior > 0.5).size
         prior = self.training.prior_entropy()
-        self.has_collapsed = classes_found == 1 and loss > 0.95 * prior
-        if self.has_collapsed and self.iteration > 2 * self.settings.warmup_iterations:
+        is_one_class = np.unique(interior > 0.5).size == 1 and loss > 0.95 * prior
+        self.has_collapsed = is_one_class and self.iteration > 2 * self.settings.warmup_iterations
+        if self.has_collapsed:
             tqdm.write(
                 f"iteration {self.iteration}: every held-out pixel gets the same class, and the "
                 f"loss {loss:.3f} is no better than guessing by class frequency ({prior:.3f}): "
-                "the network has collapsed. Start again with a lower --learning-rate, more "
-                "--warmup-iterations or another --seed.",
+                "the network has collapsed. Start again (--overwrite) with a lower "
+                "--learning-rate, more --warmup-iterations or another --seed.",
                 file=sys.stderr,
             )
         return {
@@ -330,11 +354,14 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "has_collapsed": self.has_collapsed,
             "generator": self.generator.get_state(),
             "dropout": self._current_dropout(),
         }
         with atomic_path(self.folder / "checkpoint.pt", overwrite=True) as path:
-            torch.save(state, path)
+            content = io.BytesIO()  # torch would turn a full disk into a RuntimeError
+            torch.save(state, content)
+            path.write_bytes(content.getbuffer())
         training = {
             "settings": config.to_dict(self.settings),
             "iterations": self.iteration,
@@ -356,25 +383,50 @@ class _Run:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, on files that are refused below
+                state = torch.load(path, map_location=self.device, weights_only=True)
             before, now = json.loads(state["identity"]), self._identity()
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(
-                f"{path}: not a checkpoint of unet_repro; start without --resume"
-            ) from error
+            raise _foreign_checkpoint(path) from error
         for name in now:
             if before.get(name) != now[name]:
-                raise InputError(
-                    f"{path}: was made with {name} = {before.get(name)!r:.80}, "
-                    f"not {now[name]!r:.80}; only iterations and time budget may change"
+                what = (
+                    "other images, labels or weights"
+                    if name == "data"
+                    else f"{name} = {before.get(name)!r:.80}, not {now[name]!r:.80}"
                 )
-        self.network.load_state_dict(state["network"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
-        self.generator.set_state(state["generator"].cpu())
-        self.dropout_states = [each.cpu() for each in state["dropout"]]
+                raise InputError(
+                    f"{path}: was made with {what}; a resumed run may only change iterations, "
+                    "time budget and device; --overwrite begins anew"
+                )
+        try:
+            self.network.load_state_dict(state["network"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.iteration, self.seconds = int(state["iteration"]), float(state["seconds"])
+            self.has_collapsed = bool(state["has_collapsed"])
+            self.generator.set_state(state["generator"].cpu())
+            self.dropout_states = [each.cpu() for each in state["dropout"]]
+        except Exception as error:  # a part is missing or does not fit
+            raise _foreign_checkpoint(path) from error
+
+
+def _check_measured(shape: UNetConfig, *, channels: int) -> None:
+    """Refuse settings that the data decide, rather than replace them silently."""
+    default = UNetConfig()
+    if shape.in_channels not in (default.in_channels, channels):
+        raise InputError(f"in_channels is {shape.in_channels}, but the images have {channels}")
+    for name in ("input_mean", "input_std"):
+        if getattr(shape, name) != getattr(default, name):
+            raise InputError(f"{name} is measured on the training slices; leave it at its default")
+
+
+def _foreign_checkpoint(path: Path) -> InputError:
+    return InputError(
+        f"{path}: not a checkpoint of unet_repro, or damaged; --overwrite begins anew"
+    )
 
 
 def _channels_last(image: torch.Tensor) -> torch.Tensor:
@@ -437,7 +489,14 @@ class _Log:
         kept = []
         if iteration and self.path.exists():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+                rows = list(csv.DictReader(file, COLUMNS))[1:]
+            kept = [
+                row
+                for row in rows
+                if None not in row  # more columns than ours
+                and str(row["iteration"]).isdecimal()
+                and int(row["iteration"]) <= iteration
+            ]
         self.file = self.path.open("w", newline="")
         self.writer = csv.DictWriter(self.file, COLUMNS, restval="")
         self.writer.writeheader()
