@@ -156,3 +156,22 @@ def test_the_record_holds_the_measured_normalisation(data, tiny, tmp_path):
     start_run(data, tiny, tmp_path, is_quiet=True)
     model = json.loads((tmp_path / "config.json").read_text())["settings"]["model"]
     assert model["input_mean"] == pytest.approx([data.images.mean()], rel=1e-5)
+
+
+def test_unknown_pixels_weigh_nothing_and_do_not_count(data, tiny, tmp_path, monkeypatch):
+    import unet_repro.run as run_module
+
+    seen = []
+
+    def keep(training, settings, folder, **_):
+        seen.append(training.weights.numpy())
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(run_module, "train", keep)
+    known = np.ones(data.labels.shape, bool)
+    known[:, :32] = False
+    with pytest.raises(InputError, match="seen enough"):
+        start_run(replace(data, known=known), tiny, tmp_path, is_quiet=True)
+    expected = weight_map(data.labels[:, 32:])  # the balance of the known half
+    np.testing.assert_allclose(seen[0][:, 40:], expected[:, 8:], rtol=1e-5)
+    assert not seen[0][:, :32].any()

@@ -60,6 +60,8 @@ class LabelledStack:
         For the record.
     is_synthetic
         Not real data: every output says so.
+    known : ndarray of bool, shape (z, y, x), optional
+        False where the labels are unknown, as in partly annotated frames: weight 0.
     """
 
     images: np.ndarray
@@ -69,6 +71,7 @@ class LabelledStack:
     labels_path: str
     is_synthetic: bool = False
     command: str = ""
+    known: np.ndarray | None = None
 
 
 def start_run(
@@ -185,6 +188,8 @@ def _weight_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weight maps of the two parts; both balanced by the training slices alone."""
     is_cell = data.labels[kept] != 0
+    if data.known is not None:
+        is_cell = is_cell[data.known[kept]]
     interior = int(np.count_nonzero(is_cell))
     balance = None
     if settings.weight_map.class_balance == "frequency":
@@ -197,6 +202,8 @@ def _weight_maps(
         class_balance=balance,
         workers=2,
     )
+    if data.known is not None:
+        weights = np.where(data.known, weights, np.float32(0))
     return weights[kept], weights[list(held_out)]
 
 
