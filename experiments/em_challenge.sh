@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The EM challenge, end to end. Options are passed on: --help lists them.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source experiments/environment.sh
-exec python experiments/em_challenge.py "$@"
+root="$(CDPATH='' cd "$(dirname "$0")/.." && pwd)"
+source "$root/experiments/environment.sh"
+# in the user's own folder: --data, --out and UNET_REPRO_DATA may be relative
+exec "$PYTHON_BIN" "$root/experiments/em_challenge.py" "$@"

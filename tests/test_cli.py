@@ -283,6 +283,20 @@ def test_ctrl_c_is_exit_code_130(capsys):
     assert error_line(capsys) == "error: interrupted\n"
 
 
+def test_ctrl_c_inside_a_compiled_function_too(capsys):
+    def interrupted():
+        raise SystemError("a compiled function") from KeyboardInterrupt()
+
+    assert cli.guarded(interrupted) == 130
+    error_line(capsys)
+
+    def broken():
+        raise SystemError("something else")
+
+    with pytest.raises(SystemError, match="something else"):
+        cli.guarded(broken)
+
+
 def test_full_disk_is_one_line(capsys):
     def full():
         raise OSError(28, "No space left on device", "out.tif")

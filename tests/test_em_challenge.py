@@ -1,11 +1,14 @@
+import hashlib
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+from unet_repro.cli import INTERRUPTED
 from unet_repro.errors import InputError
 from unet_repro.model import load_model
 from unet_repro.predict import OverlapTilePredictor
@@ -47,6 +50,7 @@ def test_the_job_leaves_everything_it_names(job, folder, tmp_path, capsys):
     for name in ("report.html", "metrics.json", "submission.tif", "model.safetensors"):
         assert (out / name).exists() and str(out / name) in printed
     assert "not at hand" in printed and "SYNTHETIC" not in printed
+    assert "data/: slices 2–3 held out" in printed and "ISBI 2012" not in printed
     submission = tifffile.imread(out / "submission.tif")
     assert submission.dtype == np.float32 and submission.shape == (4, 64, 64)
     image = tifffile.imread(folder / "test-volume.tif")[1]
@@ -64,16 +68,96 @@ def test_the_job_again_changes_nothing(job, folder, tmp_path):
     assert before == {name: (out / name).read_bytes() for name in before}
 
 
-def test_hidden_labels_are_scored_where_they_are_present(job, folder, tmp_path, capsys):
-    tifffile.imwrite(
-        folder / "test-labels.tif",
-        tifffile.imread(folder / "train-labels.tif")[::-1],
-        photometric="minisblack",
+@pytest.fixture
+def truth(folder):
+    path = folder / "test-labels.tif"
+    labels = tifffile.imread(folder / "train-labels.tif")[::-1]
+    tifffile.imwrite(path, labels, photometric="minisblack")
+    return path
+
+
+def test_hidden_labels_are_scored_where_they_are_present(job, folder, truth, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    printed = capsys.readouterr().out
+    assert "not at hand" not in printed and "compare directly" not in printed
+    assert "ISBI 2012" not in printed
+    assert json.loads((out / "metrics.json").read_text())["test"]["figures"]["v_rand"] is not None
+    assert "not the challenge's" in (out / "report.html").read_text().replace("&#39;", "'")
+
+
+def test_only_the_published_pixels_are_the_challenge(
+    job, folder, truth, tmp_path, capsys, monkeypatch
+):
+    hashes = {
+        path.name: hashlib.sha256(tifffile.imread(path).tobytes()).hexdigest()
+        for path in folder.glob("*.tif")
+        if path != truth
+    }
+    monkeypatch.setitem(
+        job.DATASETS, "isbi2012", replace(job.DATASETS["isbi2012"], pixels_sha256=hashes)
     )
     out = tmp_path / "out"
     assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
-    assert "not at hand" not in capsys.readouterr().out
-    assert json.loads((out / "metrics.json").read_text())["test"]["figures"]["v_rand"] is not None
+    printed = capsys.readouterr().out
+    assert "ISBI 2012: slices 2–3 held out" in printed and "compare directly" in printed
+    assert json.loads((out / "config.json").read_text())["data"]["name"] == "ISBI 2012"
+
+    changed = tifffile.imread(folder / "test-volume.tif")
+    changed[0, 0, 0] ^= 1
+    tifffile.imwrite(folder / "test-volume.tif", changed, photometric="minisblack")
+    assert job.load(str(folder))[0].name == "data/"
+
+
+def test_the_real_data_are_the_challenge(job, real_data):
+    assert job.load(str(real_data / "isbi2012"))[0].name == "ISBI 2012"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda labels: labels[:3], "is 3 × 64 × 64, but test-volume.tif is 4 × 64 × 64"),
+        (np.zeros_like, "one class only"),
+        (np.ones_like, "one class only"),
+    ],
+)
+def test_unusable_hidden_labels_are_refused_before_training(
+    job, folder, truth, tmp_path, capsys, spoil, message
+):
+    tifffile.imwrite(truth, spoil(tifffile.imread(truth)), photometric="minisblack")
+    assert job.main(["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {truth}: ") and message in line and line.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_default_heldout_block_needs_its_slices(job, folder, tmp_path, capsys):
+    flags = [flag for flag in FLAGS if flag not in ("--val", "2:4")]
+    assert job.main(["--data", str(folder), "--out", str(tmp_path / "out"), *flags]) == 2
+    line = capsys.readouterr().err
+    assert "25:30 does not fit the 4 slices" in line and "--val" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the same command goes on from here"),
+        (["--overwrite"], "the same command without --overwrite goes on from here"),
+    ],
+)
+def test_an_interrupted_job_says_how_to_go_on(
+    job, folder, tmp_path, capsys, monkeypatch, flags, message
+):
+    start_run = job.start_run
+
+    def stopped(*args, **options):
+        return replace(start_run(*args, **options), stopped="interrupted")
+
+    monkeypatch.setattr(job, "start_run", stopped)
+    arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags]
+    assert job.main(arguments) == INTERRUPTED
+    assert message in capsys.readouterr().err
 
 
 def test_without_data_the_phantom_is_announced_and_marked(

@@ -242,8 +242,9 @@ def test_heldout_stacks_are_optional(run: Path) -> None:
     assert not page.images and "Slice by slice" in page.text
 
 
-def test_a_single_heldout_slice_is_shown_once(run: Path) -> None:
-    stacks = {name: stack[:1] for name, stack in heldout().items()}
+@pytest.mark.parametrize(("n_slices", "words"), [(1, ["Best"]), (2, ["Best", "Worst"])])
+def test_fewer_than_three_heldout_slices(run: Path, n_slices: int, words: list[str]) -> None:
+    stacks = {name: stack[:n_slices] for name, stack in heldout().items()}
     for name, stack in stacks.items():
         write_stack(run / f"heldout_{name}.tif", stack, overwrite=True)
     change(
@@ -251,7 +252,8 @@ def test_a_single_heldout_slice_is_shown_once(run: Path) -> None:
         heldout=evaluation.evaluate_em(stacks["labels"], stacks["probability"]),
     )
     page = Page(write_report(run))
-    assert len(page.images) == 4 and "Worst slice" not in page.text
+    assert len(page.images) == 4 * n_slices
+    assert re.findall(r"(Best|Median|Worst) slice:", page.text) == words
 
 
 def test_failure_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

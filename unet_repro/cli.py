@@ -430,7 +430,10 @@ def guarded(command: Callable[[], int]) -> int:
         return command()
     except InputError as error:
         message, code = str(error), 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        # numba wraps what interrupts a compiled function into a SystemError
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
+            raise
         message, code = "interrupted", INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
