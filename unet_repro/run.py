@@ -298,14 +298,17 @@ def evaluate_run(
 
 
 def _storable(stack: np.ndarray) -> np.ndarray:
-    """Return a stack in a type that a TIFF stack can hold: float32, or integers renumbered."""
+    """Return a stack in a type that every TIFF reader takes: float32, uint8 or uint16.
+
+    Integers beyond 16 bits, or below 0, become their ranks: equal stays equal, larger stays
+    larger, and background stays 0.
+    """
     if stack.dtype.kind == "f":
         return stack.astype(np.float32)
     if stack.dtype.name in ("uint8", "uint16"):
         return stack
     if stack.min() >= 0 and stack.max() < 1 << 16:
         return stack.astype(np.uint16)
-    # beyond 16 bits, or negative: grey values fit float32's eye, ids keep their order
     values, ranks = np.unique(stack, return_inverse=True)
     return ranks.reshape(stack.shape).astype(np.uint16 if len(values) < 1 << 16 else np.int32)
 
