@@ -96,3 +96,16 @@ def test_info_of_other_files_is_none(tmp_path):
     assert read_info(tmp_path / "s.tif") is None
     assert read_info(tmp_path / "t.tif") is None
     assert read_info(tmp_path / "none.tif") is None
+
+
+def test_ome_interval_and_entities(tmp_path):
+    texts = {"axes": "TYX", "TimeIncrement": 0.5, "Description": "a < b"}
+    tifffile.imwrite(tmp_path / "s.ome.tif", STACK, photometric="minisblack", metadata=texts)
+    found = read_calibration(tmp_path / "s.ome.tif")
+    assert (found.axes, found.interval, found.resolution_unit) == ("TYX", 0.5, 1)
+    assert read_info(tmp_path / "s.ome.tif") == "a < b"
+    entity = '<!DOCTYPE l [<!ENTITY l "lol">]>'
+    bomb = f"{entity}<OME><Image><Description>&l;</Description></Image></OME>"
+    options = {"photometric": "minisblack", "metadata": None}
+    tifffile.imwrite(tmp_path / "b.tif", STACK, description=bomb, **options)
+    assert read_info(tmp_path / "b.tif") is None

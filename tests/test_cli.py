@@ -80,7 +80,7 @@ def test_train_refuses_then_resumes_an_existing_run(files, capsys):
         ("probability", np.float32, (4, 64, 64)),
         ("uint8", np.uint8, (4, 64, 64)),
         ("labels", np.uint8, (4, 64, 64)),
-        ("logits", np.float32, (8, 64, 64)),
+        ("logits", np.float32, (4, 2, 64, 64)),  # z, class, y, x
     ],
 )
 def test_kinds_of_prediction(files, model, kind, dtype, shape):
@@ -95,9 +95,9 @@ def test_kinds_of_prediction(files, model, kind, dtype, shape):
         "probability": interior,
         "uint8": np.rint(255 * interior),
         "labels": interior > 0.5,
-        "logits": predictor.logits(image)[1],
+        "logits": predictor.logits(image),
     }[kind]
-    np.testing.assert_array_equal(found[5 if kind == "logits" else 1], expected)
+    np.testing.assert_array_equal(found[1], expected)
 
 
 def test_predict_threshold_and_z(files, model):
@@ -195,7 +195,7 @@ def test_missing_arguments_and_commands_are_one_line(capsys):
         (("--tile", "many"), "--tile"),
         (("--memory", "lots"), "lots"),
         (("--z", "3:9"), "--z"),
-        (("--threshold", "0.5"), "--kind"),
+        (("--threshold", "0.5"), "a threshold makes labels"),
         (("--kind", "labels", "--threshold", "1.5"), "[0, 1)"),
     ],
 )
@@ -311,3 +311,10 @@ def test_module_runs_as_a_program():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere") and done.stdout == ""
+
+
+def test_train_records_its_command(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli.Train, "run", lambda self: seen.append(self.command) or 0)
+    assert run("train", "my images.tif", "l.tif", "--out", "x", "--seed", 3) == 0
+    assert seen == ["unet-repro train 'my images.tif' l.tif --out x --seed 3"]

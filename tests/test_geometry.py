@@ -1,16 +1,17 @@
-"""Sizes, tiles and costs against a simulation of the layers, and the network itself."""
+"""Sizes and tiles against a simulation of the layers, and the network itself."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from unet_repro import geometry, tiling
-from unet_repro.config import MODELS, UNetConfig
+from unet_repro import geometry
+from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.model import UNet
 
@@ -108,35 +109,143 @@ def test_receptive_field_is_what_gradients_reach(
         assert widths == {188, 204}
 
 
-@settings(deadline=None)
-@given(
-    size=st.integers(1, 5000),
-    strides=st.integers(1, 40),
-    depth=st.integers(1, 5),
-    padding=st.booleans(),
-)
-@example(size=1, strides=1, depth=4, padding=False)
-@example(size=768, strides=24, depth=4, padding=False)
-def test_tiles_cover_every_pixel_once_and_lie_on_the_grid(
-    size: int, strides: int, depth: int, padding: bool
-) -> None:
+@st.composite
+def axes(draw: st.DrawFn, largest: int = 3000) -> tuple[int, dict[str, Any]]:
+    """Draw the size of an axis, and the other arguments of `plan_axis` but the stride."""
+    size = draw(st.integers(1, largest))
+    start = draw(st.integers(0, size - 1))
+    region = draw(
+        st.sampled_from([{}, {"start": start, "stop": draw(st.integers(start + 1, size))}])
+    )
+    flags = {"padding": draw(st.booleans()), "is_reversed": draw(st.booleans())}
+    return size, {"depth": draw(st.integers(1, 5)), **region, **flags}
+
+
+def check_tile(tile: geometry.Tile, depth: int, padding: bool) -> None:
+    """Hold a tile against the layers: a valid window on the grid, that computes all it keeps."""
     grid = 2**depth
-    tiles = geometry.plan_axis(size, strides * grid, depth, padding=padding)
-    written = [pixel for tile in tiles for pixel in range(tile.start, tile.stop)]
-    assert written == list(range(size))
-    origins = {tile.window_start % grid for tile in tiles}
-    windows = {tile.window_stop - tile.window_start for tile in tiles}
-    assert len(origins) == len(windows) == 1
+    window = tile.window_stop - tile.window_start
+    if padding:  # no kept pixel sees the zeros
+        assert window % grid == tile.window_start % grid == 0
+        assert tile.start - tile.window_start >= geometry.halo(depth)
+        assert tile.window_stop - tile.stop >= geometry.halo(depth)
+    else:
+        output, first = simulated_output(window, depth), tile.window_start + 6 * grid - 4
+        assert output is not None
+        assert first % grid == 0
+        assert first <= tile.start < first + grid
+        assert tile.stop <= first + output
+
+
+@settings(deadline=None)
+@given(axis=axes(), strides=st.integers(1, 40))
+@example(axis=(1, {"depth": 4, "padding": False}), strides=1)
+@example(axis=(768, {"depth": 4, "padding": False}), strides=24)
+@example(axis=(380, {"depth": 4, "padding": False, "is_reversed": True}), strides=24)
+def test_tiles_cover_the_region_once_and_lie_on_the_grid(
+    axis: tuple[int, dict[str, Any]], strides: int
+) -> None:
+    size, arguments = axis
+    depth, padding = arguments["depth"], arguments["padding"]
+    start, stop = arguments.get("start", 0), arguments.get("stop", size)
+    stride = strides * 2**depth
+    tiles = geometry.plan_axis(size, stride, **arguments)
+    assert [n for tile in tiles for n in range(tile.start, tile.stop)] == list(range(start, stop))
+    assert len({tile.window_stop - tile.window_start for tile in tiles}) == 1
+    origin = start - start % 2**depth
+    assert all(tile.start == origin + n * stride for n, tile in enumerate(tiles) if n)
     for tile in tiles:
-        before, after = tile.start - tile.window_start, tile.window_stop - tile.stop
-        if padding:  # no kept pixel sees the zeros
-            assert min(before, after) >= geometry.halo(depth)
-            assert (tile.window_stop - tile.window_start) % grid == 0
-        else:
-            assert before == geometry.margin(depth)
-            output = simulated_output(tile.window_stop - tile.window_start, depth)
-            assert output is not None
-            assert tile.start + output >= tile.stop
+        check_tile(tile, depth, padding)
+        if arguments.get("is_reversed"):
+            turned = geometry.reversed_tile(tile, size, depth, padding=padding)
+            assert turned.window_stop - turned.window_start == tile.window_stop - tile.window_start
+            assert (turned.start, turned.stop) == (size - tile.stop, size - tile.start)
+            check_tile(turned, depth, padding)
+
+
+@settings(deadline=None)
+@given(axis=axes(), strides=st.integers(1, 10))
+def test_windows_are_no_larger_and_tiles_no_more_than_needed(
+    axis: tuple[int, dict[str, Any]], strides: int
+) -> None:
+    size, arguments = axis
+    depth, padding = arguments["depth"], arguments["padding"]
+    grid = 2**depth
+    tiles = geometry.plan_axis(size, strides * grid, **arguments)
+    window = tiles[0].window_stop - tiles[0].window_start
+    plain = geometry.window_of(strides * grid, depth, padding=padding)
+    assert window in ((plain, plain + grid) if arguments["is_reversed"] else (plain,))
+    if len(tiles) > 1:  # the last two cannot be one
+        start, stop = tiles[-2].start, tiles[-1].stop
+        with pytest.raises(InputError, match="does not cover"):
+            geometry.place_window(start, stop, window, depth, padding=padding)
+            assert arguments["is_reversed"]
+            geometry.place_window(size - stop, size - start, window, depth, padding=padding)
+            # one tile needs no more than the plain window, which then is too small
+            geometry.place_window(start, stop, plain, depth, padding=padding)
+            geometry.place_window(size - stop, size - start, plain, depth, padding=padding)
+
+
+def test_spare_px_of_the_papers_window_are_kept() -> None:
+    """572 -> 388 px: one tile of 388, though two strides of 384 differ by 384."""
+    assert geometry.plan_axis(388, 384, 4) == (geometry.Tile(0, 388, -92, 480),)
+    assert [(t.start, t.stop) for t in geometry.plan_axis(389, 384, 4)] == [(0, 384), (384, 389)]
+    assert len(geometry.plan_axis(388, 384, 4, padding=True)) == 2
+
+
+def test_region_keeps_the_grid_of_the_whole_image() -> None:
+    assert geometry.plan_axis(1000, 384, 4, start=37, stop=500) == (
+        geometry.Tile(37, 416, 32 - 92, 32 - 92 + 572),
+        geometry.Tile(416, 500, 416 - 92, 416 - 92 + 572),
+    )
+
+
+def test_reversed_tile_begins_at_the_grid_point_below() -> None:
+    """Of 1000 px, 37 to 416 are 584 to 963 from the other end; 584 = 36 * 16 + 8."""
+    (tile, _) = geometry.plan_axis(1000, 384, 4, start=37, stop=500, is_reversed=True)
+    assert (tile.window_start, tile.window_stop) == (-60, -60 + 588)  # 384 + 8 px from the grid on
+    turned = geometry.reversed_tile(tile, 1000, 4)
+    assert turned == geometry.Tile(584, 963, 576 - 92, 576 - 92 + 588)
+    plain = geometry.plan_axis(1000, 384, 4, start=16, stop=500)[0]
+    with pytest.raises(InputError, match="572 px does not cover the px 600 to 984"):
+        geometry.reversed_tile(plain, 1000, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((5, 5, 572), "the px 5 to 5 are no tile"),
+        ((-1, 5, 572), "0 <= start < stop"),
+        ((0, 5, 570), "window 570 .* nearest: 556, 572"),
+        ((0, 389, 572), "572 px does not cover the px 0 to 389: at least 588"),
+        ((15, 389, 572), "at least 588"),
+    ],
+)
+def test_bad_window_is_refused(arguments: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        geometry.place_window(*arguments, 4)
+    with pytest.raises(InputError, match="window 570 is not a multiple"):
+        geometry.place_window(0, 5, 570, 4, padding=True)
+
+
+@pytest.mark.parametrize("region", [(5, 5), (-1, 5), (0, 101), (50, 20)])
+def test_region_outside_the_image_is_refused(region: tuple[int, int]) -> None:
+    with pytest.raises(
+        InputError, match=f"px {region[0]} to {region[1]} are no region of a side of"
+    ):
+        geometry.plan_axis(100, 16, 4, start=region[0], stop=region[1])
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_skip_margins_are_those_of_the_layers(depth: int) -> None:
+    """From the sizes on the way down and up: Fig. 1 crops 88, 40, 16 and 4 px."""
+    side, down = geometry.input_size(2**depth, depth), []
+    for _ in range(depth):
+        down.append(side - 4)
+        side = (side - 4) // 2
+    for level in reversed(range(depth)):
+        side = 2 * (side - 4)
+        assert 2 * geometry.skip_margin(level, depth) == down[level] - side
 
 
 def test_paper_tiles_of_an_em_slice() -> None:
@@ -191,139 +300,22 @@ def test_stride_of_window_is_the_largest_it_allows(window: int, depth: int, padd
 
 
 @settings(deadline=None)
-@given(size=st.integers(1, 5000), tiles=st.integers(1, 50), depth=st.integers(1, 5))
-def test_aligned_stride_is_the_smallest_that_covers(size: int, tiles: int, depth: int) -> None:
-    grid = 2**depth
-    stride = geometry.aligned_stride(size, tiles, depth)
-    assert stride % grid == 0
-    assert stride * tiles >= size > (stride - grid) * tiles
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        UNetConfig(base_channels=4),
-        UNetConfig(base_channels=3, depth=2, in_channels=3, classes=5),
-        UNetConfig(base_channels=4, wide_last_up=True),
-        UNetConfig(base_channels=4, padding=True),
-    ],
-    ids=["paper", "channels", "release", "padded"],
-)
-def test_flops_are_those_that_pytorch_counts(shape: UNetConfig) -> None:
-    plan = tiling.plan_tiles(
-        40,
-        100,
-        depth=shape.depth,
-        base_channels=shape.base_channels,
-        in_channels=shape.in_channels,
-        classes=shape.classes,
-        padding=shape.padding,
-        wide_last_up=shape.wide_last_up,
-        stride=48,
-    )
-    network = UNet(shape).to("meta")  # sizes only, nothing is computed
-    with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, shape.in_channels, *plan.window, device="meta"))
-    assert len(plan) == 3
-    assert plan.flops == 3 * counter.get_total_flops()
-
-
-def test_operations_per_output_pixel_of_the_paper() -> None:
-    """2.00 MFLOP at 572 -> 388."""
-    plan = tiling.plan_tiles(384, 384, depth=4, base_channels=64, stride=384)
-    assert plan.window == (572, 572)
-    assert plan.flops / 388**2 == pytest.approx(2.00e6, rel=0.005)
-
-
-@pytest.mark.parametrize(("tiles", "redundancy"), [(1, 1.0), (2, 1.06), (3, 1.15), (4, 1.20)])
-def test_redundancy_of_a_2048_px_image(tiles: int, redundancy: float) -> None:
-    stride = geometry.aligned_stride(2048, tiles, 4)
-    plan = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, stride=stride)
-    assert len(plan) == tiles**2
-    assert round(plan.redundancy, 2) == redundancy
-
-
-def test_planner_beats_the_papers_tiles_in_their_own_memory() -> None:
-    paper = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
-    assert round(paper.redundancy, 2) == 1.65
-    planned = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=paper.peak_bytes)
-    assert planned.peak_bytes <= paper.peak_bytes
-    assert planned.redundancy <= 1.45
-    large = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=8 * 2**30)
-    assert large.redundancy <= 1.07
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    height=st.integers(1, 100),
-    width=st.integers(1, 100),
-    depth=st.integers(2, 3),
-    share=st.floats(0.3, 1.1),
-    padding=st.booleans(),
-)
-def test_planner_finds_the_least_computation_that_fits(
-    height: int, width: int, depth: int, share: float, padding: bool
+@given(axis=axes(largest=200), tiles=st.integers(1, 12))
+@example(axis=(388, {"depth": 4, "padding": False, "is_reversed": False}), tiles=1)
+def test_least_stride_is_the_first_of_all_that_makes_so_few_tiles(
+    axis: tuple[int, dict[str, Any]], tiles: int
 ) -> None:
-    """Against every pair of strides, tried one by one."""
-    grid = 2**depth
-    network = tiling._Network(depth, 4, 1, 2, padding, False, 4)
-    sides = [range(grid, n + grid, grid) for n in (height, width)]
-    costs = {
-        (down, across): network.flops(down, across) * -(-height // down) * -(-width // across)
-        for down in sides[0]
-        for across in sides[1]
-    }
-    memory = int(share * network.peak_bytes(sides[0][-1], sides[1][-1]))
-    fitting = [costs[pair] for pair in costs if network.peak_bytes(*pair) <= memory]
-
-    def plan() -> tiling.TilePlan:
-        return tiling.plan_tiles(
-            height, width, depth=depth, base_channels=4, padding=padding, memory=memory
-        )
-
-    if not fitting:
-        with pytest.raises(InputError, match="memory are too few"):
-            plan()
-        return
-    assert plan().peak_bytes <= memory
-    assert plan().flops <= 1.03 * min(fitting)
-
-
-def test_full_width_strips_are_preferred() -> None:
-    """Three strips cost 0.5 % more than two by two tiles of as much memory, and read less."""
-    plan = tiling.plan_tiles(2048, 2048, depth=4, base_channels=64, memory=3 * 2**30)
-    assert (len(plan.rows), len(plan.columns)) == (3, 1)
-
-
-def test_huge_image_is_planned_at_once_and_tensors_stay_below_31_bits() -> None:
-    plan = tiling.plan_tiles(100_000, 100_000, depth=4, base_channels=64, memory=2**50)
-    height, width = plan.window
-    assert 64 * height * width < 2**31
-    assert plan.redundancy < 1.1
-
-
-@pytest.mark.parametrize("preset", ["paper", "release"])
-def test_memory_grows_with_the_tile_and_with_the_precision(preset: str) -> None:
-    wide = MODELS[preset].wide_last_up  # type: ignore[index]
-    peaks = [
-        tiling.plan_tiles(
-            stride, stride, depth=4, base_channels=64, wide_last_up=wide, stride=stride
-        ).peak_bytes
-        for stride in (384, 768, 1536)
-    ]
-    assert peaks[0] < peaks[1] < peaks[2] < 5 * peaks[1]
-
-
-@pytest.mark.parametrize(("height", "width"), [(0, 10), (10, 0), (-1, 5)])
-def test_empty_image_is_refused(height: int, width: int) -> None:
-    for stride in (None, 16):
-        with pytest.raises(InputError, match="cannot be tiled: at least 1 is needed"):
-            tiling.plan_tiles(height, width, depth=4, base_channels=1, stride=stride)
-
-
-def test_plan_walks_row_by_row() -> None:
-    plan = tiling.plan_tiles(40, 20, depth=2, base_channels=1, stride=16)
-    starts = [(row.start, column.start) for row, column in plan]
-    assert starts == [(0, 0), (0, 16), (16, 0), (16, 16), (32, 0), (32, 16)]
-    assert len(plan) == 6
-    assert plan.output_bytes == 2 * 40 * 20 * 4
+    size, arguments = axis
+    grid = 2 ** arguments["depth"]
+    stride = grid
+    while len(geometry.plan_axis(size, stride, **arguments)) > tiles:
+        stride += grid
+    region = arguments.get("start", 0), arguments.get("stop", size)
+    line = geometry.Axis(
+        size, arguments["depth"], arguments["padding"], *region, arguments["is_reversed"]
+    )
+    assert line.least_stride(tiles) == stride
+    cut = geometry.plan_axis(size, stride, **arguments)
+    assert line.layout(stride) == (len(cut), cut[0].window_stop - cut[0].window_start)
+    if region == (0, size) and not (arguments["padding"] or arguments["is_reversed"]):
+        assert geometry.aligned_stride(size, tiles, arguments["depth"]) == stride

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -236,10 +237,10 @@ def test_dropout_stands_at_the_end_of_the_contracting_path(dropped_skip: bool) -
     network = small(base_channels=4, dropped_skip=dropped_skip).train()
     before: list[Tensor] = []
     after: list[Tensor] = []
-    skips: list[Tensor] = []
+    joined: list[Tensor] = []
     network.dropout.register_forward_hook(lambda _, x, y: (before.append(x[0]), after.append(y))[1])
-    for expansion in network.expanding_path:
-        expansion.register_forward_pre_hook(lambda _, x: skips.append(x[1]))
+    first = network.expanding_path[0].convolutions[0]  # type: ignore[union-attr, index]
+    first.register_forward_pre_hook(lambda _, x: joined.append(x[0]))
     network(torch.rand(1, 1, 220, 220))
     assert [x.shape[1] for x in before] == [4 * 8, 4 * 16]  # 512 and 1024 in the paper
     assert [x.shape[2] for x in before] == [20, 6]
@@ -248,7 +249,8 @@ def test_dropout_stands_at_the_end_of_the_contracting_path(dropped_skip: bool) -
         share = (y[alive] > 0).float().mean().item()
         assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(int(alive.sum()))
         assert torch.allclose(y[y > 0], 2 * x[y > 0])
-    assert torch.equal(skips[0], after[0] if dropped_skip else before[0])
+    skip = (after if dropped_skip else before)[0][:, :, 4:-4, 4:-4]
+    assert torch.equal(joined[0][:, 4 * 8 :], skip)
     assert not torch.equal(after[0], before[0])
 
 
@@ -267,7 +269,7 @@ def test_relu_after_the_up_convolution_is_the_releases(up_relu: bool) -> None:
     seen = []
     for expansion in network.expanding_path:
         upsampled = expansion.convolutions[0].in_channels // 2  # type: ignore[union-attr, operator]
-        expansion.convolutions.register_forward_pre_hook(  # type: ignore[union-attr]
+        expansion.convolutions[0].register_forward_pre_hook(  # type: ignore[union-attr, index]
             lambda _, x, channels=upsampled: seen.append(x[0][:, :channels].min().item())
         )
     network(torch.rand(1, 1, 188, 188))
@@ -418,3 +420,51 @@ def test_logits_do_not_depend_on_the_batch() -> None:
     together = network(images)
     for image, logits in zip(images, together):
         assert torch.allclose(network(image[None])[0], logits, atol=1e-6)
+
+
+def literal_logits(network: UNet, image: Tensor) -> Tensor:
+    """Fig. 1 as it is drawn, every map kept."""
+    shape, skips = network.config, []
+    x = (image - network.input_mean) / network.input_std
+    for level, convolutions in enumerate(network.contracting_path):
+        x = convolutions(nn.functional.max_pool2d(x, 2) if level else x)
+        skips.append(x)
+    for expansion in network.expanding_path:
+        skips.pop()
+        x = expansion.up_convolution(x)  # type: ignore[operator]
+        x = x.relu() if shape.up_relu else x
+        x = expansion.convolutions(crop_and_concatenate(x, skips[-1]))  # type: ignore[operator]
+    return network.classifier(x)
+
+
+@pytest.mark.parametrize("preset", ["paper", "release", "port"])
+@pytest.mark.parametrize("is_channels_last", [False, True])
+def test_freeing_maps_changes_no_bit(preset: str, is_channels_last: bool) -> None:
+    network = small(**{**to_dict(MODELS[preset]), "base_channels": 4}).eval()  # type: ignore[index]
+    image = torch.randn(2, 1, 204, 236, generator=torch.Generator().manual_seed(0))
+    if is_channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = literal_logits(network, image)
+        assert torch.equal(network(image), expected)
+    with torch.inference_mode():
+        assert torch.equal(network(image), expected)
+    assert torch.equal(network(image).detach(), expected)  # with autograd
+
+
+def test_no_map_outlives_its_use_in_inference() -> None:
+    """Before a convolution, of all earlier ones' outputs at most its own input is alive."""
+    network = small(base_channels=2).eval()
+    outputs: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        alive.append(sum(output() is not None and output() is not inputs[0] for output in outputs))
+
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            layer.register_forward_pre_hook(count)
+            layer.register_forward_hook(lambda _, __, y: outputs.append(weakref.ref(y)))
+    with torch.inference_mode():
+        network(torch.zeros(1, 1, 188, 188))
+    assert alive == [0] * 23

@@ -1,4 +1,4 @@
-"""What `SliceParts` keeps, refuses and removes; kills are in `test_weight_stack`."""
+"""What `Parts` keeps, refuses and removes; kills are in `test_weight_stack`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import numpy as np
 import pytest
 
 from unet_repro.errors import InputError
-from unet_repro.resumable import SliceParts, differences
+from unet_repro.resumable import Parts, differences
 
 SLICE = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
-def begin(parts: SliceParts, **record) -> None:
-    parts.begin({"sigma": 5.0, **record}, shape=(2, 3), dtype=np.float32)
+def begin(parts: Parts, **record) -> None:
+    parts.begin({"sigma": 5.0, **record}, dtype=np.float32)
 
 
 def test_finished_slices_wait_for_a_resume(tmp_path):
-    with SliceParts(tmp_path / "a.tif") as parts:
+    with Parts(tmp_path / "a.tif") as parts:
         begin(parts)
         assert not parts.has(7)
         parts.put(7, SLICE.T.copy().T)  # of any memory layout
-    with SliceParts(tmp_path / "a.tif", resume=True) as parts:
+    with Parts(tmp_path / "a.tif", resume=True) as parts:
         begin(parts)
         assert parts.has(7) and not parts.has(0)
-        np.testing.assert_array_equal(parts.get(7), SLICE)
+        np.testing.assert_array_equal(parts.get(7, (2, 3)), SLICE)
         with pytest.raises(InputError, match="is missing or damaged"):
-            parts.get(0)
-        parts.finish(lambda path: path.write_bytes(parts.get(7)))
+            parts.get(0, (2, 3))
+        parts.finish(lambda path: path.write_bytes(parts.get(7, (2, 3))))
     assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
     assert (tmp_path / "a.tif").read_bytes() == SLICE.tobytes()
 
 
 def test_nothing_begun_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="bad labels"), SliceParts(tmp_path / "new/a.tif"):
+    with pytest.raises(ValueError, match="bad labels"), Parts(tmp_path / "new/a.tif"):
         raise ValueError("bad labels")
     assert not list((tmp_path / "new").iterdir())
 
@@ -41,13 +41,13 @@ def test_failing_assembly_leaves_the_old_output_and_the_slices(tmp_path):
     (tmp_path / "a.tif").write_text("old")
     with (
         pytest.raises(OSError, match="full"),
-        SliceParts(tmp_path / "a.tif", overwrite=True) as parts,
+        Parts(tmp_path / "a.tif", overwrite=True) as parts,
     ):
         begin(parts)
         parts.put(0, SLICE)
         parts.finish(fail)
     assert (tmp_path / "a.tif").read_text() == "old"
-    with SliceParts(tmp_path / "a.tif", resume=True) as parts:
+    with Parts(tmp_path / "a.tif", resume=True) as parts:
         begin(parts)
         assert parts.has(0)
 
@@ -60,7 +60,7 @@ def fail(path):
 def test_output_made_by_another_program_meanwhile_is_kept(tmp_path):
     with (
         pytest.raises(InputError, match="exists already"),
-        SliceParts(tmp_path / "a.tif") as parts,
+        Parts(tmp_path / "a.tif") as parts,
     ):
         begin(parts)
         (tmp_path / "a.tif").write_text("theirs")
@@ -69,32 +69,32 @@ def test_output_made_by_another_program_meanwhile_is_kept(tmp_path):
 
 
 def test_damaged_record_is_refused(tmp_path):
-    with SliceParts(tmp_path / "a.tif") as parts:
+    with Parts(tmp_path / "a.tif") as parts:
         begin(parts)
     for content in (b"", b"{", b"[]", b'{"record": 1}', b"\xff\xfe"):
         (tmp_path / ".a.tif.parts/manifest.json").write_bytes(content)
         with (
             pytest.raises(InputError, match=r"manifest\.json: is damaged"),
-            SliceParts(tmp_path / "a.tif", resume=True) as parts,
+            Parts(tmp_path / "a.tif", resume=True) as parts,
         ):
             begin(parts)
-    with SliceParts(tmp_path / "a.tif", overwrite=True) as parts:
+    with Parts(tmp_path / "a.tif", overwrite=True) as parts:
         begin(parts)
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"), SliceParts(tmp_path / "file/a.tif"):
+    with pytest.raises(InputError, match="cannot be written"), Parts(tmp_path / "file/a.tif"):
         pass
     for overwrite in (False, True):
         with pytest.raises(InputError, match="is not a regular file"):
-            SliceParts(tmp_path, overwrite=overwrite)
+            Parts(tmp_path, overwrite=overwrite)
 
 
 def test_link_to_an_output_survives(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    with SliceParts(tmp_path / "link", overwrite=True) as parts:
+    with Parts(tmp_path / "link", overwrite=True) as parts:
         begin(parts)
         parts.finish(lambda path: path.write_text("new"))
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"

@@ -463,8 +463,8 @@ def test_killed_at_many_random_moments_it_is_resumed_to_the_same_bytes(tmp_path)
 
 def test_second_process_on_the_same_output_is_refused(half_done):
     program = (
-        "import sys; from unet_repro.resumable import SliceParts\n"
-        "with SliceParts(sys.argv[1], resume=True): print('locked', flush=True); input()"
+        "import sys; from unet_repro.resumable import Parts\n"
+        "with Parts(sys.argv[1], resume=True): print('locked', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, half_done / "w.tif"],

@@ -7,6 +7,7 @@ from unet_repro.errors import InputError
 from unet_repro.metrics import em_challenge_metrics
 from unet_repro.model import UNet, load_model, save_model
 from unet_repro.predict import OverlapTilePredictor
+from unet_repro.stack_prediction import predict_stack
 from unet_repro.weight_map import weight_map
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "elastic_deformation",
     "em_challenge_metrics",
     "load_model",
+    "predict_stack",
     "save_model",
     "weight_map",
 ]

@@ -5,11 +5,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import tifffile
 
 from unet_repro.errors import InputError
-from unet_repro.image_files import as_input_errors, image_files, tag_ratio
+from unet_repro.file_access import as_input_errors
+from unet_repro.image_files import image_files
+from unet_repro.tiff_pages import tag_ratio
 
 PathLike = str | os.PathLike[str]
 
@@ -80,16 +83,42 @@ def read_calibration(path: PathLike) -> Calibration:
 
 
 def _ome_scale(xml: str) -> dict[str, Any]:
-    """Return the scale that an OME-TIFF states, empty if it does not or is not well formed."""
-    try:
-        image = tifffile.xml2dict(xml)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-        x, y = float(pixels["PhysicalSizeX"]), float(pixels["PhysicalSizeY"])
-        scale = {"resolution": (1 / x, 1 / y), "resolution_unit": _NO_UNIT}
-        spacing = _number(pixels.get("PhysicalSizeZ"))
-        return {**scale, "spacing": spacing, "unit": pixels.get("PhysicalSizeXUnit", "µm")}
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, SyntaxError):
+    """Return what an OME-TIFF states of its scale, empty if it does not or is not well formed."""
+    image = _ome_image(xml)
+    pixels = None if image is None else image.find("{*}Pixels")
+    if pixels is None:
         return {}
+    x, y, z, interval = (
+        _positive(pixels.get(name))
+        for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ", "TimeIncrement")
+    )
+    if not (x and y):  # one unit holds for all axes: of the slices alone it cannot be told
+        return {"interval": interval}
+    unit = pixels.get("PhysicalSizeXUnit", "µm")
+    return {
+        "resolution": (1 / x, 1 / y),
+        "resolution_unit": _NO_UNIT,
+        "unit": None if unit == "reference frame" else unit,
+        "spacing": z,
+        "interval": interval,
+    }
+
+
+def _ome_image(xml: str) -> ElementTree.Element | None:
+    """Return the first image of an OME description; one that declares entities is not parsed."""
+    try:
+        root = None if "<!" in xml.replace("<!--", "") else ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return None
+    return None if root is None else root.find("{*}Image")
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def _number(value: Any) -> float | None:
@@ -97,9 +126,12 @@ def _number(value: Any) -> float | None:
 
 
 def read_info(path: PathLike) -> str | None:
-    """Return the text that `stack_io.write_slices` recorded in a file, None if there is none."""
+    """Return the text that this package recorded in a file, None if there is none."""
     try:
         with as_input_errors(Path(path)), tifffile.TiffFile(path) as file:
+            if file.ome_metadata:
+                image = _ome_image(file.ome_metadata)
+                return None if image is None else image.findtext("{*}Description")
             described = file.imagej_metadata or (file.shaped_metadata or [{}])[0]
             return described.get("Info")
     except InputError:

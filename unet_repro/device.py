@@ -62,3 +62,49 @@ def _cpu_info(field: str) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of a CUDA device, or of this process's share of the machine.
+
+    On Linux the smallest of what the kernel calls available and what the control groups leave;
+    8 GiB where nothing says.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    left = [_available(), *(_left_in_group(*names) for names in _CONTROL_GROUPS)]
+    return max(0, min((size for size in left if size is not None), default=8 * 2**30))
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+_CONTROL_GROUPS = (  # limit, use, and statistics that name what can be reclaimed; version 2, 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = dict(line.split(":", 1) for line in lines)["MemAvailable"]  # "  123456 kB"
+        return int(free.split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _left_in_group(limit: str, used: str, statistics: str) -> int | None:
+    """Return what a control group's limit leaves; cached files in it can be reclaimed."""
+    try:
+        allowed, taken = (int((_GROUPS / name).read_text()) for name in (limit, used))
+        facts = dict(line.split() for line in (_GROUPS / statistics).read_text().splitlines())
+        return allowed - taken + int(facts.get("inactive_file", 0))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed, on the host or on the device, whoever reports it."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

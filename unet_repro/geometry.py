@@ -14,6 +14,7 @@ only. Tiles whose origins differ by anything else do not agree with a pass over 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from unet_repro.errors import InputError
@@ -36,6 +37,15 @@ def halo(depth: int) -> int:
     204); the farthest reach is the margin and one grid step less a pixel.
     """
     return margin(depth) + alignment(depth) - 1
+
+
+def skip_margin(level: int, depth: int) -> int:
+    """Return the px cropped from each side of a level's skip (depth 4: 88, 40, 16, 4; Fig. 1).
+
+    The levels below are a U-Net of their own, on half the px; its last two convolutions are its
+    margin's, those of `level` itself come before and after the skip and make up 2 px each.
+    """
+    return margin(depth - level) - 4
 
 
 def is_valid_input(size: int, depth: int) -> bool:
@@ -86,7 +96,8 @@ class Tile:
     """One tile along one axis: output pixels [start, stop) and the window that computes them.
 
     The window [window_start, window_stop) may reach beyond the image, where it is mirrored. Its
-    output begins at `start`; of it, the first ``stop - start`` px are kept.
+    output begins on the pooling grid, at or less than one step below `start`; the tile keeps
+    [start, stop) of it.
     """
 
     start: int
@@ -95,9 +106,55 @@ class Tile:
     window_stop: int
 
 
-def plan_axis(size: int, stride: int, depth: int, *, padding: bool = False) -> tuple[Tile, ...]:
-    """Cut `size` px into tiles of `stride` px (the last one shorter), aligned to the pooling grid.
+def place_window(start: int, stop: int, window: int, depth: int, *, padding: bool = False) -> Tile:
+    """Return the tile [start, stop) in a window of `window` px whose output begins on the grid.
 
+    Raises
+    ------
+    InputError
+        The tile is empty; the window is not a valid size, or too small for the tile.
+    """
+    grid = alignment(depth)
+    if not 0 <= start < stop:
+        raise InputError(f"the px {start} to {stop} are no tile: 0 <= start < stop is needed")
+    if not padding:
+        check_input(window, depth, "window")
+    elif window % grid:
+        raise InputError(f"window {window} is not a multiple of 2^depth = {grid}")
+    least = window_of(stop - start + start % grid, depth, padding=padding)
+    if window < least:
+        raise InputError(
+            f"a window of {window} px does not cover the px {start} to {stop}: "
+            f"at least {least} is needed"
+        )
+    first = start - start % grid - _before(depth, padding=padding)
+    return Tile(start, stop, first, first + window)
+
+
+def reversed_tile(tile: Tile, size: int, depth: int, *, padding: bool = False) -> Tile:
+    """Return the tile that keeps the same pixels when its axis of `size` px is reversed.
+
+    Its window is as large and lies on the grid of the reversed axis. That of a tile of `plan_axis`
+    is sure to cover it if planned with ``is_reversed``; an `InputError` says where it does not.
+    """
+    window = tile.window_stop - tile.window_start
+    return place_window(size - tile.stop, size - tile.start, window, depth, padding=padding)
+
+
+def plan_axis(
+    size: int,
+    stride: int,
+    depth: int,
+    *,
+    padding: bool = False,
+    start: int = 0,
+    stop: int | None = None,
+    is_reversed: bool = False,
+) -> tuple[Tile, ...]:
+    """Cut the px [start, stop) of an axis into tiles of `stride` px, aligned to the pooling grid.
+
+    The cuts lie at multiples of `stride` from the grid point at or below `start`. The last tile may
+    be shorter, or longer by what its window computes beyond the stride (572: 388 px, not 384).
     Every window has the same valid size, the last one too: it is mirrored over its full extent,
     because a kept pixel may depend on more than `margin` px around it.
 
@@ -110,31 +167,122 @@ def plan_axis(size: int, stride: int, depth: int, *, padding: bool = False) -> t
     padding
         The network pads its convolutions: a window keeps its size, and its outermost px (the halo,
         rounded up to the pooling grid) are computed and thrown away.
+    start, stop
+        The region of interest, ``0 <= start < stop <= size``; by default the whole side.
+    is_reversed
+        The axis is seen from its other end too: every window is large enough for `reversed_tile`,
+        that is, up to one grid step larger than it need be otherwise.
+
+    Raises
+    ------
+    InputError
+        An empty side or region; a stride off the grid.
     """
-    grid = alignment(depth)
-    if size < 1:
-        raise InputError(f"an image side of {size} px cannot be tiled: at least 1 is needed")
-    if stride < grid or stride % grid:
-        raise InputError(f"stride {stride} is not a positive multiple of 2^depth = {grid}")
-    before, window = window_of_stride(stride, depth, padding=padding)
-    return tuple(
-        Tile(start, min(start + stride, size), start - before, start - before + window)
-        for start in range(0, size, stride)
-    )
+    axis = Axis(size, depth, padding, start, size if stop is None else stop, is_reversed)
+    return axis.tiles(stride)
 
 
-def window_of_stride(stride: int, depth: int, *, padding: bool) -> tuple[int, int]:
-    """Return the px before a tile of `stride` px where its window begins, and the window's size."""
+@dataclass(frozen=True)
+class Axis:
+    """The arithmetic of `plan_axis`, whose parameters these are, for any stride."""
+
+    size: int
+    depth: int
+    padding: bool
+    start: int
+    stop: int
+    is_reversed: bool
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(
+                f"an image side of {self.size} px cannot be tiled: at least 1 is needed"
+            )
+        if not 0 <= self.start < self.stop <= self.size:
+            raise InputError(
+                f"the px {self.start} to {self.stop} are no region of a side of {self.size} px: "
+                "0 <= start < stop <= side is needed"
+            )
+
+    def tiles(self, stride: int) -> tuple[Tile, ...]:
+        """Return the tiles of a stride."""
+        grid = alignment(self.depth)
+        if stride < grid or stride % grid:
+            raise InputError(f"stride {stride} is not a positive multiple of 2^depth = {grid}")
+        number, window = self.layout(stride)
+        first = self.start - self.start % grid
+        cuts = [self.start, *(first + n * stride for n in range(1, number)), self.stop]
+        return tuple(
+            place_window(start, stop, window, self.depth, padding=self.padding)
+            for start, stop in itertools.pairwise(cuts)
+        )
+
+    def layout(self, stride: int) -> tuple[int, int]:
+        """Return how many tiles a stride makes, and the size of their windows in px."""
+        window = self._window(stride)
+        if self._single <= self._output(window):
+            return 1, window
+        window = self._window(stride + self._phases[0])
+        rest = self._span - self._output(window)  # for all tiles but the last one
+        if rest <= 0:
+            return 1, self._window(self._single)
+        return 1 - (-rest // stride), window
+
+    def least_stride(self, tiles: int) -> int:
+        """Return the smallest stride that makes at most `tiles` tiles."""
+        grid = alignment(self.depth)
+
+        def beyond(phase: int) -> int:  # what a window computes beyond its stride
+            return self._output(self._window(grid + phase)) - grid
+
+        strides = [self._single - beyond(0), -(-(self._span - beyond(self._phases[0])) // tiles)]
+        aligned = [max(1, -(-stride // grid)) * grid for stride in strides]
+        return min(aligned)
+
+    @property
+    def _phases(self) -> tuple[int, int]:
+        """Return how far above the reversed axis's grid an inner tile and the last one begin."""
+        if not self.is_reversed:
+            return 0, 0
+        grid = alignment(self.depth)
+        return self.size % grid, (self.size - self.stop) % grid
+
+    @property
+    def _span(self) -> int:
+        """Return the px to compute in all, from the grid point below `start`."""
+        return self.stop - self.start + self.start % alignment(self.depth) + self._phases[1]
+
+    @property
+    def _single(self) -> int:
+        """Return the px to compute if there is one tile: it starts on one grid at a time."""
+        below = max(self.start % alignment(self.depth), self._phases[1])
+        return self.stop - self.start + below
+
+    def _window(self, output: int) -> int:
+        return window_of(output, self.depth, padding=self.padding)
+
+    def _output(self, window: int) -> int:
+        return window - 2 * _before(self.depth, padding=self.padding)
+
+
+def window_of(output: int, depth: int, *, padding: bool) -> int:
+    """Return the smallest window in px that computes `output` px from a grid point on."""
     if not padding:
-        return margin(depth), input_size(stride, depth)
-    before = -(-halo(depth) // alignment(depth)) * alignment(depth)
-    return before, stride + 2 * before
+        return input_size(output, depth)
+    grid = alignment(depth)
+    return -(-output // grid) * grid + 2 * _before(depth, padding=True)
+
+
+def _before(depth: int, *, padding: bool) -> int:
+    """Return the px of a window before its output: the margin, or the halo in whole grid steps."""
+    if not padding:
+        return margin(depth)
+    return -(-halo(depth) // alignment(depth)) * alignment(depth)
 
 
 def aligned_stride(size: int, tiles: int, depth: int) -> int:
     """Return the smallest aligned stride that covers `size` px with at most `tiles` tiles."""
-    grid = alignment(depth)
-    return -(-size // (tiles * grid)) * grid
+    return Axis(size, depth, False, 0, size, False).least_stride(tiles)
 
 
 def stride_of_window(window: int, depth: int, *, padding: bool = False) -> int:
@@ -146,15 +294,12 @@ def stride_of_window(window: int, depth: int, *, padding: bool = False) -> int:
         The window is not a valid input size, or too small to keep one aligned tile.
     """
     grid = alignment(depth)
-    if padding:
-        stride = (window - 2 * (-(-halo(depth) // grid) * grid)) // grid * grid
-        least = 2 * (-(-halo(depth) // grid) * grid) + grid
-        if window % grid:
-            raise InputError(f"tile {window} is not a multiple of 2^depth = {grid}")
-    else:
+    if not padding:
         check_input(window, depth, "tile")
-        stride = (window - 2 * margin(depth)) // grid * grid
-        least = input_size(grid, depth)
+    elif window % grid:
+        raise InputError(f"tile {window} is not a multiple of 2^depth = {grid}")
+    stride = (window - 2 * _before(depth, padding=padding)) // grid * grid
     if stride < grid:
+        least = window_of(grid, depth, padding=padding)
         raise InputError(f"tile {window} keeps no {grid} aligned px: at least {least} is needed")
     return stride

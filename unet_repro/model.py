@@ -90,21 +90,36 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         self._check(image)
-        x = (image - self.input_mean) / self.input_std  # (N, C, H, W)
-        last = self.config.depth - 1
+        shape = self.config
+        last = shape.depth - 1
         skips = []
+        x = (image - self.input_mean) / self.input_std  # (N, C, H, W)
+        # Layer by layer, with no name but `x`: a map is freed as soon as the next one is there.
         for level, convolutions in enumerate(self.contracting_path):
-            if level:
-                x = F.max_pool2d(x, kernel_size=2)  # (N, width, H / 2, W / 2)
-            x = convolutions(x)
+            for layer in convolutions:  # type: ignore[attr-defined]
+                x = layer(x)  # (N, width, H, W)
             skip = x
             if level >= last:  # the end of the contracting path
                 x = self.dropout(x)
-            skips.append(x if self.config.dropped_skip else skip)
-        skips.pop()  # the bottom has no skip
-        for expand in self.expanding_path:
-            x = expand(x, skips.pop())
+            if shape.dropped_skip:
+                skip = x
+            if level <= last:  # the bottom has no skip
+                x = F.max_pool2d(x, kernel_size=2)  # (N, width, H / 2, W / 2)
+                skips.append(self._kept(skip, level))
+            del skip
+        for expansion in self.expanding_path:
+            x = expansion.upsampled(x)  # type: ignore[operator]
+            x = crop_and_concatenate(x, skips.pop())
+            for layer in expansion.convolutions:  # type: ignore[union-attr]
+                x = layer(x)
         return self.classifier(x)  # (N, classes, H - 184, W - 184)
+
+    def _kept(self, skip: Tensor, level: int) -> Tensor:
+        """Return what is needed of a skip: a copy of its centre, unless autograd keeps it all."""
+        if torch.is_grad_enabled() or self.config.padding:
+            return skip
+        lost = geometry.skip_margin(level, self.config.depth)
+        return skip[:, :, lost:-lost, lost:-lost].clone()
 
     def _check(self, image: Tensor) -> None:
         shape = self.config
@@ -137,7 +152,7 @@ def _double_convolution(before: int, middle: int, after: int, shape: UNetConfig)
 
 
 class _Expansion(nn.Module):
-    """One step of the expanding path: up-convolution, crop and concatenate, two convolutions."""
+    """The layers of a step of the expanding path; `UNet.forward` concatenates between them."""
 
     def __init__(self, widths: list[int], level: int, shape: UNetConfig) -> None:
         super().__init__()
@@ -154,11 +169,9 @@ class _Expansion(nn.Module):
         self.up_relu = shape.up_relu
         self.convolutions = _double_convolution(upsampled + width, width, after, shape)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def upsampled(self, x: Tensor) -> Tensor:
         x = self.up_convolution(x)  # (N, upsampled, 2 H, 2 W)
-        if self.up_relu:
-            x = F.relu(x)
-        return self.convolutions(crop_and_concatenate(x, skip))
+        return F.relu(x) if self.up_relu else x
 
 
 def crop_and_concatenate(x: Tensor, skip: Tensor) -> Tensor:

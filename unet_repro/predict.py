@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import asdict
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,22 +18,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unet_repro import geometry
-from unet_repro.device import Precision, autocast
+from unet_repro.backend import Backend, make_network
+from unet_repro.device import Precision, free_memory
 from unet_repro.errors import InputError
 from unet_repro.geometry import Tile
+from unet_repro.network_cost import NetworkCost
+from unet_repro.regions import Region
+from unet_repro.tile_runner import Finish, TileRunner, as_floats, softmax, unfinished
 from unet_repro.tiling import TilePlan, plan_tiles
-
-Average = Literal["none", "rotations", "dihedral", "seven"]
-
-# (quarter turns, mirrored) of every view
-_ROTATIONS = tuple((turns, False) for turns in range(4))
-_DIHEDRAL = (*_ROTATIONS, *((turns, True) for turns in range(4)))
-VIEWS: dict[Average, tuple[tuple[int, bool], ...]] = {
-    "none": _ROTATIONS[:1],
-    "rotations": _ROTATIONS,
-    "dihedral": _DIHEDRAL,
-    "seven": _DIHEDRAL[1:],
-}
+from unet_repro.views import VIEWS, Average
 
 # The default of `memory`: this share of what is free when the plan is made
 FREE_MEMORY_SHARE = 0.5
@@ -61,7 +54,9 @@ class OverlapTilePredictor:
     device : str or torch.device, optional
         Where the network runs: a module is moved there. By default it runs where it is.
     precision
-        ``bfloat16`` runs the network under autocast. What comes out is float32 all the same.
+        What the network computes in. What comes out is float32 all the same.
+    backend
+        What runs the network, see `backend.make_network`: ``torch``, ``compile`` or ``openvino``.
     depth, in_channels, classes, padding, base_channels, wide_last_up : optional
         As in `UNetConfig`. Without a ``config``, `depth` is needed; numbers of channels and classes
         are taken as they come, and the last three are False, 64 and False.
@@ -79,6 +74,9 @@ class OverlapTilePredictor:
     mirrored border as wide as its receptive field instead of the margin, so that no kept pixel
     sees its zeros: tiles then equal one such window, but not the bare ``model(image)``. Bilinear
     upsampling depends on the window's size; with it, tiles agree only roughly.
+
+    A window that does not fit into memory after all is computed in halves, in halves of these, and
+    so on, with the same result.
 
     Not in the paper: which mirror. The image is reflected about the centres of its border pixels,
     again and again where it is smaller than the margin. Reflecting about their outer edges would
@@ -107,6 +105,7 @@ class OverlapTilePredictor:
         average: Average = "none",
         device: str | torch.device | None = None,
         precision: Precision = "float32",
+        backend: Backend = "torch",
         depth: int | None = None,
         in_channels: int | None = None,
         classes: int | None = None,
@@ -123,6 +122,8 @@ class OverlapTilePredictor:
             raise InputError(f"average is {average!r}: one of {', '.join(VIEWS)} is needed")
         if precision not in get_args(Precision):
             raise InputError(f"precision is {precision!r}: float32 or bfloat16 is needed")
+        if backend not in get_args(Backend):
+            raise InputError(f"backend is {backend!r}: torch, compile or openvino is needed")
         if tile is not None and memory is not None:
             raise InputError("tile and memory exclude each other: memory is there to choose tiles")
         depth = setting("depth", depth)
@@ -130,15 +131,17 @@ class OverlapTilePredictor:
             raise InputError("the model has no config: depth, its number of poolings, is needed")
         self.model, self.tile, self.memory = model, tile, memory
         self.average, self.precision, self.depth = average, precision, depth
+        self.backend = backend
         self.in_channels: int | None = setting("in_channels", in_channels)
         self.classes: int | None = setting("classes", classes)
         self.padding: bool = setting("padding", padding, False)
         self.base_channels: int = setting("base_channels", base_channels, 64)
         self.wide_last_up: bool = setting("wide_last_up", wide_last_up, False)
         self.device, self.dtype = _place(model, device)
-        self._stride = None
+        self.views = VIEWS[average]
+        self.bilinear: bool = setting("bilinear", None, False)
         if tile is not None:
-            self._stride = geometry.stride_of_window(tile, depth, padding=self.padding)
+            geometry.stride_of_window(tile, depth, padding=self.padding)  # refuses what is none
 
     def __call__(self, image: ArrayLike, *, progress: bool = False) -> NDArray[np.float32]:
         """Return the probability of every class at every pixel.
@@ -162,39 +165,104 @@ class OverlapTilePredictor:
             An empty image, a wrong number of channels, pixels that are no numbers, NaN, infinite or
             beyond float32; or a model whose output has not the expected shape.
         """
-        pixels = self._checked(image)
-        plans = self._plans(pixels)
-        with _bar(plans, progress) as bar:
-            return self._mean_of_views(pixels, plans, _softmax, bar)
+        return self._image(image, softmax, progress)
 
     def logits(self, image: ArrayLike, *, progress: bool = False) -> NDArray[Any]:
         """Return the network's raw scores, averaged over the views as they are.
 
         Arguments and errors are those of a call. float32, or float64 if the network's weights are.
         """
-        pixels = self._checked(image)
-        plans = self._plans(pixels)
-        with _bar(plans, progress) as bar:
-            return self._mean_of_views(pixels, plans, lambda logits: logits, bar)
+        return self._image(image, unfinished, progress)
 
-    def plan(self, height: int, width: int) -> TilePlan:
-        """Return the tiles of an image of this size, from its size and the free memory alone."""
+    def plan(
+        self, height: int, width: int, *, rows: range | None = None, columns: range | None = None
+    ) -> TilePlan:
+        """Return the tiles of an image, or of a region of it, from sizes and memory alone.
+
+        Parameters
+        ----------
+        height, width
+            The image in px.
+        rows, columns : range, optional
+            The region to be predicted; the image around it is its context.
+        """
         memory = self.memory
         if memory is None and self.tile is None:
             memory = int(FREE_MEMORY_SHARE * free_memory(self.device))
-        return plan_tiles(
-            height,
-            width,
+        options: dict[str, Any] = {
+            **asdict(self.cost),
+            "memory": memory,
+            "rows": rows,
+            "columns": columns,
+            "has_reversed": len(self.views) > 1,
+        }
+        if self.tile is None:
+            return plan_tiles(height, width, **options)
+        stride = geometry.stride_of_window(self.tile, self.depth, padding=self.padding)
+        plan = plan_tiles(height, width, stride=stride, **options)
+        grid = geometry.alignment(self.depth)
+        if max(plan.window) > self.tile and stride > grid:  # views begin off the grid
+            plan = plan_tiles(height, width, stride=stride - grid, **options)
+        return plan
+
+    @property
+    def cost(self) -> NetworkCost:
+        """What windows cost in this network."""
+        return NetworkCost(
             depth=self.depth,
             base_channels=self.base_channels,
             in_channels=self.in_channels or 1,
             classes=self.classes or 2,
             padding=self.padding,
             wide_last_up=self.wide_last_up,
+            bilinear=self.bilinear,
             bytes_per_value=2 if self.precision == "bfloat16" else self.dtype.itemsize,
-            memory=memory,
-            stride=self._stride,
         )
+
+    @contextmanager
+    def running(self) -> Iterator[TileRunner]:
+        """Give the network, ready to run on tiles; a module is in eval mode meanwhile."""
+        with _evaluating(self.model):
+            network = make_network(
+                self.model, backend=self.backend, device=self.device, precision=self.precision
+            )
+            yield TileRunner(
+                network,
+                self.views,
+                depth=self.depth,
+                padding=self.padding,
+                classes=self.classes,
+                device=self.device,
+                dtype=self.dtype,
+            )
+
+    def _image(self, image: ArrayLike, finish: Finish, progress: bool) -> NDArray[Any]:
+        pixels = self._checked(image)
+        size = pixels.shape[1], pixels.shape[2]
+        plan = self.plan(*size)
+        with self.running() as runner, _bar(len(plan), progress) as bar:
+            return self._all_tiles(runner, pixels, plan, finish, bar)
+
+    def _all_tiles(
+        self, runner: TileRunner, pixels: NDArray[Any], plan: TilePlan, finish: Finish, bar: tqdm
+    ) -> NDArray[Any]:
+        size = plan.height, plan.width
+
+        def fetch(row: Tile, column: Tile) -> Region:
+            return runner.fetch(lambda y, x: pixels[:, y, x], size, row, column)
+
+        memory = self.memory or FREE_MEMORY_SHARE * free_memory(self.device)
+        batch = max(1, int(memory // plan.peak_bytes))
+        result: NDArray[Any] | None = None
+        for tile in plan:
+            values = runner.compute(fetch(*tile), finish, fetch, batch=batch)
+            if result is None:
+                result = np.empty((len(values), *size), dtype=values.dtype)
+            rows, columns = (slice(axis.start, axis.stop) for axis in tile)
+            result[:, rows, columns] = values
+            bar.update()
+        assert result is not None
+        return result
 
     def _checked(self, image: ArrayLike) -> NDArray[Any]:
         """Return the image as floats (C, height, width), or say what is wrong with it."""
@@ -208,96 +276,7 @@ class OverlapTilePredictor:
                 f"the image has shape {array.shape}: {flat}({self.in_channels or 'C'}, height, "
                 "width) is needed, with sides of 1 px or more"
             )
-        with np.errstate(over="ignore"):  # told below
-            pixels = pixels.astype(str(self.dtype).removeprefix("torch."), copy=False)
-        if array.dtype.kind == "f" and not np.isfinite(pixels).all():
-            channel, y, x = np.argwhere(~np.isfinite(pixels))[0]
-            raise InputError(
-                f"the image is {array[..., y, x].flat[channel]} at y = {y}, x = {x}: every pixel "
-                "must be finite, and within float32"
-            )
-        return pixels
-
-    def _plans(self, image: NDArray[Any]) -> list[TilePlan]:
-        """Return the plan of each view of an image (C, height, width)."""
-        shapes = [_turned(image, *view).shape[1:] for view in VIEWS[self.average]]
-        plans = {shape: self.plan(*shape) for shape in dict.fromkeys(shapes)}
-        return [plans[shape] for shape in shapes]
-
-    def _mean_of_views(
-        self,
-        image: NDArray[Any],
-        plans: list[TilePlan],
-        finish: Callable[[Tensor], Tensor],
-        bar: tqdm,
-    ) -> NDArray[Any]:
-        """Predict every view, turn what `finish` makes of its logits back, and average."""
-        total: NDArray[Any] | None = None
-        with _evaluating(self.model):
-            for view, plan in zip(VIEWS[self.average], plans):
-                result = self._one_pass(_turned(image, *view), plan, finish, bar)
-                back = _turned_back(result, *view)  # (classes, height, width)
-                total = np.ascontiguousarray(back) if total is None else np.add(total, back, total)
-        assert total is not None
-        return np.divide(total, len(plans), total) if len(plans) > 1 else total
-
-    def _one_pass(
-        self,
-        image: NDArray[Any],
-        plan: TilePlan,
-        finish: Callable[[Tensor], Tensor],
-        bar: tqdm,
-    ) -> NDArray[Any]:
-        result: NDArray[Any] | None = None
-        for row, column in plan:
-            logits = self._kept_logits(image, row, column)
-            values = finish(logits)[0].cpu().numpy()  # (classes, tile height, tile width)
-            if result is None:
-                result = np.empty((len(values), plan.height, plan.width), dtype=values.dtype)
-            result[:, row.start : row.stop, column.start : column.stop] = values
-            bar.update()
-        assert result is not None
-        return result
-
-    def _kept_logits(self, image: NDArray[Any], row: Tile, column: Tile) -> Tensor:
-        """Run the network on a tile's window; return the pixels that the tile keeps, (1, ...)."""
-        window = self._window(image, row, column)
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            logits = self.model(window)
-        margin = 0 if self.padding else geometry.margin(self.depth)
-        height, width = (size - 2 * margin for size in window.shape[2:])
-        classes = logits.shape[1] if self.classes is None else self.classes
-        if tuple(logits.shape) != (1, classes, height, width):
-            raise InputError(
-                f"the model made {tuple(logits.shape)} of {tuple(window.shape)}; with depth "
-                f"{self.depth}, (1, {classes}, {height}, {width}) is needed"
-            )
-        top, left = (tile.start - tile.window_start - margin for tile in (row, column))
-        bottom, right = top + row.stop - row.start, left + column.stop - column.start
-        kept = logits[..., top:bottom, left:right]
-        return kept if kept.dtype == torch.float64 else kept.float()
-
-    def _window(self, image: NDArray[Any], row: Tile, column: Tile) -> Tensor:
-        rows = mirror_index(row.window_start, row.window_stop, image.shape[1])
-        columns = mirror_index(column.window_start, column.window_stop, image.shape[2])
-        # with channels last, convolutions on a CPU take half the time
-        pixels = np.ascontiguousarray(np.moveaxis(image, 0, 2)[rows[:, None], columns])
-        return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(self.device)  # (1, C, h, w)
-
-
-def mirror_index(start: int, stop: int, size: int) -> NDArray[np.int64]:
-    """Return the pixels that positions start ... stop - 1 show in an endlessly mirrored line.
-
-    The mirrors stand on the centres of the first and the last of its `size` pixels.
-
-    Examples
-    --------
-    >>> mirror_index(-2, 7, 3)
-    array([2, 1, 0, 1, 2, 1, 0, 1, 2])
-    """
-    period = max(2 * (size - 1), 1)
-    position = np.arange(start, stop) % period
-    return np.minimum(position, period - position)
+        return as_floats(pixels, self.dtype)
 
 
 def predict_volume(
@@ -327,25 +306,13 @@ def predict_volume(
     slices = np.asarray(stack)
     if slices.ndim not in (3, 4) or not slices.size:
         raise InputError(f"the stack has shape {slices.shape}: (z, y, x), none 0, is needed")
-    plans = predictor._plans(predictor._checked(slices[0]))
+    plan = predictor.plan(*slices.shape[-2:])
     result = np.empty((len(slices), *slices.shape[-2:]), dtype=np.float32)
-    with _bar(plans * len(slices), progress) as bar:
+    with predictor.running() as runner, _bar(len(plan) * len(slices), progress) as bar:
         for z, image in enumerate(slices):
             pixels = predictor._checked(image)
-            result[z] = predictor._mean_of_views(pixels, plans, _softmax, bar)[1]
+            result[z] = predictor._all_tiles(runner, pixels, plan, softmax, bar)[1]
     return result
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a CUDA device, or of the machine (8 GiB where it does not say)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 8 * 2**30
-    free = dict(line.split(":") for line in lines)["MemAvailable"]  # "  123456 kB"
-    return int(free.split()[0]) * 1024
 
 
 def _place(
@@ -376,18 +343,5 @@ def _evaluating(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             part.training = True
 
 
-def _bar(plans: list[TilePlan], is_shown: bool) -> tqdm:
-    return tqdm(total=sum(map(len, plans)), unit="tile", disable=not is_shown)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=1).float()
-
-
-def _turned(image: NDArray[Any], quarter_turns: int, is_mirrored: bool) -> NDArray[Any]:
-    view = np.rot90(image, quarter_turns, axes=(1, 2))
-    return view[..., ::-1] if is_mirrored else view
-
-
-def _turned_back(view: NDArray[Any], quarter_turns: int, is_mirrored: bool) -> NDArray[Any]:
-    return np.rot90(view[..., ::-1] if is_mirrored else view, -quarter_turns, axes=(1, 2))
+def _bar(tiles: int, is_shown: bool) -> tqdm:
+    return tqdm(total=tiles, unit="tile", disable=not is_shown)

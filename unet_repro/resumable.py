@@ -1,4 +1,4 @@
-"""Outputs that are computed slice by slice and survive a kill: finished slices wait on disc."""
+"""Outputs that are computed in parts and survive a kill: finished parts wait on disc."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if sys.platform != "win32":
     import fcntl
 
 _ZSTD_LEVEL = 1  # the fastest
+_WRITTEN = "written"
 
 
-class SliceParts:
-    """Keep the finished slices of an output, to go on after a kill without computing them again.
+class Parts:
+    """Keep the finished parts of an output, to go on after a kill without computing them again.
 
     In a private folder beside the output, ``.<name>.parts``: what is being computed (a record),
-    the finished slices (zstd, with a check sum), a lock against a second process, and, while it
-    is put together, the output. The folder goes when the output is complete, or if nothing was
-    begun.
+    the finished parts (arrays; zstd, with a check sum), a lock against a second process, and,
+    while it is put together, the output. The folder goes when the output is complete, or if
+    nothing was begun.
 
     Parameters
     ----------
@@ -41,6 +42,8 @@ class SliceParts:
         Go on with what is there, if there is anything.
     overwrite : bool
         Replace an existing output, and, without `resume`, what is there of an unfinished one.
+    is_folder : bool
+        The output is a folder of files, not a file.
 
     Attributes
     ----------
@@ -61,19 +64,24 @@ class SliceParts:
     --------
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
-    >>> with SliceParts(f"{folder.name}/sum.txt") as parts:
-    ...     parts.begin({"bins": 2}, shape=(2,), dtype=np.uint8)
+    >>> with Parts(f"{folder.name}/sum.txt") as parts:
+    ...     parts.begin({"bins": 2}, dtype=np.uint8)
     ...     parts.put(0, np.array([3, 4], np.uint8))  # here a kill may come
-    >>> with SliceParts(f"{folder.name}/sum.txt", resume=True) as parts:
-    ...     parts.begin({"bins": 2}, shape=(2,), dtype=np.uint8)
-    ...     parts.finish(lambda path: path.write_text(str(parts.get(0).sum())))
+    >>> with Parts(f"{folder.name}/sum.txt", resume=True) as parts:
+    ...     parts.begin({"bins": 2}, dtype=np.uint8)
+    ...     parts.finish(lambda path: path.write_text(str(parts.get(0, (2,)).sum())))
     >>> [file.read_text() for file in Path(folder.name).iterdir()]
     ['7']
     >>> folder.cleanup()
     """
 
     def __init__(
-        self, out: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False
+        self,
+        out: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        is_folder: bool = False,
     ) -> None:
         # Not check_output: its probe, killed, would stay beside the output.
         self.target = Path(os.path.realpath(out))
@@ -82,12 +90,15 @@ class SliceParts:
         self._manifest = self._folder / "manifest.json"
         self.resumes = resume
         self._overwrite = overwrite
-        if self.target.exists() and not self.target.is_file():
-            raise InputError(f"{out}: is not a regular file, so it cannot be written as one")
+        self._is_folder = is_folder
+        is_expected = self.target.is_dir() if is_folder else self.target.is_file()
+        if self.target.exists() and not is_expected:
+            kind = "folder" if is_folder else "regular file"
+            raise InputError(f"{out}: is not a {kind}, so it cannot be written as one")
         if not resume:
             self._check_target()
 
-    def __enter__(self) -> SliceParts:
+    def __enter__(self) -> Parts:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self._folder / "lock").open("wb")
@@ -110,7 +121,9 @@ class SliceParts:
                 "--overwrite begins anew"
             )
         for file in self._folder.iterdir():
-            if file.name != "lock":
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != "lock":
                 file.unlink()
 
     def __exit__(
@@ -123,86 +136,114 @@ class SliceParts:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
 
-    def begin(self, record: dict[str, Any], *, shape: tuple[int, ...], dtype: Any) -> None:
-        """State what is computed, before the first slice.
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What an unfinished run was begun with, to be resumed; None where there is none."""
+        return self._stored()["record"] if self._manifest.exists() else None
+
+    def begin(self, record: dict[str, Any], *, dtype: Any) -> None:
+        """State what is computed, before the first part.
 
         Parameters
         ----------
         record : dict
             All that decides the output's content; JSON-ready.
-        shape, dtype
-            Of each slice.
+        dtype
+            Of the parts.
 
         Raises
         ------
         InputError
             If what is there was begun with another record; the message names the differences. If
             an output is there that may not be replaced.
+
+        Notes
+        -----
+        A kill may have come when the output was already in place: then `is_complete` is True, and
+        nothing is left to do.
         """
-        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._dtype = np.dtype(dtype)
         if not self._manifest.exists():
             self._check_target()
             with atomic_path(self._manifest, overwrite=True) as part:
                 part.write_text(json.dumps({"overwrite": self._overwrite, "record": record}))
             return
-        try:
-            manifest = json.loads(self._manifest.read_bytes())
-            old, may_overwrite = manifest["record"], manifest["overwrite"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self._manifest}: is damaged; --overwrite without --resume begins anew"
-            ) from error
-        if differing := differences(old, json.loads(json.dumps(record))):
+        stored = self._stored()
+        if differing := differences(stored["record"], json.loads(json.dumps(record))):
             raise InputError(
                 f"{self.target}: cannot be resumed, it was begun with {'; '.join(differing)}; "
                 "--overwrite without --resume begins anew"
             )
-        self._overwrite |= may_overwrite
-        self._check_target()
+        self._overwrite |= stored["overwrite"]
+        is_in_place = self.target.exists() and not self.whole.exists()
+        self.is_complete = (self._folder / _WRITTEN).exists() and is_in_place
+        if not self.is_complete:
+            self._check_target()
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self._manifest.read_bytes())
+            return {"record": dict(manifest["record"]), "overwrite": bool(manifest["overwrite"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._manifest}: is damaged; --overwrite without --resume begins anew"
+            ) from error
 
     def _check_target(self) -> None:
         if self.target.exists() and not self._overwrite:
             raise InputError(f"{self.target}: exists already; give --overwrite to replace it")
 
-    def put(self, z: int, image: np.ndarray) -> None:
-        """Keep slice `z`; from threads as well."""
-        pixels = np.ascontiguousarray(image, self._dtype).tobytes()
-        payload = imagecodecs.zstd_encode(pixels, _ZSTD_LEVEL)
-        with atomic_path(self._file(z), overwrite=True) as part, part.open("wb") as file:
+    def put(self, number: int, values: np.ndarray) -> None:
+        """Keep a part; from threads as well."""
+        content = np.ascontiguousarray(values, self._dtype).tobytes()
+        payload = imagecodecs.zstd_encode(content, _ZSTD_LEVEL)
+        with atomic_path(self._file(number), overwrite=True) as part, part.open("wb") as file:
             file.write(struct.pack("<I", zlib.crc32(payload)))
             file.write(payload)
 
-    def has(self, z: int) -> bool:
-        """Whether slice `z` is there, and undamaged."""
-        return self._payload(z) is not None
+    def has(self, number: int) -> bool:
+        """Whether a part is there, and undamaged."""
+        return self._payload(number) is not None
 
-    def get(self, z: int) -> np.ndarray:
-        """Return slice `z`.
+    def get(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a part; from threads as well.
 
         Raises
         ------
         InputError
             If it is not there, or damaged.
         """
-        payload = self._payload(z)
+        payload = self._payload(number)
         if payload is None:
-            raise InputError(f"{self._file(z)}: is missing or damaged; --resume computes it again")
-        return np.frombuffer(imagecodecs.zstd_decode(payload), self._dtype).reshape(self._shape)
+            raise InputError(
+                f"{self._file(number)}: is missing or damaged; --resume computes it again"
+            )
+        return np.frombuffer(imagecodecs.zstd_decode(payload), self._dtype).reshape(shape)
+
+    @property
+    def whole(self) -> Path:
+        """Where the output is put together."""
+        return self._folder / f"whole{self.target.suffix}"
 
     def finish(self, write: Callable[[Path], Any]) -> None:
-        """Put the output together and in place: `write` is called with the path to write to."""
-        whole = self._folder / f"whole{self.target.suffix}"
-        write(whole)
+        """Put the output together and in place: `write` is called with the path to write to.
+
+        A folder that is replaced is away for a moment between two renamings.
+        """
+        write(self.whole)
         self._check_target()
-        os.replace(whole, self.target)
+        (self._folder / _WRITTEN).touch()  # from now on, no `whole` means that it is in place
+        if self._is_folder and self.target.exists():
+            os.replace(self.target, self._folder / "replaced")
+        os.replace(self.whole, self.target)
         self.is_complete = True
 
-    def _file(self, z: int) -> Path:
-        return self._folder / f"{z:06}.zst"
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:06}.zst"
 
-    def _payload(self, z: int) -> bytes | None:
+    def _payload(self, number: int) -> bytes | None:
         try:
-            content = self._file(z).read_bytes()
+            content = self._file(number).read_bytes()
         except FileNotFoundError:
             return None
         checksum, payload = content[:4], content[4:]

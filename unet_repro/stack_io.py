@@ -1,13 +1,9 @@
-"""Stacks of grey images on disc: TIFF files and folders of TIFF or PNG images.
-
-Whatever is read is checked first, so that a damaged file is an error and never a stack of zeros.
-"""
+"""Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
 
 import os
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,7 +13,9 @@ import tifffile
 from unet_repro.atomic import atomic_path, check_output
 from unet_repro.calibration import UNCALIBRATED, Calibration, read_calibration, read_info
 from unet_repro.errors import InputError
-from unet_repro.image_files import TiffPages, image_files, image_header, read_image
+from unet_repro.image_files import image_files
+from unet_repro.stack_reader import StackReader
+from unet_repro.tiff_layout import describe_size
 
 __all__ = [
     "Calibration",
@@ -39,132 +37,6 @@ PathLike = str | os.PathLike[str]
 
 _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are left for the tags
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
-
-
-class StackReader:
-    """Read a stack slice by slice: a TIFF file, or a folder of images in natural order.
-
-    Opening reads the structure only and checks it: one slice is held in memory at a time.
-
-    Parameters
-    ----------
-    path : path-like
-        A TIFF file of one or more grey pages of equal shape and dtype, or a folder of grey TIFF
-        and PNG images (one slice each; hidden files and other suffixes are passed over).
-    palette : bool
-        Accept TIFF pages with a colour table and give their indices. Right for labels, whose
-        colours are for display; wrong for images.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-    axes : str
-        Always ``"ZYX"``.
-    shape : tuple of int
-        (z, y, x); no side is 0.
-    dtype : numpy.dtype
-        As stored, in native byte order.
-    names : list of str
-        Where each slice comes from: the file's name, or ``"slice k"`` in a TIFF stack.
-    voxel_size_um : tuple of float or None
-        (z, y, x) in micrometres where the file says so; z is NaN if only the pixel size is known.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it is no readable grey stack: not a TIFF, truncated, several
-        channels, pages of different shape, no slice at all.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_stack(f"{folder}/stack.tif", np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
-    ...     with StackReader(f"{folder}/stack.tif") as stack:
-    ...         print(stack.shape, [int(stack.read_slice(z).sum()) for z in range(2)])
-    (2, 3, 4) [66, 210]
-    """
-
-    axes = "ZYX"
-
-    def __init__(self, path: PathLike, *, palette: bool = False) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            raise InputError(f"{self.path}: no such file or folder")
-        self._tiff: TiffPages | None = None
-        self._files: list[Path] = []
-        self._palette = palette
-        self.voxel_size_um: tuple[float, float, float] | None = None
-        if self.path.is_dir():
-            self._open_folder()
-        else:
-            self._tiff = TiffPages(self.path, palette=palette)
-            self.shape, self.dtype = self._tiff.shape, self._tiff.dtype
-            self.names = [f"slice {z}" for z in range(self.shape[0])]
-            self.voxel_size_um = self._tiff.voxel_size_um
-
-    def _open_folder(self) -> None:
-        self._files = image_files(self.path)
-        headers = [image_header(file, palette=self._palette) for file in self._files]
-        for file, header in zip(self._files, headers, strict=True):
-            if header != headers[0]:
-                (shape, dtype), (shape0, dtype0) = header, headers[0]
-                raise InputError(
-                    f"{file}: is {_size(shape)} {dtype}, but {self._files[0].name} is "
-                    f"{_size(shape0)} {dtype0}; all slices of a stack must agree"
-                )
-        (height, width), self.dtype = headers[0]
-        self.shape = (len(self._files), height, width)
-        self.names = [file.name for file in self._files]
-
-    def read_slice(self, z: int) -> np.ndarray:
-        """Read slice `z`.
-
-        Parameters
-        ----------
-        z : int
-            0 … shape[0] − 1.
-
-        Returns
-        -------
-        ndarray, shape (y, x)
-            A new array of the stack's dtype.
-
-        Raises
-        ------
-        InputError
-            If the pixels cannot be decoded.
-        IndexError
-            If there is no such slice.
-        """
-        if not 0 <= z < self.shape[0]:
-            raise IndexError(f"slice {z} of a stack of {self.shape[0]}")
-        if self._tiff is not None:
-            return self._tiff.read(z)
-        return read_image(self._files[z], palette=self._palette)
-
-    def read(self) -> np.ndarray:
-        """Read the whole stack into an array (z, y, x); see `read_slice` for the errors."""
-        stack = np.empty(self.shape, self.dtype)
-        for z in range(self.shape[0]):
-            stack[z] = self.read_slice(z)
-        return stack
-
-    def close(self) -> None:
-        """Close the file; reading from it is then an error."""
-        if self._tiff is not None:
-            self._tiff.close()
-
-    def __enter__(self) -> "StackReader":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_stack(path: PathLike) -> np.ndarray:
@@ -261,7 +133,8 @@ def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
     """
     if images.shape != labels.shape:
         raise InputError(
-            f"the images are {_size(images.shape)} but the labels {_size(labels.shape)} (z × y × x)"
+            f"the images are {describe_size(images.shape)} but the labels "
+            f"{describe_size(labels.shape)} (z × y × x)"
         )
     first = labels.flat[0]
     if (labels == first).all():
@@ -433,7 +306,3 @@ def _check_finite(image: np.ndarray, *, where: str) -> None:
     if not is_finite.all():
         y, x = np.unravel_index(int(np.argmin(is_finite)), image.shape)
         raise InputError(f"{where} has the value {image[y, x]} at y = {y}, x = {x}")
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))

@@ -5,13 +5,21 @@ Part of the paper: the overlap-tile strategy (Sec. 2, Fig. 2). Not in the paper:
 
 from __future__ import annotations
 
-import bisect
 import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unet_repro.errors import InputError
-from unet_repro.geometry import Tile, aligned_stride, alignment, plan_axis, window_of_stride
+from unet_repro.geometry import Axis, Tile, alignment, window_of
+from unet_repro.network_cost import NetworkCost
+
+_MOST_VALUES = 2**31 - 1  # in one tensor: kernels count with 32 bits
+_SLACK = 1.01  # a plan may cost 1 % more than the cheapest if it reads and writes better
 
 
 @dataclass(frozen=True)
@@ -23,17 +31,18 @@ class TilePlan:
     Parameters
     ----------
     height, width
-        The image, and the output, in px.
+        The whole image in px.
     rows, columns
-        The tiles along each axis.
+        The tiles along each axis. They cover the region of interest, which they begin and end.
     flops
         Floating-point operations of all windows, two for each multiply-add.
     redundancy
-        `flops` relative to one window over the whole image: 1 for a single tile.
+        `flops` relative to one window over the whole region: 1 for a single tile.
     peak_bytes
-        Predicted memory that a window takes in the network, beyond what the process already holds.
+        Predicted memory that a batch of windows takes in the network, beyond what the process
+        already holds.
     output_bytes
-        Size of the float32 probabilities of all classes.
+        Size of the float32 probabilities of all classes in the region.
     """
 
     height: int
@@ -57,6 +66,68 @@ class TilePlan:
         row, column = self.rows[0], self.columns[0]
         return row.window_stop - row.window_start, column.window_stop - column.window_start
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the plan as JSON takes it: a tile is [start, stop, window_start, window_stop]."""
+        record: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("rows", "columns"):
+            record[name] = [
+                [tile.start, tile.stop, tile.window_start, tile.window_stop]
+                for tile in record[name]
+            ]
+        return record
+
+    @classmethod
+    def from_record(cls, record: object) -> TilePlan:
+        """Return the plan that `to_record` made a record of.
+
+        Raises
+        ------
+        InputError
+            The record lacks a field, has another one, or its tiles cannot be those of an image.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(record, dict) or sorted(map(str, record)) != sorted(names):
+            raise InputError(f"a tile plan needs an object with exactly {', '.join(names)}")
+        for name in ("height", "width", "flops", "peak_bytes", "output_bytes"):
+            if type(record[name]) is not int or record[name] < 1:
+                raise InputError(
+                    f"{name} of a tile plan is {record[name]!r:.60}: a positive integer is needed"
+                )
+        redundancy = record["redundancy"]
+        if type(redundancy) not in (int, float) or not 1 <= redundancy < math.inf:
+            raise InputError(
+                f"redundancy of a tile plan is {redundancy!r:.60}: 1 or more is needed"
+            )
+        return cls(
+            **{
+                **record,
+                "rows": _tiles("rows", record["rows"], record["height"]),
+                "columns": _tiles("columns", record["columns"], record["width"]),
+            }
+        )
+
+
+def _tiles(name: str, record: object, size: int) -> tuple[Tile, ...]:
+    """Return the tiles of an axis of `size` px from their record."""
+    wrong = InputError(
+        f"{name} of a tile plan must be tiles [start, stop, window_start, window_stop] in px, one "
+        f"behind the other within 0 and {size}, each within its window, all windows of one size"
+    )
+    if not isinstance(record, list) or not record:
+        raise wrong
+    for tile in record:
+        if not isinstance(tile, list) or [type(value) for value in tile] != [int] * 4:
+            raise wrong
+    tiles = tuple(Tile(*tile) for tile in record)
+    are_tiles = all(t.window_start <= t.start < t.stop <= t.window_stop for t in tiles)
+    are_joined = all(a.stop == b.start for a, b in itertools.pairwise(tiles))
+    windows = {tile.window_stop - tile.window_start for tile in tiles}
+    if not (are_tiles and are_joined and len(windows) == 1 and 0 <= tiles[0].start):
+        raise wrong
+    if tiles[-1].stop > size:
+        raise wrong
+    return tiles
+
 
 def plan_tiles(
     height: int,
@@ -68,22 +139,28 @@ def plan_tiles(
     classes: int = 2,
     padding: bool = False,
     wide_last_up: bool = False,
+    bilinear: bool = False,
     bytes_per_value: int = 4,
     memory: int | None = None,
     stride: int | None = None,
+    rows: range | None = None,
+    columns: range | None = None,
+    has_reversed: bool = False,
+    batch: int = 1,
 ) -> TilePlan:
     """Cut an image into the tiles that take the least computation within the memory given.
 
     Few and large tiles, that is; but the cost is not monotonic in their size: for n tiles along an
-    axis, a stride of ceil(size / n) px, rounded up to the pooling grid, wastes least. Of the plans
-    within 1 % of the least computation the one with the fewest columns is taken (full-width strips
-    are the cheapest to read and to write), then the one with the fewest tiles.
+    axis, the smallest stride on the pooling grid that n tiles can have wastes least. All pairs of
+    such strides are compared. Of the plans within 1 % of the least computation the one with the
+    fewest columns is taken (full-width strips are the cheapest to read and to write), then the one
+    with the fewest tiles.
 
     Parameters
     ----------
     height, width
         The image in px, 1 or more.
-    depth, base_channels, in_channels, classes, padding, wide_last_up
+    depth, base_channels, in_channels, classes, padding, wide_last_up, bilinear
         The network, as in `UNetConfig`.
     bytes_per_value
         4 for float32, 2 for bfloat16, 8 for float64.
@@ -91,155 +168,98 @@ def plan_tiles(
         Upper bound in bytes for `TilePlan.peak_bytes`; None for no bound.
     stride
         Do not plan: take square tiles of this many px, a multiple of 2^depth.
+    rows, columns : range of step 1, optional
+        The region of interest in px; by default the whole image.
+    has_reversed
+        The axes are seen from their other end too (`geometry.plan_axis`).
+    batch
+        Windows that the network computes at a time.
 
     Raises
     ------
     InputError
-        An empty image; a stride off the pooling grid; the smallest tile needs more than `memory`.
+        An empty image or region; a stride off the pooling grid; the smallest tile needs more than
+        `memory`.
 
     Examples
     --------
     >>> plan = plan_tiles(2048, 2048, depth=4, base_channels=64, memory=2 * 2**30)
     >>> len(plan.rows), len(plan.columns), plan.window, round(plan.redundancy, 2)
-    (2, 2, (1212, 1212), 1.06)
+    (3, 1, (876, 2236), 1.07)
     >>> paper = plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
     >>> len(paper), paper.window, round(paper.redundancy, 2)
     (36, (572, 572), 1.65)
     """
-    network = _Network(
-        depth, base_channels, in_channels, classes, padding, wide_last_up, bytes_per_value
+    network = NetworkCost(
+        depth=depth,
+        base_channels=base_channels,
+        in_channels=in_channels,
+        classes=classes,
+        padding=padding,
+        wide_last_up=wide_last_up,
+        bilinear=bilinear,
+        bytes_per_value=bytes_per_value,
+        batch=batch,
     )
-    whole = tuple(_strides(size, depth)[0] for size in (height, width))
-    strides = (stride, stride) if stride else _best_strides(height, width, network, memory)
-    rows, columns = (
-        plan_axis(size, side, depth, padding=padding)
-        for size, side in zip((height, width), strides)
+    axes = (
+        _axis(height, rows, depth, padding, has_reversed),
+        _axis(width, columns, depth, padding, has_reversed),
     )
-    flops = len(rows) * len(columns) * network.flops(*strides)
+    strides = (stride, stride) if stride is not None else _best_strides(axes, network, memory)
+    tiles = [axis.tiles(side) for axis, side in zip(axes, strides)]
+    windows = [along[0].window_stop - along[0].window_start for along in tiles]
+    flops = len(tiles[0]) * len(tiles[1]) * int(network.flops(*windows))
+    spans = [axis.stop - axis.start // alignment(depth) * alignment(depth) for axis in axes]
+    whole = network.flops(*(window_of(span, depth, padding=padding) for span in spans))
     return TilePlan(
         height,
         width,
-        rows,
-        columns,
+        tiles[0],
+        tiles[1],
         flops=flops,
-        redundancy=flops / network.flops(*whole),
-        peak_bytes=network.peak_bytes(*strides),
-        output_bytes=4 * classes * height * width,
+        redundancy=flops / int(whole),
+        peak_bytes=int(network.peak_bytes(*windows)),
+        output_bytes=4 * classes * math.prod(axis.stop - axis.start for axis in axes),
     )
 
 
-def _strides(size: int, depth: int) -> list[int]:
-    """Return every stride that wastes least for some number of tiles, the largest first."""
-    grid = alignment(depth)
-    if size < 1:
-        raise InputError(f"an image side of {size} px cannot be tiled: at least 1 is needed")
-    strides = [aligned_stride(size, 1, depth)]
-    while strides[-1] > grid:  # the fewest tiles that need a smaller stride
-        strides.append(aligned_stride(size, -(-size // (strides[-1] - grid)), depth))
-    return strides
+def _axis(size: int, region: range | None, depth: int, padding: bool, is_reversed: bool) -> Axis:
+    if region is None:
+        return Axis(size, depth, padding, 0, size, is_reversed)
+    if region.step != 1:
+        raise InputError(f"{region} is no region: a range of step 1 is needed")
+    return Axis(size, depth, padding, region.start, region.stop, is_reversed)
 
 
 def _best_strides(
-    height: int, width: int, network: _Network, memory: int | None
+    axes: tuple[Axis, Axis], network: NetworkCost, memory: int | None
 ) -> tuple[int, int]:
     """Return the strides (down, across) of the cheapest plan that fits."""
-    falling = _strides(height, network.depth)
-    plans = []
-    for across in _strides(width, network.depth):
-
-        def fits(down: int, across: int = across) -> bool:
-            return network.fits(down, across, memory)
-
-        first = bisect.bisect_left(falling, True, key=fits)  # the tallest that fits
-        for down in falling[first : first + 1]:
-            columns = -(-width // across)
-            tiles = columns * -(-height // down)
-            plans.append((tiles * network.flops(down, across), columns, tiles, (down, across)))
-    if not plans:
-        least = alignment(network.depth)
+    down, across = map(_choices, axes)  # (stride, tiles, window) each
+    height, width = down[:, None, 2], across[:, 2]
+    tiles = down[:, None, 1] * across[:, 1]
+    is_fitting = network.largest_tensor(height, width) <= _MOST_VALUES
+    peaks = network.peak_bytes(height, width)
+    if memory is not None:
+        is_fitting &= peaks <= memory
+    if not is_fitting.any():
         raise InputError(
-            f"{memory} bytes of memory are too few: the smallest tile, {least} x {least} px, "
-            f"takes {network.peak_bytes(least, least)}"
+            f"{memory} bytes of memory are too few: the smallest tile, {down[-1, 0]} x "
+            f"{across[-1, 0]} px, takes {peaks[-1, -1]}"
         )
-    cheapest = min(plans)[0]
-    return min((plan for plan in plans if plan[0] <= 1.01 * cheapest), key=lambda p: p[1:3])[3]
+    cost = np.where(is_fitting, tiles * network.flops(height, width).astype(float), np.inf)
+    candidates = np.argwhere(cost <= _SLACK * cost.min()).tolist()
+    best = min(candidates, key=lambda c: (across[c[1], 1], tiles[c[0], c[1]], cost[c[0], c[1]]))
+    return int(down[best[0], 0]), int(across[best[1], 0])
 
 
-# glibc returns freed blocks of this size or more to the system; it keeps smaller ones, fragmented
-_KEPT_BLOCK = 32 * 2**20
-_FRAGMENTATION = 1.4  # puts peaks at 0.86 to 1.21 of those measured (16, 64 channels; 572, 1036 px)
-_MOST_VALUES = 2**31 - 1  # in one tensor: kernels count with 32 bits
-
-
-@dataclass(frozen=True)
-class _Network:
-    """The cost of a tile, from the sizes of the layers that its window passes."""
-
-    depth: int
-    base_channels: int
-    in_channels: int
-    classes: int
-    padding: bool
-    wide_last_up: bool
-    bytes_per_value: int
-
-    def flops(self, down: int, across: int) -> int:
-        return sum(operations for operations, _ in self._layers(down, across))
-
-    def fits(self, down: int, across: int, memory: int | None) -> bool:
-        largest = max(max(alive) for _, alive in self._layers(down, across))
-        return largest <= _MOST_VALUES and (
-            memory is None or self.peak_bytes(down, across) <= memory
-        )
-
-    def peak_bytes(self, down: int, across: int) -> int:
-        """Return the most memory taken at any layer, with what the C library keeps of the freed."""
-        peak = kept = 0.0
-        for _, alive in self._layers(down, across):
-            sizes = [self.bytes_per_value * values for values in alive]
-            small = sum(size for size in sizes if size < _KEPT_BLOCK)
-            kept = max(kept, _FRAGMENTATION * small)
-            peak = max(peak, sum(sizes) - small + kept)
-        return int(peak)
-
-    def _layers(self, down: int, across: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield, layer by layer, its operations and the values of every tensor alive in it."""
-        height, width = (
-            window_of_stride(side, self.depth, padding=self.padding)[1] for side in (down, across)
-        )
-        inputs = self.in_channels
-        held: list[int] = []  # the skips, then what comes up from below
-        for level in range(self.depth + 1):
-            if level:
-                height, width = height // 2, width // 2
-            alive = [*held, inputs * height * width]
-            layers, height, width = self._two_convolutions(alive, inputs, level, height, width)
-            yield from layers
-            inputs = self.base_channels << level
-            held.append(inputs * height * width)  # the skip, or at last the bottom
-        for level in reversed(range(self.depth)):
-            height, width = 2 * height, 2 * width
-            channels = self.base_channels << level
-            upsampled = 2 * channels if self.wide_last_up and not level else channels
-            inputs, up = upsampled + channels, upsampled * height * width
-            yield 4 * channels * up, [*held, up, up]  # the up-convolution makes a second copy
-            alive = [*held, up, inputs * height * width]
-            layers, height, width = self._two_convolutions(alive, inputs, level, height, width)
-            yield from layers
-            held[-2:] = [channels * height * width]
-        pixels = height * width
-        yield 2 * self.base_channels * self.classes * pixels, [*held, self.classes * pixels]
-
-    def _two_convolutions(
-        self, alive: list[int], inputs: int, level: int, height: int, width: int
-    ) -> tuple[list[tuple[int, list[int]]], int, int]:
-        """Return the 3x3 convolutions of a level as `_layers` yields them, and their size."""
-        layers = []
-        channels = self.base_channels << level
-        for before in (inputs, channels):
-            if not self.padding:
-                height, width = height - 2, width - 2
-            alive = [*alive, channels * height * width]
-            weights = 9 * before * channels  # reordered for the processor, twice
-            layers.append((2 * 9 * before * alive[-1], [*alive, weights, weights]))
-        return layers, height, width
+def _choices(axis: Axis) -> NDArray[np.int64]:
+    """Return (stride, tiles, window) of the least stride for every number of tiles."""
+    choices = []
+    stride = axis.least_stride(1)
+    while True:
+        choices.append((stride, *axis.layout(stride)))
+        if stride == alignment(axis.depth):
+            return np.array(choices)
+        fewest = axis.layout(stride - alignment(axis.depth))[0]  # that need a smaller stride
+        stride = min(axis.least_stride(fewest), stride - alignment(axis.depth))

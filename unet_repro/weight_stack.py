@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -18,8 +16,9 @@ from unet_repro._version import __version__
 from unet_repro.atomic import check_output
 from unet_repro.errors import InputError
 from unet_repro.preview import weight_map_preview
-from unet_repro.resumable import SliceParts
+from unet_repro.resumable import Parts
 from unet_repro.stack_io import StackReader, read_calibration, read_info, write_slices
+from unet_repro.threads import in_order
 from unet_repro.weight_cache import VERSION
 from unet_repro.weight_map import (
     DEFAULT_SIGMA_PX,
@@ -34,7 +33,6 @@ from unet_repro.weight_map import (
 
 Compression = Literal["zlib", "zstd", "lzw"]
 PathLike = str | os.PathLike[str]
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _BAR_DELAY_S = 1.0  # shorter work shows no progress bar
@@ -132,7 +130,7 @@ def write_weight_map(
             _check_place(path, labels)
         if preview:
             check_output(preview, overwrite=overwrite or resume)
-        with SliceParts(out, resume=resume, overwrite=overwrite) as parts:
+        with Parts(out, resume=resume, overwrite=overwrite) as parts:
             survey = _survey(labels, settings, workers, progress)
             record = {
                 "unet_repro": __version__,
@@ -199,7 +197,7 @@ def _survey(labels: StackReader, settings: dict[str, Any], workers: int, progres
 
     depth = labels.shape[0]
     slices = ((z, _label_slice(labels, z)) for z in range(depth))
-    facts = list(_bar(_in_order(look, slices, workers), "labels", depth, progress=progress))
+    facts = list(_bar(in_order(look, slices, workers), "labels", depth, progress=progress))
     kind = settings["kind"]
     if kind == "auto":
         kind = "mask" if set.intersection(*(fact.mask_values for fact in facts)) else "ids"
@@ -223,7 +221,7 @@ def _label_slice(labels: StackReader, z: int) -> np.ndarray:
 
 
 def _write(
-    parts: SliceParts,
+    parts: Parts,
     labels: StackReader,
     settings: dict[str, Any],
     record: dict[str, Any],
@@ -237,7 +235,9 @@ def _write(
         parts.is_complete = True
         return
     depth, height, width = labels.shape
-    parts.begin(record, shape=(height, width), dtype=np.float32)
+    parts.begin(record, dtype=np.float32)
+    if parts.is_complete:
+        return
     missing = [z for z in range(depth) if not parts.has(z)]
     threads_a_slice = -(-workers // depth)
 
@@ -247,7 +247,7 @@ def _write(
 
     slices = ((z, _label_slice(labels, z)) for z in missing)
     for _ in _bar(
-        _in_order(weigh, slices, min(workers, depth)),
+        in_order(weigh, slices, min(workers, depth)),
         "weight maps",
         depth,
         progress=progress,
@@ -257,7 +257,12 @@ def _write(
     parts.finish(
         lambda path: write_slices(
             path,
-            _bar(map(parts.get, range(depth)), "writing", depth, progress=progress),
+            _bar(
+                (parts.get(z, (height, width)) for z in range(depth)),
+                "writing",
+                depth,
+                progress=progress,
+            ),
             shape=labels.shape,
             dtype=np.float32,
             overwrite=True,
@@ -267,25 +272,6 @@ def _write(
             workers=workers,
         )
     )
-
-
-def _in_order(
-    compute: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """Yield ``compute(item)`` in order, from threads, never more than workers + 1 items at once."""
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(compute, item))
-                del item
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _bar(

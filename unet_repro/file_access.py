@@ -1,0 +1,109 @@
+"""Opening files that may be damaged, missing or in use: whatever goes wrong is one `InputError`."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from unet_repro.errors import InputError
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file for reading; an `InputError` says why that is not possible."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """Read the first `size` bytes of a file, or all of them."""
+    with open_binary(path) as file:
+        return file.read(size)
+
+
+@contextmanager
+def as_input_errors(path: Path, what: str = "") -> Iterator[None]:
+    """Turn whatever a damaged file makes tifffile and the codecs raise or log into `InputError`.
+
+    What they raise is not documented and takes many forms (struct.error, KeyError, MemoryError
+    from a huge size, ...), and some defects are only logged. Warnings in the log are harmless
+    oddities of the tags.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file to name.
+    what : str
+        The part of the file to name, with a space behind it: ``"slice 3 "``.
+    """
+    logged: list[str] = []
+    thread = threading.get_ident()
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        if record.levelno >= logging.ERROR:
+            logged.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger("tifffile")
+    logger.addFilter(collect)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: {what}cannot be read: {cause}") from error
+    finally:
+        logger.removeFilter(collect)
+    if logged:
+        raise InputError(f"{path}: {what}is damaged: {' '.join(logged[0].split())}")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Size and time of a file, by which a later change is noticed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    size
+        In bytes.
+    mtime_ns
+        Time of the last change in ns.
+    """
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileState":
+        """Look at a file."""
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def check_unchanged(self) -> None:
+        """Raise `InputError` if the file has another size or time now, or is gone."""
+        again = "leave the input as it is while it is read, and start again"
+        try:
+            now = FileState.of(self.path)
+        except InputError as error:
+            raise InputError(f"{self.path}: has vanished since reading began; {again}") from error
+        if now.size != self.size:
+            raise InputError(
+                f"{self.path}: has changed since reading began ({self.size} bytes then, "
+                f"{now.size} now); {again}"
+            )
+        if now.mtime_ns != self.mtime_ns:
+            raise InputError(f"{self.path}: was written to since reading began; {again}")

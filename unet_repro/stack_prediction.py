@@ -1,0 +1,453 @@
+"""Predict stacks larger than memory (Sec. 2, Fig. 2): streamed, resumable, planned beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from unet_repro import geometry
+from unet_repro._version import __version__
+from unet_repro.backend import Backend
+from unet_repro.device import Precision, free_memory
+from unet_repro.errors import InputError
+from unet_repro.model import UNet, load_model
+from unet_repro.predict import FREE_MEMORY_SHARE, OverlapTilePredictor
+from unet_repro.quantities import index_range
+from unet_repro.resumable import Parts
+from unet_repro.stack_io import StackReader, read_calibration, read_info
+from unet_repro.stack_output import Destination, Kind, Values, names_in_folder
+from unet_repro.stack_run import TILES_AT_WORK, StackRun
+from unet_repro.tiff_output import Compression, layout_of
+from unet_repro.tiling import TilePlan
+from unet_repro.views import Average
+
+PathLike = str | os.PathLike[str]
+
+_TRIAL_FLOPS, _TRIAL_PX = 10**11, 400  # of the window that the speed is measured on
+
+
+def predict_stack(
+    source: PathLike,
+    model: UNet | PathLike,
+    out: PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    verify: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Path:
+    """Segment a stack of any size, tile by tile, into a TIFF file or a folder of images.
+
+    Reading, computing and writing overlap. Memory is that of the plan, whatever the number of
+    slices, and of pages larger than memory only the parts at work are read. Killed at any moment,
+    it goes on with `resume`, and the result is the same to the byte.
+
+    Parameters
+    ----------
+    source : path-like
+        A TIFF stack, or a folder of TIFF or PNG images in natural order, with as many channels as
+        the network has inputs.
+    model : UNet or path-like
+        The network, or a ``model.safetensors``; it runs where it is.
+    out : path-like
+        A TIFF file (``.tif``); or, if `source` is a folder, a folder: a file of the same name for
+        each image.
+    resume
+        Go on with what an interrupted or killed call has left, if it left anything.
+    overwrite
+        Replace an existing output. Of a folder only if it holds nothing but files of these names.
+    verify
+        Before the output gets its name, compute a few random places again with other windows; a
+        difference beyond rounding is an error, and the output does not appear.
+    progress
+        Show a bar that counts tiles, on standard error.
+    **options
+        As in `StackPrediction`.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        An option or a file that cannot be used, damaged pixels, pixels that are not finite, a
+        source that changes while it is read, a full disk. What was done stays, to be resumed.
+    """
+    with StackPrediction(source, model, out, **options) as prediction:
+        prediction.run(resume=resume, overwrite=overwrite, verify=verify, progress=progress)
+    return Path(out)
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """What a prediction of a stack will take.
+
+    Parameters
+    ----------
+    tiles
+        The plan of each slice.
+    slices
+        How many there are.
+    views, batch
+        Views of each tile, and how many go through the network at once.
+    peak_bytes
+        Memory beyond what the process holds before: the network's and the buffers'.
+    output_bytes
+        Of the output, before compression.
+    layout
+        Of the output's pages.
+    seconds
+        Estimated from the speed on a small window; NaN if that was not measured.
+    """
+
+    tiles: TilePlan
+    slices: int
+    views: int
+    batch: int
+    peak_bytes: int
+    output_bytes: int
+    layout: str
+    seconds: float
+
+    def __str__(self) -> str:
+        plan = self.tiles
+        rows, columns = plan.rows, plan.columns
+        kept = [max(tile.stop - tile.start for tile in axis) for axis in (rows, columns)]
+        lines = {
+            "slices": f"{self.slices}",
+            "tiles per slice": f"{len(plan)} ({len(rows)} down x {len(columns)} across)",
+            "tile": f"{kept[0]} x {kept[1]} px of a window of {_by(plan.window)} px",
+            "views": f"{self.views} ({self.batch} at once)",
+            "redundant compute": f"{plan.redundancy:.3f} x one pass over the whole image",
+            "peak memory": f"{_size(self.peak_bytes)}",
+            "output": f"{_size(self.output_bytes)} before compression, {self.layout}",
+            "time": f"about {_duration(self.seconds)}",
+        }
+        return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
+
+
+class StackPrediction:
+    """A stack, a network and what to make of them, checked and planned before anything runs.
+
+    To be used as a context: the source is open from the beginning to the end.
+
+    Parameters
+    ----------
+    source, model, out
+        As in `predict_stack`.
+    kind, dtype, threshold
+        As in `stack_output.Values`.
+    average, tile, precision, backend
+        As in `OverlapTilePredictor`.
+    memory : int, optional
+        Bytes that the prediction may take beyond what the process holds before; by default half of
+        what is free.
+    z
+        The slices ``a:b`` to predict (a ... b-1); empty for all.
+    roi
+        The rows and columns ``y0:y1,x0:x1`` to predict; empty for all. The pixels around them are
+        their context: the result is that part of the whole prediction.
+    compression
+        Of the output, lossless.
+
+    Attributes
+    ----------
+    plan : TilePlan
+        The tiles of each slice.
+    """
+
+    def __init__(
+        self,
+        source: PathLike,
+        model: UNet | PathLike,
+        out: PathLike,
+        *,
+        kind: Kind = "probability",
+        dtype: str = "",
+        threshold: float | None = None,
+        average: Average = "none",
+        tile: int | None = None,
+        memory: int | None = None,
+        z: str = "",
+        roi: str = "",
+        precision: Precision = "float32",
+        backend: Backend = "torch",
+        compression: Compression = "zlib",
+    ) -> None:
+        self.out = Path(out)
+        network = model if isinstance(model, UNet) else load_model(model)
+        self._shape = network.config
+        self.values = Values(kind, dtype, threshold, network.config.classes)
+        self.predictor = OverlapTilePredictor(
+            network, tile, average=average, precision=precision, backend=backend
+        )
+        self._memory = memory
+        self._model_sha256 = hashlib.sha256(save(_state(network))).hexdigest()
+        self._settings: dict[str, Any] = {
+            "kind": kind,
+            "dtype": self.values.dtype,
+            "threshold": threshold,
+            "average": average,
+            "precision": precision,
+            "backend": backend,
+            "device": self.predictor.device.type,
+            "compression": compression,
+        }
+        self._source = StackReader(source, channels=network.config.in_channels)
+        try:
+            self._choose(z, roi, compression)
+            self._make_plan()
+        except BaseException:
+            self._source.close()
+            raise
+
+    def __enter__(self) -> StackPrediction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._source.close()
+
+    def _choose(self, z: str, roi: str, compression: Compression) -> None:
+        """Settle what is predicted, and where it goes."""
+        source, path = self._source, self._source.path
+        slices, height, width = source.shape
+        self._slices = index_range(z, length=slices, name="--z") if z else range(slices)
+        self._roi = (range(height), range(width))
+        if roi:
+            rows, comma, columns = roi.partition(",")
+            if not comma:
+                raise InputError(f"--roi {roi!r:.40}: rows and columns y0:y1,x0:x1 are needed")
+            self._roi = (
+                index_range(rows, length=height, name="--roi, rows,"),
+                index_range(columns, length=width, name="--roi, columns,"),
+            )
+        self._settings |= {
+            "z": [self._slices.start, self._slices.stop],
+            "roi": [[axis.start, axis.stop] for axis in self._roi],
+        }
+        names: tuple[str, ...] = ()
+        if path.is_dir():
+            names = names_in_folder(self.out, [source.names[i] for i in self._slices], self.values)
+        elif self.out.suffix.lower() not in (".tif", ".tiff"):
+            raise InputError(f"{self.out}: a name that ends in .tif is needed for a stack")
+        target, origin = Path(os.path.realpath(self.out)), Path(os.path.realpath(path))
+        if origin in (target, *target.parents) or target in origin.parents:
+            raise InputError(f"{self.out}: would be among the images of {path}; give another place")
+        self.destination = Destination(
+            self.out,
+            names,
+            (len(self._slices), len(self._roi[0]), len(self._roi[1])),
+            self.values.planes,
+            self.values.dtype,
+            read_calibration(path),
+            compression,
+        )
+
+    def _make_plan(self) -> None:
+        """Plan tiles whose memory, with that of all buffers, stays within what is given."""
+        predictor, size = self.predictor, self._source.shape[1:]
+        available = self._memory
+        if available is None:
+            available = int(FREE_MEMORY_SHARE * free_memory(predictor.device))
+        rows, columns = self._roi
+        predictor.memory = None if predictor.tile else available
+        for _ in range(3):  # the buffers depend on the plan, and the plan on what they leave
+            self.plan = predictor.plan(size[0], size[1], rows=rows, columns=columns)
+            if predictor.tile or self._peak_bytes(batch=1) <= available:
+                break
+            predictor.memory = max(1, available - self._buffer_bytes())
+        views = len(predictor.views)
+        self.batch = 1
+        while self.batch < views and self._peak_bytes(2 * self.batch) <= available:
+            self.batch *= 2
+        self.batch = min(self.batch, views)
+
+    def _peak_bytes(self, batch: int) -> int:
+        on_device = batch * self.plan.peak_bytes
+        return on_device + (self._buffer_bytes() if self.predictor.device.type == "cpu" else 0)
+
+    def _buffer_bytes(self) -> int:
+        """Return what the tiles take that are read, converted and put together meanwhile."""
+        plan, config = self.plan, self._shape
+        height, width = plan.window
+        kept = max(t.stop - t.start for t in plan.rows), max(t.stop - t.start for t in plan.columns)
+        n_in = height * width * config.in_channels * (4 + self._source.dtype.itemsize)
+        n_out = kept[0] * kept[1] * config.classes * 4
+        band = kept[0] * self.destination.shape[2] * np.dtype(self.values.dtype).itemsize
+        return TILES_AT_WORK * (n_in + n_out) + 2 * band
+
+    def describe(self) -> StackPlan:
+        """Return what the run will take, with the time, from a measurement of the speed."""
+        return StackPlan(
+            tiles=self.plan,
+            slices=len(self._slices),
+            views=len(self.predictor.views),
+            batch=self.batch,
+            peak_bytes=self._peak_bytes(self.batch),
+            output_bytes=self.destination.n_bytes,
+            layout=self._layout(),
+            seconds=self._estimate(),
+        )
+
+    def _layout(self) -> str:
+        destination = self.destination
+        shape = destination.page_shape
+        if destination.names:
+            shape = (1, *shape[1:])
+        layout = layout_of(shape, destination.dtype, destination.compression)
+        kind = "ImageJ TIFF in strips" if layout == "strips" else "BigTIFF in tiles, OME metadata"
+        return f"{len(destination.names)} files: {kind}" if destination.names else kind
+
+    def _estimate(self) -> float:
+        """Return the seconds that the network will take, from its speed on a window."""
+        predictor, channels = self.predictor, self._shape.in_channels
+        cost = predictor.cost
+        height, width = self.plan.window
+        while cost.flops(height, width) > _TRIAL_FLOPS and height > _TRIAL_PX:
+            height = width = geometry.window_of(
+                height // 2, predictor.depth, padding=predictor.padding
+            )
+        pixels = torch.zeros(1, height, width, channels, device=predictor.device)
+        taken = []
+        with predictor.running() as runner, torch.inference_mode():
+            for _ in range(3):
+                begin = time.perf_counter()
+                runner.network(pixels.permute(0, 3, 1, 2)).sum().item()  # waits for a GPU
+                taken.append(time.perf_counter() - begin)
+        windows = len(self._slices) * len(predictor.views)
+        return min(taken) * windows * self.plan.flops / int(cost.flops(height, width))
+
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        verify: bool = False,
+        progress: bool = False,
+    ) -> None:
+        """Predict and write; arguments and errors are those of `predict_stack`."""
+        is_folder = bool(self.destination.names)
+        self._check_folder()
+        if verify:
+            self._check_verifiable()
+        with Parts(self.out, resume=resume, overwrite=overwrite, is_folder=is_folder) as parts:
+            if resume and self._is_complete(parts):
+                parts.is_complete = True
+                return
+            self._take_over(parts.record)
+            parts.begin(self._record(), dtype=self.values.dtype)
+            if parts.is_complete:
+                return
+            run = StackRun(
+                self._source,
+                self._slices,
+                self.predictor,
+                self.plan,
+                self.batch,
+                self.values,
+                self.destination,
+                parts,
+                self.info,
+            )
+            run.go(verify=verify, progress=progress)
+
+    def _check_folder(self) -> None:
+        """Refuse to replace a folder that holds anything else than what is written."""
+        if not self.destination.names or not self.out.is_dir():
+            return
+        others = {entry.name for entry in self.out.iterdir()} - set(self.destination.names)
+        if others:
+            raise InputError(
+                f"{self.out}: holds {min(others)}, which is none of the files to write; give a "
+                "folder of its own"
+            )
+
+    def _check_verifiable(self) -> None:
+        if self._shape.bilinear:
+            raise InputError(
+                "bilinear upsampling depends on the window's size: its tiles cannot be verified"
+            )
+
+    def _is_complete(self, parts: Parts) -> bool:
+        """Tell whether the output is there and younger than what it is made from."""
+        if not parts.target.is_file():
+            return False
+        is_ours = read_info(parts.target) == self.info
+        newest = max(file["mtime_ns"] for file in self._source.fingerprint()["files"])
+        return is_ours and parts.target.stat().st_mtime_ns >= newest
+
+    def _take_over(self, record: dict[str, Any] | None) -> None:
+        """Keep to the plan of an unfinished run, which another machine's memory may have made."""
+        if record is None or self.predictor.tile:
+            return
+        self.plan = TilePlan.from_record(record.get("plan"))
+        self.batch = record.get("batch", 1)
+        if self._memory is not None and self._peak_bytes(self.batch) > self._memory:
+            raise InputError(
+                f"{self.out}: was begun with tiles that take {_size(self._peak_bytes(self.batch))}"
+                f", more than {_size(self._memory)}; give that much memory, or --overwrite without "
+                "--resume to begin anew"
+            )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "unet_repro": __version__,
+            "torch": torch.__version__,
+            "model": self._model_sha256,
+            "source": self._source.fingerprint(),
+            "settings": self._settings,
+            "plan": self.plan.to_record(),
+            "batch": self.batch,
+        }
+
+    @property
+    def info(self) -> str:
+        """What the output records of its making."""
+        facts = {
+            "unet_repro": __version__,
+            "model_sha256": self._model_sha256,
+            "source": self._source.path.name,
+            "settings": self._settings,
+        }
+        return json.dumps(facts, indent=1)
+
+
+def _state(network: UNet) -> dict[str, torch.Tensor]:
+    state = network.state_dict().items()
+    return {name: value.detach().contiguous().cpu() for name, value in state}
+
+
+def _by(sides: tuple[int, int]) -> str:
+    return f"{sides[0]} x {sides[1]}"
+
+
+def _size(n_bytes: float) -> str:
+    unit = 0
+    while n_bytes >= 1000 and unit < 4:
+        n_bytes, unit = n_bytes / 1024, unit + 1
+    return f"{n_bytes:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
