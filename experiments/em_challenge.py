@@ -4,6 +4,7 @@ Claim: on two CPU cores, ten minutes of training on slices 0-24 of the ISBI 2012
 reach the paper's own level on the held-out slices 25-29 (RESULTS.md has the measured figures).
 
     bash experiments/em_challenge.sh [--time-budget 10m] [--val 25:30] [--data phantom]
+    bash experiments/em_challenge.sh --folds 6 --out results/em_crossvalidation
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
 
 import hashlib
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import tyro
 
+from unet_repro.atomic import atomic_path
 from unet_repro.cli import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.config import TrainConfig
 from unet_repro.device import choose_device
 from unet_repro.download import DATASETS, find_or_download
 from unet_repro.errors import InputError
-from unet_repro.evaluation import table
+from unet_repro.evaluation import evaluate_em, table
 from unet_repro.phantom import em_phantom
-from unet_repro.predict import Average, predict_volume
+from unet_repro.predict import predict_volume
 from unet_repro.report import CHALLENGE_DATA, write_report
 from unet_repro.run import (
     LabelledStack,
@@ -40,7 +44,8 @@ from unet_repro.run import (
     start_run,
 )
 from unet_repro.run_facts import slices
-from unet_repro.stack_io import read_images, read_labels, read_pair, write_stack
+from unet_repro.stack_io import read_images, read_labels, read_pair, read_stack, write_stack
+from unet_repro.views import Average
 
 BUDGET, HELD_OUT = "10m", "25:30"
 
@@ -58,6 +63,9 @@ class EMChallenge:
         or a folder with train-volume.tif, train-labels.tif and test-volume.tif.
     out
         Folder of the run and of all results.
+    folds
+        Cross-validate: so many contiguous blocks of slices are held out in turn, each from a
+        training of its own, as long as the budget says; 0 for the one block of --val.
     average
         Views whose predictions are averaged.
     overwrite
@@ -67,6 +75,7 @@ class EMChallenge:
     data: str = "auto"
     out: Path = Path("results/em_challenge")
     settings: Settings = field(default_factory=TrainConfig)
+    folds: int = 0
     average: Average = "dihedral"
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     command: tyro.conf.Suppress[str] = ""
@@ -75,6 +84,10 @@ class EMChallenge:
         data, test_volume, test_labels = load(self.data)
         data = replace(data, command=self.command)
         settings = self.settings
+        if not settings.iterations and not settings.time_budget:
+            settings = replace(settings, time_budget=BUDGET)
+        if self.folds:
+            return self._cross_validate(data, settings)
         if not settings.val:
             if len(data.images) < int(HELD_OUT.partition(":")[2]):
                 raise InputError(
@@ -82,15 +95,7 @@ class EMChallenge:
                     "slices of the training volume: give --val a:b"
                 )
             settings = replace(settings, val=HELD_OUT)
-        if not settings.iterations and not settings.time_budget:
-            settings = replace(settings, time_budget=BUDGET)
-        trained = start_run(
-            data, settings, self.out, resume=not self.overwrite, overwrite=self.overwrite
-        )
-        if trained.stopped == "interrupted":
-            write_report(self.out)
-            again = " without --overwrite" if self.overwrite else ""
-            print(f"interrupted; the same command{again} goes on from here", file=sys.stderr)
+        if not self._train(data, settings, self.out):
             return INTERRUPTED
         predictor = run_predictor(settings, self.out, self.average)
         submission = predict_volume(predictor, test_volume, progress=True)
@@ -98,6 +103,51 @@ class EMChallenge:
         test = None if test_labels is None else (test_labels, submission)
         result = evaluate_run(data, settings, self.out, average=self.average, test=test)
         print(summary(data, settings, result, self.out))
+        return 0
+
+    def _train(self, data: LabelledStack, settings: TrainConfig, folder: Path) -> bool:
+        """Train into a folder; tell whether it came to its end."""
+        trained = start_run(
+            data, settings, folder, resume=not self.overwrite, overwrite=self.overwrite
+        )
+        if trained.stopped != "interrupted":
+            return True
+        write_report(folder)
+        again = " without --overwrite" if self.overwrite else ""
+        print(f"interrupted; the same command{again} goes on from here", file=sys.stderr)
+        return False
+
+    def _cross_validate(self, data: LabelledStack, settings: TrainConfig) -> int:
+        """Hold out one block of slices after the other; evaluate all slices together."""
+        total = len(data.images)
+        if settings.val:
+            raise InputError("--folds holds out every block in turn: leave --val out")
+        if not 2 <= self.folds <= total:
+            raise InputError(f"--folds {self.folds}: 2 to {total}, the number of slices, is needed")
+        cuts = [total * fold // self.folds for fold in range(self.folds + 1)]
+        probability = np.empty(data.images.shape, np.float32)
+        folds = []
+        for number, (start, stop) in enumerate(pairwise(cuts), start=1):
+            folder = self.out / f"fold-{number}"
+            fold = replace(settings, val=f"{start}:{stop}")
+            print(f"fold {number} of {self.folds}: slices {fold.val} held out", file=sys.stderr)
+            if not self._train(data, fold, folder):
+                return INTERRUPTED
+            heldout = evaluate_run(data, fold, folder, average=self.average)["heldout"]
+            folds.append({"val": fold.val, **heldout})
+            probability[start:stop] = read_stack(folder / "heldout_probability.tif")
+        write_stack(self.out / "crossvalidation_probability.tif", probability, overwrite=True)
+        result = evaluate_em(data.labels, probability)
+        with atomic_path(self.out / "crossvalidation.json", overwrite=True) as part:
+            part.write_text(json.dumps({"all": result, "folds": folds}, indent=1))
+        print(f"\n{origin(data)}: every slice predicted by a network that has not seen its block")
+        print(table(result))
+        for fold_result in folds:
+            best = fold_result["figures"]
+            figures = (f"{name} {best[name]:.4f}" for name in ("v_rand", "v_info", "pixel_error"))
+            print(f"slices {fold_result['val']}: {', '.join(figures)}")
+        for name in ("crossvalidation.json", "crossvalidation_probability.tif"):
+            print(self.out / name)
         return 0
 
 
@@ -145,12 +195,16 @@ def _are_published(stacks: dict[str, np.ndarray]) -> bool:
     }
 
 
+def origin(data: LabelledStack) -> str:
+    """Return what figures on these data are figures of."""
+    return "SYNTHETIC data (phantom), not EM" if data.is_synthetic else data.name
+
+
 def summary(data: LabelledStack, settings: TrainConfig, result: dict, out: Path) -> str:
     """Return what the job says at its end: figures, and where everything lies."""
-    origin = "SYNTHETIC data (phantom), not EM" if data.is_synthetic else data.name
     block = held_out_slices(data, settings)
     held_out = slices(f"{block.start}:{block.stop}")
-    lines = [f"\n{origin}: slices {held_out} held out, trained on the others"]
+    lines = [f"\n{origin(data)}: slices {held_out} held out, trained on the others"]
     lines.append(table(result["heldout"]))
     if result["test"]:
         is_challenge = data.name == CHALLENGE_DATA

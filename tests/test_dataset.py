@@ -156,6 +156,25 @@ def test_a_batch_is_the_same_samples_one_by_one():
         assert torch.equal(one.labels[0], together.labels[k])
 
 
+def test_processes_with_equal_generators_share_a_batch():
+    data = small_set()
+    together, generators = draw(data, 8, batch_size=4), [seeded(8), seeded(8)]
+    for rank, generator in enumerate(generators):
+        made = data.draw_batch(
+            SAME_GREY,
+            batch_size=4,
+            window=28,
+            output=12,
+            generator=generator,
+            part=range(2 * rank, 2 * rank + 2),
+        )
+        for name in ("image", "labels", "weights"):
+            expected = getattr(together, name)[2 * rank : 2 * rank + 2]
+            assert torch.equal(getattr(made, name), expected)
+    # both have drawn for all four: the next batch is shared too
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
 def test_samples_of_a_batch_differ():
     image = draw(small_set(), 9).image
     assert not torch.equal(image[0], image[1])

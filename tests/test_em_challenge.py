@@ -10,6 +10,7 @@ import tifffile
 
 from unet_repro.cli import INTERRUPTED
 from unet_repro.errors import InputError
+from unet_repro.metrics import em_challenge_metrics
 from unet_repro.model import load_model
 from unet_repro.predict import OverlapTilePredictor
 
@@ -182,3 +183,27 @@ def test_missing_data_folder_is_one_line(job, tmp_path, capsys):
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_folds_hold_out_every_slice_once(job, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [flag for flag in FLAGS if flag not in ("--val", "2:4")]
+    arguments = ["--data", str(folder), "--out", str(out), *flags, "--folds", "2"]
+    assert job.main(arguments) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((out / "crossvalidation.json").read_text())
+    assert [fold["val"] for fold in result["folds"]] == ["0:2", "2:4"]
+    probability = tifffile.imread(out / "crossvalidation_probability.tif")
+    images = tifffile.imread(folder / "train-volume.tif")
+    for number, z in ((1, 1), (2, 3)):
+        run = json.loads((out / f"fold-{number}" / "config.json").read_text())
+        assert run["data"]["train_slices"] == ("2:4" if number == 1 else "0:2")
+        predictor = OverlapTilePredictor(load_model(out / f"fold-{number}/model.safetensors"))
+        np.testing.assert_array_equal(probability[z], predictor(images[z])[1])
+    labels = tifffile.imread(folder / "train-labels.tif")
+    expected = em_challenge_metrics(labels, probability).pixel_error.best
+    assert result["all"]["figures"]["pixel_error"] == pytest.approx(expected)
+    assert "slices 2:4: v_rand" in printed
+    assert job.main([*arguments, "--val", "1:2"]) == 2
+    assert job.main([*arguments[:-1], "5"]) == 2
+    assert "2 to 4, the number of slices" in capsys.readouterr().err

@@ -371,3 +371,17 @@ def test_what_cannot_be_understood_is_one_clear_line(run: Path, spoil, message: 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: no such folder"):
         write_report(tmp_path / "nowhere")
+
+
+def test_best_validation_is_told_as_optimistic_and_as_not_shown(run: Path) -> None:
+    change(run / "config.json", state={"best": {"iteration": 1500, "pixel_error": 0.06784}})
+    text = Page(write_report(run)).text
+    assert "figures are of the last weights (model.safetensors)" in text
+    assert "so far is 0.0678 at iteration 1,500 (best.safetensors)" in text
+    assert "chosen" in text and "better there than they are" in text
+
+
+@pytest.mark.parametrize("best", [None, [], "x", {"iteration": 1}, {"pixel_error": None}])
+def test_no_best_validation_no_word_of_it(run: Path, best: object) -> None:
+    change(run / "config.json", state={"best": best})
+    assert "best.safetensors" not in Page(write_report(run)).text

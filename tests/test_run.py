@@ -1,11 +1,14 @@
+import hashlib
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from unet_repro.config import WeightMapConfig
 from unet_repro.errors import InputError
+from unet_repro.model import load_model, read_metadata
 from unet_repro.run import LabelledStack, evaluate_run, start_run
 from unet_repro.stack_io import read_stack
 from unet_repro.weight_map import weight_map
@@ -31,6 +34,7 @@ def test_run_folder_is_complete_and_its_record_true(data, tiny, tmp_path):
         "seconds": record["state"]["seconds"],
         "stopped": "finished",
         "collapsed": record["state"]["collapsed"],
+        "best": record["state"]["best"],
     }
     assert record["settings"]["tile"] == tiny.tile
     np.testing.assert_array_equal(read_stack(folder / "heldout_labels.tif"), data.labels[1:3])
@@ -175,3 +179,66 @@ def test_unknown_pixels_weigh_nothing_and_do_not_count(data, tiny, tmp_path, mon
     expected = weight_map(data.labels[:, 32:])  # the balance of the known half
     np.testing.assert_allclose(seen[0][:, 40:], expected[:, 8:], rtol=1e-5)
     assert not seen[0][:, :32].any()
+
+
+def test_the_report_is_there_from_the_first_validation_on_and_changes_no_bit(
+    data, tiny, tmp_path, monkeypatch
+):
+    import unet_repro.run as run_module
+
+    seen, write = [], run_module.write_report
+
+    def write_and_look(folder):
+        write(folder)
+        state = json.loads((folder / "config.json").read_text())["state"]
+        seen.append((state["iterations"], state["stopped"], (folder / "report.html").read_text()))
+
+    settings = replace(tiny, val="1:3", validate_every=3)
+    monkeypatch.setattr(run_module, "write_report", write_and_look)
+    start_run(data, settings, tmp_path / "a", is_quiet=True)
+    assert [(iterations, stopped) for iterations, stopped, _ in seen] == [
+        (iterations, "running") for iterations in (3, 6, 9, 12)
+    ]
+    assert all("still running when this page was written" in page for *_, page in seen)
+    assert "lowest pixel error of a validation so far is" in " ".join(seen[0][2].split())
+    monkeypatch.setattr(run_module, "write_report", lambda folder: None)
+    start_run(data, settings, tmp_path / "b", is_quiet=True)
+    first, second = (load_model(tmp_path / name / "model.safetensors") for name in "ab")
+    for one, other in zip(first.parameters(), second.parameters()):
+        assert torch.equal(one, other)
+
+
+def test_record_and_model_say_how_the_weights_came_about(data, tiny, tmp_path):
+    settings = replace(tiny, val="1:3", seed=7)
+    start_run(replace(data, command="the command"), settings, tmp_path, is_quiet=True)
+    record = json.loads((tmp_path / "config.json").read_text())
+    made = read_metadata(tmp_path / "model.safetensors")["training"]
+    assert record["command"] == "the command"
+    assert made["versions"] == record["versions"] and made["settings"]["seed"] == 7
+    pixels = np.ascontiguousarray(data.images).tobytes()
+    assert made["data"]["images_sha256"] == hashlib.sha256(pixels).hexdigest()
+    assert "images.tif" not in json.dumps(made)  # where they lay is nobody's business
+    best = record["state"]["best"]
+    kept = read_metadata(tmp_path / "best.safetensors")["training"]
+    assert kept["iterations"] == best["iteration"]
+    assert kept["validation_pixel_error"] == best["pixel_error"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(data, tiny, tmp_path):
+    start_run(data, replace(tiny, iterations=6), tmp_path, is_quiet=True)
+    stale, other = tmp_path / ".checkpoint.0123abcd.pt", tmp_path / ".notes.pt"
+    for path in (stale, other):
+        path.write_bytes(b"half")
+    start_run(data, tiny, tmp_path, resume=True, is_quiet=True)
+    assert not stale.exists() and other.exists()
+
+
+def test_overwriting_removes_all_that_training_wrote(data, tiny, tmp_path):
+    start_run(data, replace(tiny, val="1:3"), tmp_path, is_quiet=True)
+    assert (tmp_path / "best.safetensors").exists()
+    before = set(tmp_path.glob("events.out.tfevents.*"))
+    start_run(data, tiny, tmp_path, overwrite=True, is_quiet=True)  # nothing held out now
+    assert not (tmp_path / "best.safetensors").exists()
+    assert not before & set(tmp_path.glob("events.out.tfevents.*"))
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["state"]["best"] is None

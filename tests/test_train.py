@@ -1,7 +1,10 @@
 import csv
 import math
+import multiprocessing
 import os
+import random
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +12,17 @@ import pytest
 import torch
 
 from unet_repro import train as train_module
+from unet_repro import training_state
 from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConfig
 from unet_repro.dataset import TrainingSet
 from unet_repro.errors import InputError
 from unet_repro.model import load_model, read_metadata
+from unet_repro.optimisation import learning_rate
 from unet_repro.predict import OverlapTilePredictor
-from unet_repro.train import HeldOut, learning_rate, output_side, train
+from unet_repro.train import train
+from unet_repro.train_log import TrainLog
+from unet_repro.training_state import Best, TrainingState, output_side
+from unet_repro.validation import HeldOut, Validation
 
 
 def stack(two_cells, weights=None):
@@ -26,6 +34,11 @@ def stack(two_cells, weights=None):
 def held_out(two_cells):
     images, labels = two_cells
     return HeldOut(images[:1], (labels[:1] > 0).astype(np.uint8), np.ones((1, 64, 64), np.float32))
+
+
+def validated(state, two_cells):
+    with TrainLog(state.folder, 0) as log:
+        return train_module._Loop(state, log, is_quiet=True)._validate(held_out(two_cells), log)
 
 
 def log_rows(folder):
@@ -51,17 +64,18 @@ def test_learns_two_cells(two_cells, tiny, tmp_path):
     assert trained.iterations == 120 and trained.stopped == "finished"
 
 
-def test_weight_zero_hides_a_slice(two_cells, tiny, tmp_path):
+@pytest.mark.parametrize("weight", [0, 1])
+def test_only_weight_zero_hides_the_labels_of_a_slice(two_cells, tiny, tmp_path, weight):
     images, labels = two_cells
     wrong = labels.copy()
     wrong[1:] = 255 - wrong[1:]
-    weights = np.zeros(labels.shape, np.float32)
+    weights = np.full(labels.shape, weight, np.float32)
     weights[0] = 1
-    still = AugmentationConfig(0.0, 0.0, 3, 0.0, 0.0)
-    settings = replace(tiny, iterations=160, learning_rate=1e-2, augmentation=still)
-    trained = train(stack((images, wrong), weights), settings, tmp_path, is_quiet=True)
-    found = OverlapTilePredictor(trained.network)(images[2])[1] > 0.5
-    assert (found == (labels[2] > 0)).mean() > 0.95
+    for name, given in (("right", labels), ("wrong", wrong)):
+        (tmp_path / name).mkdir()
+        train(stack((images, given), weights), tiny, tmp_path / name, is_quiet=True)
+    is_same = same_weights(weights_of(tmp_path / "right"), weights_of(tmp_path / "wrong"))
+    assert is_same == (weight == 0)
 
 
 def test_same_seed_same_weights_and_other_seed_others(two_cells, tiny, tmp_path):
@@ -91,17 +105,17 @@ def test_interrupted_and_resumed_equals_undisturbed(
     parts.mkdir()
     train(stack(two_cells), settings, whole, held_out=held_out(two_cells), is_quiet=True)
 
-    step, count = train_module._Run._step, 0
+    step, count = TrainingState.step, 0
 
     def step_and_interrupt(run):
         nonlocal count
         count += 1
         if count == 8:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(run)
+        step(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module._Run, "_step", step_and_interrupt)
+        patch.setattr(TrainingState, "step", step_and_interrupt)
         first = train(
             stack(two_cells), settings, parts, held_out=held_out(two_cells), is_quiet=True
         )
@@ -128,17 +142,17 @@ def test_killed_after_a_checkpoint_resumes_from_it(two_cells, tiny, tmp_path, mo
     class Killed(BaseException):
         pass
 
-    step, count = train_module._Run._step, 0
+    step, count = TrainingState.step, 0
 
     def step_and_die(run):
         nonlocal count
         count += 1
         if count == 9:
             raise Killed
-        return step(run)
+        step(run)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train_module._Run, "_step", step_and_die)
+        patch.setattr(TrainingState, "step", step_and_die)
         train(stack(two_cells), tiny, parts, is_quiet=True)
     train(stack(two_cells), tiny, parts, resume=True, is_quiet=True)
     assert same_weights(weights_of(whole), weights_of(parts))
@@ -191,7 +205,11 @@ def test_learning_rate_warms_up_then_follows_half_a_cosine():
 
 
 def test_loss_that_is_not_a_number_stops_with_advice(two_cells, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module._Run, "_step", lambda run: torch.tensor(math.nan))
+    def step(run):
+        run.losses.append(torch.tensor(math.nan))
+        run.iteration += 1
+
+    monkeypatch.setattr(TrainingState, "step", step)
     with pytest.raises(InputError, match=r"became nan by iteration 6.*learning rate 0\.003"):
         train(stack(two_cells), tiny, tmp_path, is_quiet=True)
 
@@ -200,14 +218,14 @@ def test_collapse_to_one_class_is_told(two_cells, tiny, tmp_path, capsys):
     # a rate so small that the network stays where its bias is: one class everywhere
     settings = replace(tiny, learning_rate=1e-12, warmup_iterations=1)
     run_set = stack(two_cells)
-    network_like = train_module._Run(run_set, settings, tmp_path)
+    state = TrainingState(run_set, settings, tmp_path)
     with torch.no_grad():
-        network_like.network.classifier.weight.zero_()
+        state.network.classifier.weight.zero_()
         share = float((two_cells[1] > 0).mean())
-        network_like.network.classifier.bias.copy_(torch.tensor([1 - share, share]).log())
-    network_like.iteration = 6
-    row = network_like._validate(held_out(two_cells))
-    assert network_like.has_collapsed
+        state.network.classifier.bias.copy_(torch.tensor([1 - share, share]).log())
+    state.iteration = 6
+    row = validated(state, two_cells)
+    assert state.watch.has_collapsed
     assert row["validation_loss"] == pytest.approx(run_set.prior_entropy(), rel=1e-3)
     assert "collapsed" in capsys.readouterr().err
 
@@ -227,7 +245,7 @@ def test_weight_average_is_what_is_saved(two_cells, tiny, tmp_path):
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     saved = weights_of(tmp_path)
     for name, value in saved.items():
-        assert torch.equal(value, state["average"][f"module.{name}"])
+        assert torch.equal(value, state["average"][name])
     assert not same_weights(saved, state["network"])
 
 
@@ -279,16 +297,15 @@ def test_one_step_of_every_preset_narrowed(two_cells, tmp_path, preset):
 def test_weights_that_are_no_numbers_are_never_saved(
     two_cells, tiny, tmp_path, monkeypatch, broken_at
 ):
-    step = train_module._Run._step
+    step = TrainingState.step
 
     def step_and_break(run):
-        loss = step(run)
-        if run.iteration + 1 == broken_at:
+        step(run)
+        if run.iteration == broken_at:
             with torch.no_grad():
                 run.network.classifier.weight.fill_(math.nan)
-        return loss
 
-    monkeypatch.setattr(train_module._Run, "_step", step_and_break)
+    monkeypatch.setattr(TrainingState, "step", step_and_break)
     with pytest.raises(InputError, match="became nan"):
         train(
             stack(two_cells),
@@ -308,37 +325,36 @@ def test_sgd_is_momentum_099_by_hand(two_cells, tiny, tmp_path):
     settings = replace(
         tiny, optimizer="sgd", momentum=0.99, schedule="constant", warmup_iterations=0
     )
-    run = train_module._Run(stack(two_cells), settings, tmp_path)
+    run = TrainingState(stack(two_cells), settings, tmp_path)
     run.network.train()
     weight = run.network.classifier.weight
     expected, velocity = weight.detach().clone(), torch.zeros_like(weight)
     for _ in range(3):
-        run._step()
-        run.iteration += 1
+        run.step()
         velocity = 0.99 * velocity + weight.grad
         expected -= settings.learning_rate * velocity
     torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_optimisers_get_the_settings(two_cells, tiny, tmp_path):
-    adam = train_module._Run(stack(two_cells), replace(tiny, weight_decay=0.25), tmp_path)
+    adam = TrainingState(stack(two_cells), replace(tiny, weight_decay=0.25), tmp_path)
     assert adam.optimizer.defaults["betas"] == (0.9, 0.999)
     assert adam.optimizer.defaults["weight_decay"] == 0.25
     settings = replace(tiny, optimizer="sgd", weight_decay=0.125)
-    sgd = train_module._Run(stack(two_cells), settings, tmp_path)
+    sgd = TrainingState(stack(two_cells), settings, tmp_path)
     assert sgd.optimizer.defaults["weight_decay"] == 0.125
 
 
 def test_validation_leaves_the_network_training_and_the_end_does_not(two_cells, tiny, tmp_path):
-    run = train_module._Run(stack(two_cells), tiny, tmp_path)
+    run = TrainingState(stack(two_cells), tiny, tmp_path)
     run.network.train()
-    run._validate(held_out(two_cells))
+    validated(run, two_cells)
     assert run.network.training
     assert not train(stack(two_cells), tiny, tmp_path, is_quiet=True).network.training
 
 
 @pytest.mark.parametrize("is_right", [True, False])
-def test_validation_error_has_the_right_polarity(two_cells, tiny, tmp_path, is_right):
+def test_validation_error_has_the_right_polarity(two_cells, tiny, tmp_path, monkeypatch, is_right):
     """A network of one threshold on the grey value tells bright cells from dark membrane."""
 
     class Threshold(torch.nn.Module):
@@ -348,9 +364,10 @@ def test_validation_error_has_the_right_polarity(two_cells, tiny, tmp_path, is_r
             x = x[..., 20:-20, 20:-20] - 120
             return torch.cat((-x, x) if is_right else (x, -x), dim=1)
 
-    run = train_module._Run(stack(two_cells), tiny, tmp_path)
-    run.finished = Threshold
-    error = run._validate(held_out(two_cells))["validation_pixel_error"]
+    run = TrainingState(stack(two_cells), tiny, tmp_path)
+    run.result = Threshold
+    monkeypatch.setattr(run, "save_model_as", lambda name, **facts: None)
+    error = validated(run, two_cells)["validation_pixel_error"]
     assert error < 0.01 if is_right else error > 0.3
 
 
@@ -394,3 +411,139 @@ def test_settings_that_the_data_decide_are_refused(two_cells, tiny, tmp_path, ch
     settings = replace(tiny, model=replace(tiny.model, **change))
     with pytest.raises(InputError, match=message):
         train(stack(two_cells), settings, tmp_path)
+
+
+def test_best_weights_are_those_of_the_lowest_validation_error(
+    two_cells, tiny, tmp_path, monkeypatch
+):
+    errors, kept = iter([0.4, 0.2, 0.3, 0.2]), []
+
+    def scripted(predictor, slices):
+        return Validation(0.5, next(errors), False, np.zeros(slices.classes.shape, np.float32))
+
+    monkeypatch.setattr(train_module, "validate", scripted)
+    trained = train(
+        stack(two_cells),
+        replace(tiny, validate_every=3, iterations=13),
+        tmp_path,
+        held_out=held_out(two_cells),
+        is_quiet=True,
+        on_validation=lambda progress: kept.append(weights_of(tmp_path)),
+    )
+    assert trained.best == Best(6, 0.2)  # the first of equals
+    best = load_model(tmp_path / "best.safetensors").state_dict()
+    assert [same_weights(best, weights) for weights in kept] == [False, True, False, False]
+    record = read_metadata(tmp_path / "best.safetensors")["training"]
+    assert (record["iterations"], record["validation_pixel_error"]) == (6, 0.2)
+    monkeypatch.setattr(  # worse than before the pause: the best stays
+        train_module,
+        "validate",
+        lambda predictor, slices: Validation(0.5, 0.25, False, np.zeros((1, 64, 64), np.float32)),
+    )
+    again = train(
+        stack(two_cells),
+        replace(tiny, validate_every=3, iterations=16),
+        tmp_path,
+        held_out=held_out(two_cells),
+        resume=True,
+        is_quiet=True,
+    )
+    assert again.best == Best(6, 0.2)
+    assert same_weights(best, load_model(tmp_path / "best.safetensors").state_dict())
+
+
+def test_checkpoints_come_by_the_clock_too(two_cells, tiny, tmp_path, monkeypatch):
+    """One iteration takes one second, a checkpoint one: a second in 10 when asked for 3."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(training_state, "CHECKPOINT_EVERY", 3.0)
+    monkeypatch.setattr(training_state, "CHECKPOINT_SHARE", 0.1)
+    written, write = [], training_state.write_checkpoint
+
+    def count(path, state, identity):
+        written.append(state["iteration"])
+        write(path, state, identity)
+
+    monkeypatch.setattr(training_state, "write_checkpoint", count)
+    settings = replace(tiny, iterations=30, validate_every=1000)
+    train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    assert written == [3, 13, 23, 30]
+
+
+def train_in_a_child(folder, two_cells, settings, is_resumed):
+    """Train with a checkpoint after every step; runs in a process that may be killed."""
+    torch.set_num_threads(1)
+    training_state.CHECKPOINT_EVERY, training_state.CHECKPOINT_SHARE = 0.0, math.inf
+    train(
+        stack(two_cells),
+        settings,
+        folder,
+        held_out=held_out(two_cells),
+        resume=is_resumed,
+        is_quiet=True,
+    )
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_resumed_equals_undisturbed(two_cells, tiny, tmp_path, kills):
+    settings = replace(tiny, iterations=60, validate_every=7, weight_average=0.9)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    train(stack(two_cells), settings, whole, held_out=held_out(two_cells), is_quiet=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([train_module.__name__, __name__])
+    moment = random.Random(0)
+    for k in range(kills + 1):
+        arguments = (parts, two_cells, settings, k > 0)
+        child = context.Process(target=train_in_a_child, args=arguments)
+        before = (parts / "checkpoint.pt").stat().st_mtime_ns if k else 0
+        child.start()
+        if k < kills:
+            while child.is_alive() and not has_gone_on(parts / "checkpoint.pt", before):
+                time.sleep(0.01)
+            time.sleep(moment.uniform(0, 0.3))
+            child.kill()
+        child.join()
+    assert child.exitcode == 0
+    assert same_weights(weights_of(whole), weights_of(parts))
+    best = [load_model(folder / "best.safetensors").state_dict() for folder in (whole, parts)]
+    assert same_weights(*best)
+    rows = [log_rows(folder) for folder in (whole, parts)]
+    for row in (*rows[0], *rows[1]):
+        del row["seconds"]
+    assert rows[0] == rows[1]
+
+
+def has_gone_on(checkpoint, before):
+    return checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
+
+
+def test_model_file_tells_how_it_was_made(two_cells, tiny, tmp_path):
+    train(stack(two_cells), tiny, tmp_path, is_quiet=True, origin={"versions": {"torch": "1"}})
+    record = read_metadata(tmp_path / "model.safetensors")["training"]
+    assert record["settings"]["seed"] == 0 and record["processes"] == 1
+    assert record["versions"] == {"torch": "1"}
+
+
+def test_deterministic_training_gives_the_same_weights_here(two_cells, tiny, tmp_path):
+    for name, is_on in (("a", True), ("b", False)):
+        (tmp_path / name).mkdir()
+        train(stack(two_cells), replace(tiny, deterministic=is_on), tmp_path / name, is_quiet=True)
+    assert same_weights(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_training_gives_nearly_the_same_weights_and_the_same_names(
+    two_cells, tiny, tmp_path
+):
+    settings = replace(tiny, model=replace(tiny.model, dropout=0.0), optimizer="sgd")
+    for name, is_on in (("plain", False), ("compiled", True)):
+        (tmp_path / name).mkdir()
+        train(stack(two_cells), replace(settings, compile=is_on), tmp_path / name, is_quiet=True)
+    plain, compiled = weights_of(tmp_path / "plain"), weights_of(tmp_path / "compiled")
+    assert list(plain) == list(compiled)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5)

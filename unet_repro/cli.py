@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,22 +19,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
-import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
-from unet_repro import evaluation, quantities
+from unet_repro import evaluation, parallel, quantities
 from unet_repro.atomic import atomic_path, check_output
+from unet_repro.backend import Backend
 from unet_repro.config import PRESETS, TILE_INPUT_PX, AugmentationConfig, Preset, TrainConfig
 from unet_repro.device import choose_device, choose_precision
 from unet_repro.errors import InputError
 from unet_repro.model import load_model
-from unet_repro.predict import Average, OverlapTilePredictor
 from unet_repro.preview import augmentation_preview
 from unet_repro.report import write_report
 from unet_repro.run import LabelledStack, evaluate_run, start_run
-from unet_repro.stack_io import read_images, read_labels, read_pair, read_stack, write_stack
+from unet_repro.stack_io import read_labels, read_pair, read_stack
+from unet_repro.stack_output import Kind as OutputKind
+from unet_repro.stack_prediction import StackPrediction
+from unet_repro.tiff_output import Compression
+from unet_repro.views import Average
 from unet_repro.weight_map import Kind, Variant, instances
 from unet_repro.weight_stack import write_weight_map
 
@@ -46,6 +49,8 @@ INTERRUPTED = 130
 @dataclass(frozen=True)
 class Train:
     """Train a network on a labelled stack; the held-out slices are predicted and evaluated.
+
+    Several GPUs: torchrun --nproc-per-node N -m unet_repro train ...
 
     Parameters
     ----------
@@ -70,13 +75,29 @@ class Train:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     average: Average = "dihedral"
+    command: tyro.conf.Suppress[str] = ""
 
     def run(self) -> int:
-        images, labels = read_pair(self.images, self.labels)
-        data = LabelledStack(images, labels, self.images.stem, str(self.images), str(self.labels))
-        trained = start_run(
-            data, self.settings, self.out, resume=self.resume, overwrite=self.overwrite
-        )
+        with parallel.started() as processes:
+            images, labels = read_pair(self.images, self.labels)
+            data = LabelledStack(
+                images,
+                labels,
+                self.images.stem,
+                str(self.images),
+                str(self.labels),
+                command=self.command,
+            )
+            trained = start_run(
+                data,
+                self.settings,
+                self.out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                processes=processes,
+            )
+        if not processes.is_first:
+            return INTERRUPTED if trained.stopped == "interrupted" else 0
         if trained.stopped == "interrupted":
             write_report(self.out)
             print(f"interrupted; --resume goes on from {self.out}", file=sys.stderr)
@@ -90,30 +111,46 @@ class Train:
 
 @dataclass(frozen=True)
 class Predict:
-    """Segment a stack, slice by slice and tile by tile, with a trained network.
+    """Segment a stack of any size, slice by slice and tile by tile, with a trained network.
 
     Parameters
     ----------
     stack
-        TIFF stack, or folder of grey TIFF or PNG images in natural order.
+        TIFF stack, or folder of TIFF or PNG images in natural order.
     model
         A model.safetensors that train has written.
     out
-        TIFF stack to write.
+        TIFF file to write; or, where STACK is a folder, a folder for files of the same names.
     kind
         probability: float32 P(class 1); uint8: the same, 0 to 255, rounded; labels: the most
-        probable class, or with a threshold 1 where P(class 1) is above it; logits: float32, one
-        stack of slices per class.
+        probable class, or with a threshold 1 where P(class 1) is above it; logits: scores of all
+        classes, which become channels.
+    dtype
+        auto; uint8 or uint16 for labels; float32 or float16 for logits.
     average
         Views of each slice whose predictions are averaged.
     tile
         "auto", or the side of the tiles' input in px (572 is the paper's).
     memory
-        What one tile may take, such as 8GiB; empty for half of what is free.
+        What the prediction may take, such as 8GiB; empty for half of what is free.
     z
         Slices a:b only.
+    roi
+        Rows and columns y0:y1,x0:x1 only; the result is that part of the whole prediction.
     threshold
         Of P(class 1), in [0, 1); for kind labels.
+    precision
+        auto: bfloat16 where the hardware multiplies in it.
+    backend
+        torch; compile (torch.compile); openvino (an extra, the fastest on most processors).
+    compression
+        Of the output, lossless; ImageJ reads zlib, lzw and none.
+    plan
+        Show tiles, memory, output and time, and stop.
+    verify
+        Compute random places again with other windows before the output gets its name.
+    resume
+        Go on with what an interrupted or killed call has left.
     overwrite
         Replace an existing output.
     """
@@ -121,55 +158,56 @@ class Predict:
     stack: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STACK")]
     model: Path
     out: Path
-    kind: Literal["probability", "uint8", "labels", "logits"] = "probability"
+    kind: OutputKind = "probability"
+    dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
     average: Average = "none"
     tile: str = "auto"
     memory: str = ""
     z: str = ""
+    roi: str = ""
     threshold: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    backend: Backend = "torch"
+    compression: Compression = "zlib"
+    plan: tyro.conf.FlagCreatePairsOff[bool] = False
+    verify: tyro.conf.FlagCreatePairsOff[bool] = False
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def run(self) -> int:
-        if self.threshold is not None and self.kind != "labels":
-            raise InputError(f"--threshold makes labels; --kind is {self.kind}")
-        if self.threshold is not None and not 0 <= self.threshold < 1:
-            raise InputError(f"--threshold {self.threshold} is not in [0, 1)")
         if self.tile != "auto" and not self.tile.isdecimal():
             raise InputError(f"--tile {self.tile!r:.40}: auto or a side in px is needed")
-        check_output(self.out, overwrite=self.overwrite)
         device = choose_device(self.device)
-        predictor = OverlapTilePredictor(
+        prediction = StackPrediction(
+            self.stack,
             load_model(self.model, device=device),
+            self.out,
+            kind=self.kind,
+            dtype="" if self.dtype == "auto" else self.dtype,
+            threshold=self.threshold,
+            average=self.average,
             tile=None if self.tile == "auto" else int(self.tile),
             memory=quantities.memory_bytes(self.memory) if self.memory else None,
-            average=self.average,
+            z=self.z,
+            roi=self.roi,
             precision=choose_precision(self.precision, device),
+            backend=self.backend,
+            compression=self.compression,
         )
-        images = read_images(self.stack)
-        if self.z:
-            chosen = quantities.index_range(self.z, length=len(images), name="--z")
-            images = images[chosen.start : chosen.stop]
-        planes = [self._plane(predictor, image) for image in tqdm(images, unit="slice")]
-        result = np.stack(planes)
-        if self.kind == "logits":
-            result = result.swapaxes(0, 1).reshape(-1, *images.shape[1:])  # (class z, y, x)
-        write_stack(self.out, result, overwrite=self.overwrite)
+        with prediction:
+            if self.plan:
+                print(prediction.describe())
+                return 0
+            try:
+                prediction.run(
+                    resume=self.resume, overwrite=self.overwrite, verify=self.verify, progress=True
+                )
+            except KeyboardInterrupt:
+                print(f"interrupted; --resume goes on with {self.out}", file=sys.stderr)
+                return INTERRUPTED
         print(self.out)
         return 0
-
-    def _plane(self, predictor: OverlapTilePredictor, image: np.ndarray) -> np.ndarray:
-        """Return one slice of the output."""
-        if self.kind == "logits":
-            return predictor.logits(image).astype(np.float32)
-        probability = predictor(image)  # (classes, y, x)
-        if self.kind == "labels" and self.threshold is None:
-            return probability.argmax(axis=0).astype(np.uint8)
-        interior = probability[1]
-        if self.kind == "labels":
-            return (interior > self.threshold).astype(np.uint8)
-        return np.rint(interior * 255).astype(np.uint8) if self.kind == "uint8" else interior
 
 
 @dataclass(frozen=True)
@@ -371,7 +409,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 bad input or usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     missing = tyro.MISSING
-    train = Train(missing, missing, missing, settings=preset_settings(arguments, "paper"))
+    train = Train(
+        missing,
+        missing,
+        missing,
+        settings=preset_settings(arguments, "paper"),
+        command=shlex.join(["unet-repro", *arguments]),
+    )
     command: Any = Union[  # noqa: UP007
         Annotated[Train, tyro.conf.subcommand(name="train", default=train)],
         Annotated[Predict, tyro.conf.subcommand(name="predict")],

@@ -156,17 +156,35 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class WeightMapConfig:
-    """Settings of the weight map (Sec. 3, Eq. 2)."""
+    """Settings of the weight map, and of the classes it is for (Sec. 3, Eq. 2).
+
+    Parameters
+    ----------
+    w0, sigma
+        Height of the border term and its width in px.
+    class_balance
+        frequency: both classes weigh the same in total; none: 1 everywhere.
+    separate_touching
+        Cells that touch, or lie no more than `separation_px` apart, get a ridge of background
+        between them: the paper's "separation border", made by morphological operations.
+    separation_px
+        The pixels of a cell that lie so near to another cell become ridge. Not in the paper; the
+        authors' later code has 1.
+    """
 
     w0: float = W0  # Eq. 2
     sigma: float = SIGMA_PX  # Eq. 2
     class_balance: Literal["frequency", "none"] = "frequency"  # not in the paper: how
+    separate_touching: bool = False
+    separation_px: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.w0 < math.inf:
             raise InputError(f"w0 is {self.w0}: it must be 0 or more, finite")
         if not 0 < self.sigma < math.inf:
             raise InputError(f"sigma is {self.sigma}: it must be above 0, finite")
+        if not 0 <= self.separation_px < math.inf:
+            raise InputError(f"separation_px is {self.separation_px}: 0 or more, finite is needed")
 
 
 @dataclass(frozen=True)
@@ -188,6 +206,13 @@ class TrainConfig:
         the bit names its iterations instead.
     tile
         Side of the input tile in px (padded networks: side of input and output).
+    batch_size
+        Tiles in a step, in each of the processes that torchrun has started.
+    deterministic
+        Use no operation whose result may differ from time to time (GPU; slower). A CPU needs no
+        such rule.
+    compile
+        Train through torch.compile: the first step takes a minute, the others may be faster.
     """
 
     preset: Preset = "paper"
@@ -210,6 +235,8 @@ class TrainConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    deterministic: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "validate_every", "tile"):

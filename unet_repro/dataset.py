@@ -82,15 +82,21 @@ class TrainingSet:
         window: int,
         output: int,
         generator: torch.Generator,
+        part: range | None = None,
     ) -> Batch:
         """Draw augmented tiles.
 
         Parameters
         ----------
+        batch_size
+            Tiles to draw.
         window, output
             Sides in px of the network's input and output; the output is the window's centre.
         generator
             A CPU generator; its state alone decides what is drawn.
+        part
+            Numbers of the tiles to make, out of 0 ... batch_size - 1; all if None. The random
+            numbers are drawn for all, so that processes with equal generators share a batch.
 
         Raises
         ------
@@ -99,24 +105,28 @@ class TrainingSet:
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: it must be 1 or more")
-        tiles = [self._draw_tile(ranges, window, output, generator) for _ in range(batch_size)]
-        image, classes, weights = (torch.stack(part) for part in zip(*tiles))
+        drawn = [self._draw(ranges, window, generator) for _ in range(batch_size)]
+        made = range(batch_size) if part is None else part
+        tiles = [self._tile(*drawn[k], window, output) for k in made]
+        image, classes, weights = (torch.stack(parts) for parts in zip(*tiles))
         return Batch(image, classes.long(), weights)
 
-    def _draw_tile(
-        self, ranges: AugmentationConfig, window: int, output: int, generator: torch.Generator
-    ) -> augment.Sample:
+    def _draw(
+        self, ranges: AugmentationConfig, window: int, generator: torch.Generator
+    ) -> tuple[int, augment.Augmentation]:
+        """Draw a slice and an augmentation of it."""
         z = int(torch.randint(len(self), (), generator=generator, device="cpu"))
-        image = self.images[z]  # (C, y, x)
-        drawn = augment.draw(
-            ranges,
-            image_size=(image.shape[1], image.shape[2]),
-            window=(window, window),
-            generator=generator,
+        size = (self.images.shape[2], self.images.shape[3])
+        return z, augment.draw(
+            ranges, image_size=size, window=(window, window), generator=generator
         )
+
+    def _tile(
+        self, z: int, drawn: augment.Augmentation, window: int, output: int
+    ) -> augment.Sample:
         return augment.apply(
             drawn,
-            image,
+            self.images[z],  # (C, y, x)
             self.classes[z],
             self.weights[z],
             window=(window, window),

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from unet_repro import drawing, evaluation, run_facts
 from unet_repro.atomic import atomic_path
+from unet_repro.cell_report import cell_section
 from unet_repro.evaluation import EM_FIGURES, is_number
 from unet_repro.run_folder import RunFolder, read_run
 
@@ -66,6 +67,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "is_partial": stopped in ("running", "interrupted"),
         "stopped": run_facts.how_it_ended(stopped),
         "summary": run_facts.summary(run),
+        "cells": cell_section(run.folder, run.metrics),
         "headline": _headline(run),
         "comparison": _comparison(run),
         "remarks": _remarks(run),
@@ -163,6 +165,15 @@ def _remarks(run: RunFolder) -> list[str]:
         remarks.append(
             "A figure is the best over the thresholds, chosen on the very slices it scores, as "
             "the challenge does."
+        )
+    best = run_facts.best_validation(run)
+    if best:
+        last = "The figures are of the last weights (model.safetensors). "
+        shown = last if run.evaluations() else ""
+        remarks.append(
+            f"{shown}The lowest pixel error of a validation so far is {best} "
+            "(best.safetensors). That choice was made on the held-out slices themselves, so the "
+            "best weights look better there than they are."
         )
     average = run.metrics.get("average")
     if average and average != "none":

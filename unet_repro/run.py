@@ -4,13 +4,15 @@
 file                    what
 ======================  ==========================================================================
 model.safetensors       the network, its whole configuration in the metadata: it alone predicts
+best.safetensors        the same at the validation with the lowest pixel error
 checkpoint.pt           what training needs to go on
 weight_map_*.npz        the weight map of all slices, kept for the same labels and settings
 config.json             settings, versions, hardware, data, how far the run came
 log.csv                 loss, learning rate and validation over the iterations
+events.out.tfevents.*   the same for TensorBoard, and pictures, where it is installed
 heldout_*.tif           image, labels and P(interior) of the held-out slices
 metrics.json            figures of the held-out slices, and of the test set where its labels exist
-report.html             all of it, to look at
+report.html             all of it, to look at; rewritten at every validation
 ======================  ==========================================================================
 """
 
@@ -35,15 +37,26 @@ from unet_repro.device import choose_device, choose_precision, describe
 from unet_repro.errors import InputError
 from unet_repro.evaluation import evaluate_em
 from unet_repro.model import load_model
-from unet_repro.predict import Average, OverlapTilePredictor, predict_volume
+from unet_repro.parallel import ALONE, Processes, check_alone
+from unet_repro.predict import OverlapTilePredictor, predict_volume
 from unet_repro.quantities import index_range
 from unet_repro.report import write_report
 from unet_repro.stack_io import write_stack
-from unet_repro.train import HeldOut, Start, Trained, output_side, train
+from unet_repro.train import Progress, Start, Trained, train
+from unet_repro.training_state import output_side
+from unet_repro.validation import HeldOut
+from unet_repro.views import Average
 from unet_repro.weight_cache import cached_weight_map
-from unet_repro.weight_map import frequency_weights
+from unet_repro.weight_map import frequency_weights, separate_touching
 
-TRAINED = ("checkpoint.pt", "model.safetensors", "config.json", "log.csv")
+TRAINED = (
+    *("checkpoint.pt", "model.safetensors", "best.safetensors"),
+    *("config.json", "log.csv", "events.out.tfevents.*"),
+)
+LEFTOVERS = (  # what a killed run was just writing
+    *(".checkpoint.????????.pt", ".model.????????.safetensors", ".best.????????.safetensors"),
+    *(".config.????????.json", ".report.????????.html"),
+)
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
 
@@ -82,6 +95,7 @@ def start_run(
     resume: bool = False,
     overwrite: bool = False,
     is_quiet: bool = False,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train on a labelled stack, into a run folder.
 
@@ -95,6 +109,9 @@ def start_run(
         Go on with the run that is in the folder, if there is one.
     overwrite
         Replace the run that is in the folder.
+    processes
+        Those that train together (`parallel.started`). The first one writes the folder; the
+        others may keep a copy of the weight maps in theirs, on another machine.
 
     Raises
     ------
@@ -102,6 +119,8 @@ def start_run(
         The folder holds a run and neither `resume` nor `overwrite` is given, or cannot be written;
         a setting that does not fit the data.
     """
+    if processes.count == 1:
+        check_alone()
     held_out = held_out_slices(data, settings)
     kept = [z for z in range(len(data.images)) if z not in held_out]
     if not kept:
@@ -109,13 +128,19 @@ def start_run(
     for part, name in ((kept, "training"), (list(held_out), "held-out")):
         _check_both_classes(data.labels[part], name)
     output_side(settings)
-    device = choose_device(settings.device)
+    device = processes.place(choose_device(settings.device))
     settings = replace(settings, precision=choose_precision(settings.precision, device))
-    _check_folder(folder, resume=resume, overwrite=overwrite)
-    weights, held_out_weights = _weight_maps(data, settings, folder, kept, held_out)
-    classes = (data.labels > 0).astype(np.uint8)
+    if processes.is_first:
+        _check_folder(folder, resume=resume, overwrite=overwrite)
+    targets = data.labels
+    if settings.weight_map.separate_touching:
+        targets = separate_touching(targets, radius=settings.weight_map.separation_px, workers=2)
+    classes = (targets > 0).astype(np.uint8)
+    with processes.first_alone():
+        weights, held_out_weights = _weight_maps(data, classes, settings, folder, kept, held_out)
     training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
     record = _record(data, settings, kept, held_out, describe(device))
+    record["hardware"]["processes"] = processes.count
     validation = None
     if held_out:
         block = slice(held_out.start, held_out.stop)
@@ -125,9 +150,23 @@ def start_run(
         """Begin to write, now that nothing can be refused any more."""
         if overwrite or not start.is_over:
             _remove(folder, RESULTS if resume else RESULTS + TRAINED)
+        _remove(folder, LEFTOVERS)
         record["settings"]["model"] = config.to_dict(start.model)
-        record["state"]["iterations"] = start.iterations
+        write_state(Progress(start.iterations, 0.0, "running", False, None))
+
+    def write_state(progress: Progress) -> None:
+        record["state"] = {
+            "iterations": progress.iterations,
+            "seconds": round(progress.seconds, 1),
+            "stopped": progress.stopped,
+            "collapsed": progress.has_collapsed,
+            "best": vars(progress.best) if progress.best else None,
+        }
         _write_json(folder / "config.json", record)
+
+    def on_validation(progress: Progress) -> None:
+        write_state(progress)
+        write_report(folder)
 
     trained = train(
         training,
@@ -136,15 +175,13 @@ def start_run(
         held_out=validation,
         resume=resume,
         is_quiet=is_quiet,
+        processes=processes,
+        origin=_origin(record),
         on_start=on_start,
+        on_validation=on_validation,
     )
-    record["state"] = {
-        "iterations": trained.iterations,
-        "seconds": round(trained.seconds, 1),
-        "stopped": trained.stopped,
-        "collapsed": trained.has_collapsed,
-    }
-    _write_json(folder / "config.json", record)
+    if processes.is_first:
+        write_state(trained)
     return trained
 
 
@@ -184,10 +221,15 @@ def _remove(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _weight_maps(
-    data: LabelledStack, settings: TrainConfig, folder: Path, kept: list[int], held_out: range
+    data: LabelledStack,
+    classes: np.ndarray,
+    settings: TrainConfig,
+    folder: Path,
+    kept: list[int],
+    held_out: range,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weight maps of the two parts; both balanced by the training slices alone."""
-    is_cell = data.labels[kept] != 0
+    is_cell = classes[kept] != 0
     if data.known is not None:
         is_cell = is_cell[data.known[kept]]
     interior = int(np.count_nonzero(is_cell))
@@ -200,6 +242,8 @@ def _weight_maps(
         w0=settings.weight_map.w0,
         sigma=settings.weight_map.sigma,
         class_balance=balance,
+        separate_touching=settings.weight_map.separate_touching,
+        separation_px=settings.weight_map.separation_px,
         workers=2,
     )
     if data.known is not None:
@@ -232,8 +276,13 @@ def _record(
             "train_slices": _ranges(kept),
             "heldout_slices": f"{held_out.start}:{held_out.stop}" if held_out else "",
         },
-        "state": {"iterations": 0, "seconds": 0.0, "stopped": "running"},
     }
+
+
+def _origin(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a model file tells of its making: versions and data, not where they lie."""
+    data = {key: value for key, value in record["data"].items() if key not in ("images", "labels")}
+    return {"versions": record["versions"], "hardware": record["hardware"], "data": data}
 
 
 def _sha256(array: np.ndarray) -> str:

@@ -72,6 +72,17 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
 
 
+def best_validation(run: RunFolder) -> str:
+    """Return the validation with the lowest pixel error in words, empty where there is none."""
+    best = run.section("state").get("best")
+    if not isinstance(best, dict):
+        return ""
+    error, iteration = best.get("pixel_error"), best.get("iteration")
+    if not (is_number(error) and is_number(iteration)):
+        return ""
+    return f"{error:.4f} at iteration {iteration:,}"
+
+
 def facts(run: RunFolder) -> list[tuple[str, Rows]]:
     """Return titled groups of (name, value)."""
     data, state, settings = run.section("data"), run.section("state"), run.section("settings")
@@ -81,9 +92,10 @@ def facts(run: RunFolder) -> list[tuple[str, Rows]]:
         ("time", duration(state["seconds"]) if is_number(state.get("seconds")) else "–"),
         ("seed", _plain(settings.get("seed", "–"))),
     ]
-    model = run.folder / "model.safetensors"
-    if model.is_file():
-        length.append(("model", f"{model.name}, {_size(model.stat().st_size)}"))
+    for name, meaning in (("model", "model"), ("best", "best by validation")):
+        model = run.folder / f"{name}.safetensors"
+        if model.is_file():
+            length.append((meaning, f"{model.name}, {_size(model.stat().st_size)}"))
     names = {
         "name": "name",
         "images": "images",

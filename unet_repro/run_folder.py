@@ -13,15 +13,7 @@ import numpy as np
 from unet_repro.errors import InputError
 from unet_repro.evaluation import is_number
 from unet_repro.stack_io import read_images, read_labels
-
-LOG_COLUMNS = (
-    "iteration",
-    "seconds",
-    "learning_rate",
-    "loss",
-    "validation_loss",
-    "validation_pixel_error",
-)
+from unet_repro.train_log import COLUMNS as LOG_COLUMNS
 
 
 @dataclass(frozen=True, eq=False)

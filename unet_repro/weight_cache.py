@@ -23,13 +23,15 @@ def cached_weight_map(
     w0: float,
     sigma: float,
     class_balance: Literal["frequency"] | tuple[float, float] | None,
+    separate_touching: bool = False,
+    separation_px: float = 1,
     workers: int = 1,
 ) -> np.ndarray:
     """Return the weight map of labels, from a file in the folder if it was computed before.
 
     Parameters
     ----------
-    labels, w0, sigma, class_balance, workers
+    labels, w0, sigma, class_balance, separate_touching, separation_px, workers
         As in `weight_map`.
     folder : pathlib.Path
         Where ``weight_map_<key>.npz`` is kept, the last one only. The key is a SHA-256 of the
@@ -50,13 +52,20 @@ def cached_weight_map(
         "w0": float(w0),
         "sigma": float(sigma),
         "class_balance": class_balance,
+        "separation_px": float(separation_px) if separate_touching else None,
     }
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     path = folder / f"weight_map_{key[:32]}.npz"
     weights = _load(path, labels.shape)
     if weights is None:
         weights = weight_map(
-            labels, w0=w0, sigma=sigma, class_balance=class_balance, workers=workers
+            labels,
+            w0=w0,
+            sigma=sigma,
+            class_balance=class_balance,
+            separate_touching=separate_touching,
+            separation_px=separation_px,
+            workers=workers,
         )
         with atomic_path(path, overwrite=True) as part, part.open("wb") as file:
             np.savez(file, weights=weights)

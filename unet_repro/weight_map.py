@@ -34,6 +34,7 @@ def weight_map(
     variant: Variant = "paper",
     ignore_label: int | None = None,
     separate_touching: bool = False,
+    separation_px: float = 1,
     kind: Kind = "auto",
     workers: int = 1,
 ) -> np.ndarray:
@@ -65,8 +66,10 @@ def weight_map(
     ignore_label : int, optional
         Value of unknown pixels: weight 0, neither cell nor background.
     separate_touching : bool
-        Weight the pixels that the function `separate_touching` removes (radius 1) as
-        background. The distances are still those of the cells as given.
+        Weight the pixels that the function `separate_touching` removes as background. The
+        distances are still those of the cells as given.
+    separation_px : float
+        Its radius in px.
     kind : "auto", "mask" or "ids"
         What the values mean. ``auto``: a bool array, or one whose known values are all in
         {0, 1} or all in {0, 255}, is a mask; every other holds instance ids.
@@ -108,7 +111,10 @@ def weight_map(
     """
     stack = _checked_stack(labels, ignore_label, kind, workers)
     is_mask = _is_mask(stack, ignore_label, kind)
-    targets = _separate(stack, 1, ignore_label, is_mask, workers) if separate_touching else stack
+    targets = stack
+    if separate_touching:
+        _check_radius(separation_px, "separation_px")
+        targets = _separate(stack, separation_px, ignore_label, is_mask, workers)
     classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # BACKGROUND or CELL
     if ignore_label is not None:
         classes[targets == ignore_label] = UNKNOWN
@@ -207,8 +213,7 @@ def separate_touching(
     >>> separate_touching(np.array([[3, 3, 3, 8, 8, 0]]))
     array([[3, 3, 0, 0, 8, 0]])
     """
-    if not radius >= 0:
-        raise InputError(f"radius is {radius}: it must be 0 px or more")
+    _check_radius(radius, "radius")
     stack = _checked_stack(labels, ignore_label, kind, workers)
     is_mask = _is_mask(stack, ignore_label, kind)
     return _separate(stack, radius, ignore_label, is_mask, workers).reshape(np.shape(labels))
@@ -360,6 +365,11 @@ def _reach2(terms: Terms) -> int:
         if height > negligible:
             reach = max(reach, sigma * math.sqrt(2 * math.log(height / negligible)))
     return math.ceil(min(reach, 1e8) ** 2)  # below FAR, and beyond any slice
+
+
+def _check_radius(radius: float, name: str) -> None:
+    if not radius >= 0:
+        raise InputError(f"{name} is {radius}: it must be 0 px or more")
 
 
 def _separate(
