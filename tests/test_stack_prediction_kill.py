@@ -54,14 +54,21 @@ class Server:
             text=True,
         )
 
-    def run(self, *, kill_after: float | None = None, **arguments: Any) -> int:
-        """Run a prediction; return its exit status, that of a SIGKILL if it came in time."""
+    def run(self, *, kill_at: tuple[Path, int, float] | None = None, **arguments: Any) -> int:
+        """Run a prediction; return its exit status.
+
+        It gets a SIGKILL some seconds after a folder has come to hold so many tiles.
+        """
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())
-        if kill_after is not None:
-            time.sleep(kill_after)
+        if kill_at is not None:
+            folder, tiles, delay = kill_at
+            give_up = time.monotonic() + 60
+            while len(list(folder.glob("[0-9]*.zst"))) < tiles and time.monotonic() < give_up:
+                time.sleep(0.0005)
+            time.sleep(delay)
             with contextlib.suppress(ProcessLookupError):  # it was faster
                 os.kill(pid, signal.SIGKILL)
         return int(self.process.stdout.readline())
@@ -96,24 +103,22 @@ def test_killed_at_random_moments(
         "tile": 76,
         "average": "rotations",
     }
-    begin = time.monotonic()
     undisturbed = tmp_path / f"undisturbed_{out_name}"
     assert server.run(out=str(undisturbed), **arguments) == 0
-    duration = time.monotonic() - begin
     expected = contents(undisturbed)
     draw = random.Random(0)
     killed = 0
     for trial in range(trials):
         out = tmp_path / f"{trial}_{out_name}"
-        moment = draw.uniform(0, 1) * duration
-        killed += server.run(out=str(out), kill_after=moment, **arguments) == signal.SIGKILL
+        moment = tmp_path / f".{out.name}.parts", draw.randint(0, 24), draw.uniform(0, 0.02)
+        killed += server.run(out=str(out), kill_at=moment, **arguments) == signal.SIGKILL
         if out.exists():  # killed after the renaming, or not at all
             assert contents(out) == expected
         else:
             assert server.run(out=str(out), resume=True, **arguments) == 0
             assert contents(out) == expected
-            assert not (tmp_path / f".{out.name}.parts").exists()
-    assert killed > trials / 3
+            assert not moment[0].exists()
+    assert killed > trials / 2
 
 
 def contents(out: Path) -> dict[str, bytes]:

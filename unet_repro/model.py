@@ -205,6 +205,8 @@ def initialise(network: nn.Module, *, generator: torch.Generator | None = None) 
             incoming = layer.in_channels
         else:
             continue
+        if layer.weight.is_meta:  # holds no values; torch would import its compiler to draw none
+            continue
         layer.weight.normal_(0, math.sqrt(config.HE_GAIN / incoming), generator=generator)
         if layer.bias is not None:
             layer.bias.zero_()

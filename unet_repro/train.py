@@ -210,7 +210,7 @@ class _Loop:
                 )
         self.log.write(row)
         share = state.share()
-        left = state.seconds * (1 - share) / share / 60 if share else math.inf
+        left = state.seconds * max(0.0, 1 - share) / share / 60 if share else math.inf
         bar.set_postfix_str(
             f"loss {row['loss']:.4f}, rate {row['learning_rate']:.2g}, {left:.1f} min left",
             refresh=False,
