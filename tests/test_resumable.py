@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -111,3 +113,32 @@ def test_link_to_an_output_survives(tmp_path):
 )
 def test_differences_are_named(new, expected):
     assert differences({"a": 1, "b": {"c": [1, 2]}}, new) == expected
+
+
+def test_parts_without_a_record_are_nobodys(tmp_path):
+    """A kill while an earlier run's folder was removed leaves some: they are not taken over."""
+    with Parts(tmp_path / "a.tif") as parts:
+        begin(parts)
+        parts.put(0, SLICE)
+    (tmp_path / ".a.tif.parts" / "manifest.json").unlink()
+    with Parts(tmp_path / "a.tif", resume=True) as parts:
+        begin(parts)
+        assert not parts.has(0)
+
+
+def test_record_goes_last(tmp_path, monkeypatch):
+    with Parts(tmp_path / "a.tif") as parts:
+        begin(parts)
+        for number in range(3):
+            parts.put(number, SLICE)
+    left = []
+    unlink = Path.unlink
+
+    def look(path, *arguments, **options):
+        left.append((path.name, sorted(file.name for file in path.parent.glob("*.zst"))))
+        unlink(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "unlink", look)
+    with Parts(tmp_path / "a.tif", overwrite=True):
+        pass
+    assert ("manifest.json", []) in left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,7 +164,9 @@ def test_folder_gives_a_folder_of_the_same_names(tmp_path: Path) -> None:
         (dict(roi="0:10"), "rows and columns y0:y1,x0:x1 are needed"),
         (dict(roi="0:10,80:91"), "--roi, columns, '80:91': a range a:b with .* <= 90"),
         (dict(tile=570), "tile 570 .* nearest"),
-        (dict(memory=10_000), "10000 bytes of memory are too few|too few"),
+        (dict(memory=10_000), "10000 bytes of memory are too few"),
+        (dict(memory=0), "memory is 0"),
+        (dict(memory=10**9, tile=76), "tile and memory exclude each other"),
     ],
 )
 def test_bad_option_is_refused(
@@ -256,7 +259,7 @@ def test_resumed_run_computes_only_what_is_missing(
         (dict(kind="uint8"), 'settings.kind "probability", not "uint8"'),
         (dict(average="rotations"), 'settings.average "none", not "rotations"'),
         (dict(z="0:2"), r"settings.z \[0, 3\], not \[0, 2\]"),
-        (dict(tile=92), "plan.rows"),
+        (dict(tile=92), "plan.columns|plan.rows"),
         (dict(seed=1), "model "),
         (dict(touch=True), "source.files"),
     ],
@@ -382,7 +385,7 @@ def test_plan_keeps_to_the_memory_and_says_so(stack_file: Path, tmp_path: Path) 
     model = network(base_channels=8)
     with StackPrediction(stack_file, model, tmp_path / "o.tif") as prediction:
         whole = prediction.describe()
-    memory = whole.peak_bytes // 2
+    memory = whole.peak_bytes - whole.tiles.peak_bytes // 2
     with StackPrediction(stack_file, model, tmp_path / "o.tif", memory=memory) as prediction:
         plan = prediction.describe()
     assert len(whole.tiles) == 1 < len(plan.tiles)
@@ -428,3 +431,65 @@ def test_memory_does_not_grow_with_the_slices(tmp_path: Path) -> None:
         peaks.append(int(done.stdout))
         (tmp_path / "o.tif").unlink()
     assert peaks[1] - peaks[0] < 72 * 256 * 256 * 4 / 1024 / 2  # half of what 72 slices take
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
+def test_buffers_leave_room_for_a_plan(tmp_path: Path, share: float) -> None:
+    """A narrow network: windows are cheap, and what is read and written counts."""
+    model = network(base_channels=1, depth=4)
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, shape=(3000, 3000), dtype="uint8", tile=(256, 256))
+    with StackPrediction(path, model, tmp_path / "o.tif") as prediction:
+        whole = prediction.describe()
+    memory = int(share * whole.peak_bytes)
+    with StackPrediction(path, model, tmp_path / "o.tif", memory=memory) as prediction:
+        plan = prediction.describe()
+    assert plan.peak_bytes <= memory
+    assert len(plan.tiles) <= 100  # of 3000 x 3000 px
+
+
+def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path: Path) -> None:
+    source = tmp_path / "s.tif"
+    source.write_bytes(stack_file.read_bytes())
+    out = predict_stack(source, network(), tmp_path / "o.tif")
+    before = out.stat().st_mtime_ns
+    predict_stack(source, network(), out, resume=True)
+    assert out.stat().st_mtime_ns == before
+    stack = read_stack(source)
+    write_stack(source, 255 - stack, overwrite=True)
+    os.utime(source, ns=(0, 0))  # older than the output
+    with pytest.raises(InputError, match="exists already"):
+        predict_stack(source, network(), out, resume=True)
+
+
+def test_capital_suffix_stays_a_png(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "A.PNG").write_bytes(imagecodecs.png_encode(grey_stack(20, 20)))
+    out = predict_stack(source, network(), tmp_path / "out", kind="uint8")
+    assert imagecodecs.png_decode((out / "A.PNG").read_bytes()).shape == (20, 20)
+
+
+@pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
+def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path, kind: Any) -> None:
+    model = network()
+    with torch.no_grad():
+        model.classifier.bias[0] = np.nan  # type: ignore[index]
+    with pytest.raises(InputError, match="values that are not finite"):
+        predict_stack(stack_file, model, tmp_path / "o.tif", kind=kind)
+
+
+def test_full_disc_while_the_output_is_written(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_repro.stack_output.write_pages", full)
+        with pytest.raises(InputError, match=r"o.tif: cannot be written: No space left"):
+            predict_stack(stack_file, network(), tmp_path / "o.tif", **TILE)
+    assert not (tmp_path / "o.tif").exists()
+    predict_stack(stack_file, network(), tmp_path / "o.tif", resume=True)
+    expected = in_memory(stack_file, network())[:, 1]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=0, atol=1e-5)

@@ -106,5 +106,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an allocation failed, on the host or on the device, whoever reports it."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    words = (
+        *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+        "could not create a primitive",  # oneDNN, for want of its scratch memory
+    )
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -9,6 +9,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ if sys.platform != "win32":
 
 _ZSTD_LEVEL = 1  # the fastest
 _WRITTEN = "written"
+_MOST_TOLD = 3  # differences in a message
 
 
 class Parts:
@@ -120,11 +122,7 @@ class Parts:
                 f"{self.target}: an unfinished run of it is there; --resume goes on with it, "
                 "--overwrite begins anew"
             )
-        for file in self._folder.iterdir():
-            if file.is_dir():
-                shutil.rmtree(file)
-            elif file.name != "lock":
-                file.unlink()
+        self._clear()
 
     def __exit__(
         self,
@@ -133,8 +131,18 @@ class Parts:
         trace: TracebackType | None,
     ) -> None:
         if self.is_complete or not self._manifest.exists():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):
+                self._clear()
+                shutil.rmtree(self._folder)
         self._lock.close()
+
+    def _clear(self) -> None:
+        """Remove all but the lock; the manifest last, so that no part is ever without one."""
+        for file in sorted(self._folder.iterdir(), key=lambda file: file == self._manifest):
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != "lock":
+                file.unlink()
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -165,13 +173,16 @@ class Parts:
         self._dtype = np.dtype(dtype)
         if not self._manifest.exists():
             self._check_target()
+            self._clear()  # whatever is there is no part of this
             with atomic_path(self._manifest, overwrite=True) as part:
                 part.write_text(json.dumps({"overwrite": self._overwrite, "record": record}))
             return
         stored = self._stored()
         if differing := differences(stored["record"], json.loads(json.dumps(record))):
+            more = f" and {len(differing) - _MOST_TOLD} more" if len(differing) > _MOST_TOLD else ""
+            told = "; ".join(differing[:_MOST_TOLD])
             raise InputError(
-                f"{self.target}: cannot be resumed, it was begun with {'; '.join(differing)}; "
+                f"{self.target}: cannot be resumed, it was begun with {told}{more}; "
                 "--overwrite without --resume begins anew"
             )
         self._overwrite |= stored["overwrite"]
@@ -263,7 +274,12 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         found = (differences(old.get(key), new.get(key), f"{name}{dot}{key}") for key in keys)
         return [line for lines in found for line in lines]
-    return [] if old == new else [f"{name} {json.dumps(old)}, not {json.dumps(new)}"]
+    return [] if old == new else [f"{name} {_short(old)}, not {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _lock(file: BinaryIO, message: str) -> None:

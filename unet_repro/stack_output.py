@@ -81,7 +81,15 @@ class Values:
         return self.classes if self.kind == "logits" else 1
 
     def of(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Turn averaged values (classes, h, w) into those to keep, (planes, h, w)."""
+        """Turn averaged values (classes, h, w) into those to keep, (planes, h, w).
+
+        Raises
+        ------
+        InputError
+            The network gave values that are not finite, or beyond the dtype.
+        """
+        if not np.isfinite(values).all():
+            raise InputError("the network gives values that are not finite: it cannot be used")
         if self.kind == "logits":
             with np.errstate(over="ignore"):
                 kept = values.astype(self.dtype)
@@ -142,7 +150,7 @@ class Destination:
             return
         path.mkdir(exist_ok=True)
         for z, name in enumerate(self.names):
-            if name.endswith(".png"):
+            if name.lower().endswith(".png"):
                 image = np.concatenate(list(bands(z, 0)))
                 (path / name).write_bytes(imagecodecs.png_encode(image))
             else:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +25,7 @@ from unet_repro.quantities import index_range
 from unet_repro.resumable import Parts
 from unet_repro.stack_io import StackReader, read_calibration, read_info
 from unet_repro.stack_output import Destination, Kind, Values, names_in_folder
+from unet_repro.stack_plan import StackPlan, size_text
 from unet_repro.stack_run import TILES_AT_WORK, StackRun
 from unet_repro.tiff_output import Compression, layout_of
 from unet_repro.tiling import TilePlan
@@ -33,6 +33,8 @@ from unet_repro.views import Average
 
 PathLike = str | os.PathLike[str]
 
+_CACHE_BYTES = 2**26  # of decoded parts of pages
+_THREADS = 2**24  # what their stacks, codecs and heaps take
 _TRIAL_FLOPS, _TRIAL_PX = 10**11, 400  # of the window that the speed is measured on
 
 
@@ -41,17 +43,28 @@ def predict_stack(
     model: UNet | PathLike,
     out: PathLike,
     *,
+    kind: Kind = "probability",
+    dtype: str = "",
+    threshold: float | None = None,
+    average: Average = "none",
+    tile: int | None = None,
+    memory: int | None = None,
+    z: str = "",
+    roi: str = "",
+    precision: Precision = "float32",
+    backend: Backend = "torch",
+    compression: Compression = "zlib",
     resume: bool = False,
     overwrite: bool = False,
     verify: bool = False,
     progress: bool = False,
-    **options: Any,
 ) -> Path:
     """Segment a stack of any size, tile by tile, into a TIFF file or a folder of images.
 
     Reading, computing and writing overlap. Memory is that of the plan, whatever the number of
     slices, and of pages larger than memory only the parts at work are read. Killed at any moment,
-    it goes on with `resume`, and the result is the same to the byte.
+    it goes on with `resume`, and the result is the same to the byte (on the same machine, as far as
+    the network's own arithmetic is).
 
     Parameters
     ----------
@@ -72,7 +85,7 @@ def predict_stack(
         difference beyond rounding is an error, and the output does not appear.
     progress
         Show a bar that counts tiles, on standard error.
-    **options
+    kind, dtype, threshold, average, tile, memory, z, roi, precision, backend, compression
         As in `StackPrediction`.
 
     Returns
@@ -86,57 +99,24 @@ def predict_stack(
         An option or a file that cannot be used, damaged pixels, pixels that are not finite, a
         source that changes while it is read, a full disk. What was done stays, to be resumed.
     """
-    with StackPrediction(source, model, out, **options) as prediction:
+    with StackPrediction(
+        source,
+        model,
+        out,
+        kind=kind,
+        dtype=dtype,
+        threshold=threshold,
+        average=average,
+        tile=tile,
+        memory=memory,
+        z=z,
+        roi=roi,
+        precision=precision,
+        backend=backend,
+        compression=compression,
+    ) as prediction:
         prediction.run(resume=resume, overwrite=overwrite, verify=verify, progress=progress)
     return Path(out)
-
-
-@dataclass(frozen=True)
-class StackPlan:
-    """What a prediction of a stack will take.
-
-    Parameters
-    ----------
-    tiles
-        The plan of each slice.
-    slices
-        How many there are.
-    views, batch
-        Views of each tile, and how many go through the network at once.
-    peak_bytes
-        Memory beyond what the process holds before: the network's and the buffers'.
-    output_bytes
-        Of the output, before compression.
-    layout
-        Of the output's pages.
-    seconds
-        Estimated from the speed on a small window; NaN if that was not measured.
-    """
-
-    tiles: TilePlan
-    slices: int
-    views: int
-    batch: int
-    peak_bytes: int
-    output_bytes: int
-    layout: str
-    seconds: float
-
-    def __str__(self) -> str:
-        plan = self.tiles
-        rows, columns = plan.rows, plan.columns
-        kept = [max(tile.stop - tile.start for tile in axis) for axis in (rows, columns)]
-        lines = {
-            "slices": f"{self.slices}",
-            "tiles per slice": f"{len(plan)} ({len(rows)} down x {len(columns)} across)",
-            "tile": f"{kept[0]} x {kept[1]} px of a window of {_by(plan.window)} px",
-            "views": f"{self.views} ({self.batch} at once)",
-            "redundant compute": f"{plan.redundancy:.3f} x one pass over the whole image",
-            "peak memory": f"{_size(self.peak_bytes)}",
-            "output": f"{_size(self.output_bytes)} before compression, {self.layout}",
-            "time": f"about {_duration(self.seconds)}",
-        }
-        return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
 
 
 class StackPrediction:
@@ -187,6 +167,10 @@ class StackPrediction:
         backend: Backend = "torch",
         compression: Compression = "zlib",
     ) -> None:
+        if tile is not None and memory is not None:
+            raise InputError("tile and memory exclude each other: memory is there to choose tiles")
+        if memory is not None and memory < 1:
+            raise InputError(f"memory is {memory}: a number of bytes above 0 is needed")
         self.out = Path(out)
         network = model if isinstance(model, UNet) else load_model(model)
         self._shape = network.config
@@ -206,7 +190,11 @@ class StackPrediction:
             "device": self.predictor.device.type,
             "compression": compression,
         }
-        self._source = StackReader(source, channels=network.config.in_channels)
+        self._available = memory or int(FREE_MEMORY_SHARE * free_memory(self.predictor.device))
+        self._cache_bytes = min(_CACHE_BYTES, self._available // 8)
+        self._source = StackReader(
+            source, channels=network.config.in_channels, cache_bytes=self._cache_bytes
+        )
         try:
             self._choose(z, roi, compression)
             self._make_plan()
@@ -263,20 +251,26 @@ class StackPrediction:
 
     def _make_plan(self) -> None:
         """Plan tiles whose memory, with that of all buffers, stays within what is given."""
-        predictor, size = self.predictor, self._source.shape[1:]
-        available = self._memory
-        if available is None:
-            available = int(FREE_MEMORY_SHARE * free_memory(predictor.device))
+        predictor, (height, width) = self.predictor, self._source.shape[1:]
         rows, columns = self._roi
-        predictor.memory = None if predictor.tile else available
-        for _ in range(3):  # the buffers depend on the plan, and the plan on what they leave
-            self.plan = predictor.plan(size[0], size[1], rows=rows, columns=columns)
-            if predictor.tile or self._peak_bytes(batch=1) <= available:
+        budget = self._available  # of the network: the larger its windows, the larger the buffers
+        while True:
+            predictor.memory = None if predictor.tile else max(1, budget)
+            try:
+                self.plan = predictor.plan(height, width, rows=rows, columns=columns)
+            except InputError as error:
+                if budget == self._available or predictor.tile:
+                    raise
+                raise InputError(
+                    f"{self._available} bytes of memory are too few: the smallest tiles and their "
+                    f"buffers take {self._peak_bytes(batch=1)}"
+                ) from error
+            if predictor.tile or self._peak_bytes(batch=1) <= self._available:
                 break
-            predictor.memory = max(1, available - self._buffer_bytes())
+            budget = int(0.9 * min(budget, self.plan.peak_bytes))
         views = len(predictor.views)
         self.batch = 1
-        while self.batch < views and self._peak_bytes(2 * self.batch) <= available:
+        while self.batch < views and self._peak_bytes(2 * self.batch) <= self._available:
             self.batch *= 2
         self.batch = min(self.batch, views)
 
@@ -286,13 +280,17 @@ class StackPrediction:
 
     def _buffer_bytes(self) -> int:
         """Return what the tiles take that are read, converted and put together meanwhile."""
-        plan, config = self.plan, self._shape
+        plan, source = self.plan, self._source
+        size = np.dtype(self.values.dtype).itemsize
         height, width = plan.window
         kept = max(t.stop - t.start for t in plan.rows), max(t.stop - t.start for t in plan.columns)
-        n_in = height * width * config.in_channels * (4 + self._source.dtype.itemsize)
-        n_out = kept[0] * kept[1] * config.classes * 4
-        band = kept[0] * self.destination.shape[2] * np.dtype(self.values.dtype).itemsize
-        return TILES_AT_WORK * (n_in + n_out) + 2 * band
+        window = height * width * source.channels * (4 + source.dtype.itemsize)
+        values = kept[0] * kept[1] * self._shape.classes * 4
+        row_of_tiles = kept[0] * self.destination.shape[2] * size * (self.values.planes + 1)
+        row_of_segments = min(512, self.destination.shape[1]) * self.destination.shape[2] * size
+        page = int(np.prod(source.shape[1:])) * source.channels * source.dtype.itemsize
+        cache = min(self._cache_bytes, page * len(self._slices))
+        return TILES_AT_WORK * (window + values) + row_of_tiles + row_of_segments + cache + _THREADS
 
     def describe(self) -> StackPlan:
         """Return what the run will take, with the time, from a measurement of the speed."""
@@ -314,17 +312,23 @@ class StackPrediction:
             shape = (1, *shape[1:])
         layout = layout_of(shape, destination.dtype, destination.compression)
         kind = "ImageJ TIFF in strips" if layout == "strips" else "BigTIFF in tiles, OME metadata"
-        return f"{len(destination.names)} files: {kind}" if destination.names else kind
+        if not destination.names:
+            return kind
+        pngs = sum(name.lower().endswith(".png") for name in destination.names)
+        tiffs = len(destination.names) - pngs
+        files = [f"{pngs} PNG files"] * (pngs > 0) + [f"{tiffs} files: {kind}"] * (tiffs > 0)
+        return ", ".join(files)
 
     def _estimate(self) -> float:
         """Return the seconds that the network will take, from its speed on a window."""
         predictor, channels = self.predictor, self._shape.in_channels
         cost = predictor.cost
         height, width = self.plan.window
-        while cost.flops(height, width) > _TRIAL_FLOPS and height > _TRIAL_PX:
-            height = width = geometry.window_of(
-                height // 2, predictor.depth, padding=predictor.padding
+        while cost.flops(height, width) > _TRIAL_FLOPS and max(height, width) > _TRIAL_PX:
+            half = geometry.window_of(
+                max(height, width) // 2, predictor.depth, padding=predictor.padding
             )
+            height, width = min(height, half), min(width, half)
         pixels = torch.zeros(1, height, width, channels, device=predictor.device)
         taken = []
         with predictor.running() as runner, torch.inference_mode():
@@ -349,7 +353,7 @@ class StackPrediction:
         if verify:
             self._check_verifiable()
         with Parts(self.out, resume=resume, overwrite=overwrite, is_folder=is_folder) as parts:
-            if resume and self._is_complete(parts):
+            if resume and self._is_complete(parts.target):
                 parts.is_complete = True
                 return
             self._take_over(parts.record)
@@ -386,13 +390,14 @@ class StackPrediction:
                 "bilinear upsampling depends on the window's size: its tiles cannot be verified"
             )
 
-    def _is_complete(self, parts: Parts) -> bool:
-        """Tell whether the output is there and younger than what it is made from."""
-        if not parts.target.is_file():
+    def _is_complete(self, target: Path) -> bool:
+        """Tell whether the output is there and made of the same; PNG files cannot tell."""
+        names = [name for name in self.destination.names if not name.lower().endswith(".png")]
+        if names:
+            target = target / names[0]
+        elif target.is_dir():
             return False
-        is_ours = read_info(parts.target) == self.info
-        newest = max(file["mtime_ns"] for file in self._source.fingerprint()["files"])
-        return is_ours and parts.target.stat().st_mtime_ns >= newest
+        return target.is_file() and read_info(target) == self.info
 
     def _take_over(self, record: dict[str, Any] | None) -> None:
         """Keep to the plan of an unfinished run, which another machine's memory may have made."""
@@ -400,31 +405,34 @@ class StackPrediction:
             return
         self.plan = TilePlan.from_record(record.get("plan"))
         self.batch = record.get("batch", 1)
-        if self._memory is not None and self._peak_bytes(self.batch) > self._memory:
+        peak = self._peak_bytes(self.batch)
+        if self._memory is not None and peak > self._memory:
             raise InputError(
-                f"{self.out}: was begun with tiles that take {_size(self._peak_bytes(self.batch))}"
-                f", more than {_size(self._memory)}; give that much memory, or --overwrite without "
+                f"{self.out}: was begun with tiles that take {size_text(peak)}, more than "
+                f"{size_text(self._memory)}; give that much memory, or --overwrite without "
                 "--resume to begin anew"
             )
 
     def _record(self) -> dict[str, Any]:
         return {
-            "unet_repro": __version__,
-            "torch": torch.__version__,
+            "settings": self._settings,
             "model": self._model_sha256,
             "source": self._source.fingerprint(),
-            "settings": self._settings,
+            "unet_repro": __version__,
+            "torch": torch.__version__,
             "plan": self.plan.to_record(),
             "batch": self.batch,
         }
 
     @property
     def info(self) -> str:
-        """What the output records of its making."""
+        """What the output records of its making; the fingerprint is of names, sizes and times."""
+        fingerprint = json.dumps(self._source.fingerprint(), sort_keys=True)
         facts = {
             "unet_repro": __version__,
             "model_sha256": self._model_sha256,
             "source": self._source.path.name,
+            "source_fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest(),
             "settings": self._settings,
         }
         return json.dumps(facts, indent=1)
@@ -433,21 +441,3 @@ class StackPrediction:
 def _state(network: UNet) -> dict[str, torch.Tensor]:
     state = network.state_dict().items()
     return {name: value.detach().contiguous().cpu() for name, value in state}
-
-
-def _by(sides: tuple[int, int]) -> str:
-    return f"{sides[0]} x {sides[1]}"
-
-
-def _size(n_bytes: float) -> str:
-    unit = 0
-    while n_bytes >= 1000 and unit < 4:
-        n_bytes, unit = n_bytes / 1024, unit + 1
-    return f"{n_bytes:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -237,17 +237,25 @@ class StackReader:
             "dtype": self.dtype.name,
         }
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, z: int | None = None) -> None:
         """Make sure that no file was changed since the stack was opened.
 
         One look at each file's size and time.
+
+        Parameters
+        ----------
+        z : int, optional
+            Only the file of this slice.
 
         Raises
         ------
         InputError
             If a file has another size or time of change, or is gone.
         """
-        for state in self._states:
+        states = self._states
+        if z is not None and len(states) > 1:
+            states = [states[z]]
+        for state in states:
             state.check_unchanged()
 
     def close(self) -> None:

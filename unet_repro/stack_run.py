@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unet_repro import geometry
+from unet_repro.errors import InputError
 from unet_repro.geometry import Tile
 from unet_repro.predict import OverlapTilePredictor
 from unet_repro.regions import Region
@@ -65,10 +66,10 @@ class StackRun:
                 self.source.check_unchanged()
                 if verify:
                     self._verify(runner)
+                self.parts.finish(lambda path: written.result())
             except BaseException:
                 arrivals.give_up()
                 raise
-            self.parts.finish(lambda path: written.result())
 
     def _computed(
         self, runner: TileRunner, numbers: list[int], written: Future[None]
@@ -100,7 +101,7 @@ class StackRun:
     def _fetch(self, runner: TileRunner, number: int) -> Region:
         z, row, column = self._place(number)
         if number % len(self.plan) == 0:
-            self.source.check_unchanged()
+            self.source.check_unchanged(z)
         return self._fetch_tile(runner, z, row, column)
 
     def _fetch_tile(self, runner: TileRunner, z: int, row: Tile, column: Tile) -> Region:
@@ -123,7 +124,13 @@ class StackRun:
                 tiles = zip(numbers, self.plan.columns)
                 yield np.concatenate([self._kept(n, row, c)[plane] for n, c in tiles], axis=1)
 
-        self.destination.write(self.parts.whole, bands, info=self.info, workers=1)
+        try:
+            self.destination.write(self.parts.whole, bands, info=self.info, workers=1)
+        except OSError as error:
+            raise InputError(
+                f"{self.parts.target}: cannot be written: {error.strerror or error}; what is done "
+                "stays, --resume goes on"
+            ) from error
 
     def _kept(self, number: int, row: Tile, column: Tile) -> NDArray[Any]:
         shape = (self.values.planes, row.stop - row.start, column.stop - column.start)
@@ -194,7 +201,7 @@ class _Arrivals:
             self._change.notify_all()
 
     def give_up(self) -> None:
-        """Let whoever waits fail: no more parts will come."""
+        """Let whoever waits, or asks again, fail."""
         with self._change:
             self._is_given_up = True
             self._change.notify_all()
@@ -202,5 +209,5 @@ class _Arrivals:
     def wait_for(self, numbers: range) -> None:
         with self._change:
             self._change.wait_for(lambda: self._is_given_up or self._there.issuperset(numbers))
-            if not self._there.issuperset(numbers):
-                raise RuntimeError("the prediction ended before all tiles were there")
+            if self._is_given_up:
+                raise RuntimeError("the prediction has ended")

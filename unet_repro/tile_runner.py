@@ -175,8 +175,6 @@ class TileRunner:
         lengths = [tile.stop - tile.start for tile in tiles]
         along = int(lengths[1] > lengths[0])
         stride = geometry.aligned_stride(lengths[along], 2, self.depth)
-        if stride >= lengths[along]:
-            raise InputError("out of memory even with the smallest tile: free some memory")
         longer = tiles[along]
         cut = geometry.plan_axis(
             (rows, columns)[along].size,
@@ -187,6 +185,8 @@ class TileRunner:
             stop=longer.stop,
             is_reversed=len(self.views) > 1,
         )
+        if len(cut) == 1:
+            raise InputError("out of memory even with the smallest tile: free some memory")
         return [(tiles[0], part) if along else (part, tiles[1]) for part in cut], 1 + along
 
 

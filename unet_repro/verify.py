@@ -52,7 +52,7 @@ def check_values(
     else:
         difference = np.abs(kept[0] - again[1])
     worst = float(difference.max())
-    if worst > tolerance:
+    if not worst <= tolerance:
         raise InputError(
             f"verification failed at {where}: another window gives a result that differs by "
             f"{worst:.3g}, more than {tolerance:.2g}; the output is not written"
