@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "unet_repro"
 NO_TORCH = [
     *("config", "errors", "geometry", "quantities", "tiling", "weight_map", "nearest_cells"),
     *("phantom", "tissue", "stack_io", "image_files", "download", "metrics", "atomic"),
+    *("network_cost", "resumable", "threads", "stack_reader", "tiff_output", "calibration"),
 ]
 
 

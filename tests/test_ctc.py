@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from unet_repro.ctc import read_ctc_sequence
+from unet_repro.ctc import largest_reach_px, read_ctc_sequence, write_ctc_result
 from unet_repro.errors import InputError
 
 SHAPE = (20, 30)
@@ -43,6 +43,7 @@ def folder(tmp_path):
 def test_masks_go_with_their_images(folder):
     sequence = read_ctc_sequence(folder, "01")
     assert sequence.name == "01"
+    assert sequence.digits == ("000", "001", "002", "003")
     assert sequence.images.shape == (4, *SHAPE)
     assert sequence.frames == (1, 3)
     np.testing.assert_array_equal(sequence.annotated_images[:, 0, 0], [1, 3])
@@ -70,6 +71,39 @@ def test_reach_of_unknown_cells_can_be_limited(folder):
     assert sequence.is_known[0].all()
 
 
+def test_reach_of_unknown_cells_can_be_measured_on_the_masks(folder):
+    # masks 2...7 and 10...15, 15...20; markers 4...5 and 12...13, 17...18: sqrt(2² + 2²) < 3
+    measured = read_ctc_sequence(folder, "01", unknown_radius_px="measured")
+    given = read_ctc_sequence(folder, "01", unknown_radius_px=3)
+    np.testing.assert_array_equal(measured.is_known, given.is_known)
+    assert not measured.is_known.all()
+
+
+def test_reach_is_that_of_the_farthest_mask_from_its_own_marker():
+    label, marker = frame((4, 2, 2, 6), (9, 10, 15, 6)), frame((1, 2, 2, 1), (2, 15, 20, 1))
+    corner = np.hypot(5, 5)  # from a corner of either square to the opposite one
+    assert largest_reach_px([(label, marker)]) == np.ceil(corner) == 8
+    assert largest_reach_px([(label, marker), (label, frame((1, 4, 4, 1)))]) == 8
+    assert largest_reach_px([(label, frame((1, 18, 1, 2)))]) is None  # lies on no mask
+    assert largest_reach_px([]) is None
+
+
+def test_results_are_written_as_the_challenge_reads_them(tmp_path):
+    instances = frame((1, 2, 2, 6), (65535, 10, 15, 6), dtype="int32")
+    write_ctc_result(tmp_path / "02_RES", "0042", instances)
+    write_ctc_result(tmp_path / "02_RES", "0042", instances)  # again: replaced
+    written = tifffile.imread(tmp_path / "02_RES/mask0042.tif")
+    assert written.dtype == np.uint16
+    np.testing.assert_array_equal(written, instances)
+
+
+@pytest.mark.parametrize("number", [-1, 65536])
+def test_numbers_beyond_16_bits_are_refused(tmp_path, number):
+    with pytest.raises(InputError, match=r"frame 007: instance numbers .* do not fit"):
+        write_ctc_result(tmp_path, "007", frame((number, 2, 2, 6), dtype="int32"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_mask_next_to_a_marker_does_not_count(folder):
     # As many masks as markers, but one marker lies on none: counting would call it complete.
     mask = frame((1, 2, 2, 6), (2, 2, 15, 6))
@@ -82,6 +116,15 @@ def test_frame_without_markers_is_incomplete(folder):
     sequence = read_ctc_sequence(folder, "01", unknown_radius_px=5)
     assert not sequence.is_complete[0]
     np.testing.assert_array_equal(sequence.is_known[0], MASKS[1] > 0)
+
+
+def test_without_any_marker_no_reach_can_be_measured(folder):
+    for file in (folder / "01_GT/TRA").glob("*.tif"):
+        file.unlink()
+    (folder / "01_GT/TRA").rename(folder / "01_GT/NONE")
+    sequence = read_ctc_sequence(folder, "01", unknown_radius_px="measured")
+    assert sequence.is_complete == (False, False)
+    np.testing.assert_array_equal(sequence.is_known, sequence.labels > 0)
 
 
 def test_frame_whose_mask_is_empty_is_unknown(folder):

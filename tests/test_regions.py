@@ -319,6 +319,17 @@ def test_single_strip_is_decoded_once_even_if_it_exceeds_the_cache(tmp_path, byt
     assert len(bytes_read) == 2 * 3
 
 
+def test_other_slices_are_forgotten(tmp_path):
+    stack = np.arange(2 * 40 * 40, dtype=np.uint16).reshape(2, 40, 40)
+    tifffile.imwrite(tmp_path / "s.tif", stack, tile=(16, 16), compression="zlib")
+    whole = slice(0, 40)
+    with StackReader(tmp_path / "s.tif") as reader:
+        reader.read_region(0, whole, whole)
+        reader.read_region(1, whole, whole)
+        held = reader._image._reader._cache._arrays
+        assert {page for page, _ in held} == {1} and len(held) == 9
+
+
 def test_cache_keeps_to_its_size():
     cache = tiff_segments._Cache(100)
     for i in range(10):

@@ -1,16 +1,18 @@
-"""Sequences of the Cell Tracking Challenge, the data behind the paper's Table 2."""
+"""Sequences of the Cell Tracking Challenge, the data behind the paper's Table 2, and results."""
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from unet_repro.errors import InputError
 from unet_repro.image_files import image_files, read_image
-from unet_repro.stack_io import StackReader
+from unet_repro.stack_io import StackReader, write_stack
 
 PathLike = str | os.PathLike[str]
 
@@ -35,6 +37,8 @@ class CTCSequence:
         False where it is unknown whether a pixel is cell or background. Give such pixels weight 0.
     is_complete : tuple of bool
         Whether every cell of the frame is annotated, so that all its pixels are known; n values.
+    digits : tuple of str
+        The number of each image as its file's name has it, such as ``"007"``; t values.
     """
 
     name: str
@@ -43,6 +47,7 @@ class CTCSequence:
     labels: np.ndarray
     is_known: np.ndarray
     is_complete: tuple[bool, ...]
+    digits: tuple[str, ...]
 
     @property
     def annotated_images(self) -> np.ndarray:
@@ -51,7 +56,10 @@ class CTCSequence:
 
 
 def read_ctc_sequence(
-    folder: PathLike, sequence: str, *, unknown_radius_px: float | None = None
+    folder: PathLike,
+    sequence: str,
+    *,
+    unknown_radius_px: float | Literal["measured"] | None = None,
 ) -> CTCSequence:
     """Read ``t*.tif``, ``man_seg*.tif`` and ``man_track*.tif`` of one sequence.
 
@@ -62,9 +70,10 @@ def read_ctc_sequence(
         in ``01_GT/TRA/``; the same for ``02``.
     sequence : str
         ``"01"`` or ``"02"``.
-    unknown_radius_px : float, optional
+    unknown_radius_px : float or "measured", optional
         How far a cell without a mask may reach from its marker. By default as far as the image:
-        in a frame that is only partly annotated, nothing but the masks is known.
+        in a frame that is only partly annotated, nothing but the masks is known. ``"measured"``:
+        as far as any mask of this very sequence reaches from its marker (`largest_reach_px`).
 
     Returns
     -------
@@ -81,38 +90,102 @@ def read_ctc_sequence(
     Not in the paper: a frame counts as complete if at least half of each marker lies on some mask.
     In the others, cells without a mask are neither cell nor background to us. Their markers tell
     where they are but not how far they reach, so all pixels outside the masks are unknown, unless
-    `unknown_radius_px` says how large cells can be: the farthest pixel of a mask lies 142 px from
-    its marker in DIC-HeLa and 98 px in PhC-U373. A frame without markers counts as incomplete.
+    `unknown_radius_px` says how large cells can be: the farthest pixel of a mask lies 126 px (01)
+    and 143 px (02) from its marker in DIC-HeLa, 99 px and 98 px in PhC-U373. A frame without
+    markers counts as incomplete.
     """
     root = Path(folder)
     with StackReader(root / sequence) as reader:
-        index_of = {_frame_number(name, "t"): index for index, name in enumerate(reader.names)}
+        names = reader.names
+        index_of = {_frame_number(name, "t"): index for index, name in enumerate(names)}
         images = reader.read()
     shape = images.shape[1:]
     markers = _numbered_files(root / f"{sequence}_GT" / "TRA", "man_track", optional=True)
     masks = _numbered_files(root / f"{sequence}_GT" / "SEG", "man_seg")
-    frames, labels, known, complete = [], [], [], []
+    index, labels, cell_markers, missing = [], [], [], []
     for number, mask_file in sorted(masks.items()):
         if number not in index_of:
             raise InputError(f"{mask_file}: there is no image t{number:03d} in {root / sequence}")
-        label = _read_instances(mask_file, shape)
+        label, marker = _read_instances(mask_file, shape), None
         if number in markers:
             marker = _read_instances(markers[number], shape)
-            missing = _markers_without_mask(marker, label)
-            is_complete = not len(missing)
-        else:
-            marker, missing, is_complete = None, np.empty(0, int), False
-        frames.append(index_of[number])
+        index.append(index_of[number])
         labels.append(label)
-        known.append(_known_pixels(label, marker, missing, is_complete, unknown_radius_px))
-        complete.append(is_complete)
+        cell_markers.append(marker)
+        missing.append(None if marker is None else _markers_without_mask(marker, label))
+    complete = [numbers is not None and not len(numbers) for numbers in missing]
+    if unknown_radius_px == "measured":
+        marked = [
+            (label, marker) for label, marker in zip(labels, cell_markers) if marker is not None
+        ]
+        unknown_radius_px = None if all(complete) else largest_reach_px(marked)
+    known = [
+        _known_pixels(*frame, unknown_radius_px)
+        for frame in zip(labels, cell_markers, missing, complete)
+    ]
     return CTCSequence(
         name=sequence,
         images=images,
-        frames=tuple(frames),
+        frames=tuple(index),
         labels=np.stack(labels),
         is_known=np.stack(known),
         is_complete=tuple(complete),
+        digits=tuple(re.sub(r"\D", "", Path(name).stem) for name in names),
+    )
+
+
+def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Return how far any mask reaches from the marker that lies on it.
+
+    Parameters
+    ----------
+    frames : sequence of (labels, markers), ndarrays of int of shape (y, x)
+        Instance numbers of masks and of markers; they need not correspond.
+
+    Returns
+    -------
+    float or None
+        The distance in px from the marker to the farthest pixel of the mask, rounded up; None
+        where no marker lies on a mask.
+    """
+    reach = []
+    for label, marker in frames:
+        for number in np.unique(marker[marker > 0]):
+            below = np.bincount(label[marker == number])
+            if below[1:].any() and below[1:].sum() >= _MARKER_SHARE * below.sum():
+                cell = label == below[1:].argmax() + 1
+                to_marker = ndimage.distance_transform_edt(marker != number)
+                reach.append(float(to_marker[cell].max()))
+    return float(np.ceil(max(reach))) if reach else None
+
+
+def write_ctc_result(folder: PathLike, digits: str, instances: np.ndarray) -> None:
+    """Write the instances of one frame as the challenge takes them: ``maskTTT.tif``, uint16.
+
+    Parameters
+    ----------
+    folder : path-like
+        ``01_RES`` for sequence 01; made if need be. A file of the same frame is replaced.
+    digits : str
+        The frame's number as in the name of its image (`CTCSequence.digits`).
+    instances : ndarray of int, shape (y, x)
+        0 is background, k > 0 is cell k.
+
+    Raises
+    ------
+    InputError
+        A number below 0 or above 65535; a file that cannot be written.
+    """
+    if instances.min() < 0 or instances.max() >= 1 << 16:
+        raise InputError(
+            f"frame {digits}: instance numbers {instances.min()} to {instances.max()} do not fit "
+            "the challenge's uint16 (0 to 65535)"
+        )
+    write_stack(
+        Path(folder) / f"mask{digits}.tif",
+        instances.astype(np.uint16),
+        compression="zlib",
+        overwrite=True,
     )
 
 
@@ -155,13 +228,13 @@ def _markers_without_mask(marker: np.ndarray, label: np.ndarray) -> np.ndarray:
 def _known_pixels(
     label: np.ndarray,
     marker: np.ndarray | None,
-    missing: np.ndarray,
+    missing: np.ndarray | None,
     is_complete: bool,
     radius_px: float | None,
 ) -> np.ndarray:
     if is_complete:
         return np.ones(label.shape, bool)
-    if marker is None or radius_px is None:
+    if marker is None or missing is None or radius_px is None:
         return label > 0
     to_missing = ndimage.distance_transform_edt(~np.isin(marker, missing))
     return (label > 0) | (to_missing > radius_px)

@@ -26,7 +26,7 @@ from unet_repro.network_cost import NetworkCost
 from unet_repro.regions import Region
 from unet_repro.tile_runner import Finish, TileRunner, as_floats, softmax, unfinished
 from unet_repro.tiling import TilePlan, plan_tiles
-from unet_repro.views import VIEWS, Average
+from unet_repro.views import VIEWS, Average, largest_batch
 
 # The default of `memory`: this share of what is free when the plan is made
 FREE_MEMORY_SHARE = 0.5
@@ -252,7 +252,7 @@ class OverlapTilePredictor:
             return runner.fetch(lambda y, x: pixels[:, y, x], size, row, column)
 
         memory = self.memory or FREE_MEMORY_SHARE * free_memory(self.device)
-        batch = max(1, int(memory // plan.peak_bytes))
+        batch = max(1, min(largest_batch(self.views), int(memory // plan.peak_bytes)))
         result: NDArray[Any] | None = None
         for tile in plan:
             values = runner.compute(fetch(*tile), finish, fetch, batch=batch)

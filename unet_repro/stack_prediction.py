@@ -29,7 +29,7 @@ from unet_repro.stack_plan import StackPlan, size_text
 from unet_repro.stack_run import TILES_AT_WORK, StackRun
 from unet_repro.tiff_output import Compression, layout_of
 from unet_repro.tiling import TilePlan
-from unet_repro.views import Average
+from unet_repro.views import Average, largest_batch
 
 PathLike = str | os.PathLike[str]
 
@@ -268,11 +268,9 @@ class StackPrediction:
             if predictor.tile or self._peak_bytes(batch=1) <= self._available:
                 break
             budget = int(0.9 * min(budget, self.plan.peak_bytes))
-        views = len(predictor.views)
-        self.batch = 1
-        while self.batch < views and self._peak_bytes(2 * self.batch) <= self._available:
-            self.batch *= 2
-        self.batch = min(self.batch, views)
+        self.batch = largest_batch(predictor.views)
+        while self.batch > 1 and self._peak_bytes(self.batch) > self._available:
+            self.batch //= 2
 
     def _peak_bytes(self, batch: int) -> int:
         on_device = batch * self.plan.peak_bytes
@@ -288,8 +286,8 @@ class StackPrediction:
         values = kept[0] * kept[1] * self._shape.classes * 4
         row_of_tiles = kept[0] * self.destination.shape[2] * size * (self.values.planes + 1)
         row_of_segments = min(512, self.destination.shape[1]) * self.destination.shape[2] * size
-        page = int(np.prod(source.shape[1:])) * source.channels * source.dtype.itemsize
-        cache = min(self._cache_bytes, page * len(self._slices))
+        touched = min(source.shape[1], height + len(self._roi[0])) * source.shape[2]
+        cache = min(self._cache_bytes, touched * source.channels * source.dtype.itemsize)
         return TILES_AT_WORK * (window + values) + row_of_tiles + row_of_segments + cache + _THREADS
 
     def describe(self) -> StackPlan:

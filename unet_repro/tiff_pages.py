@@ -244,6 +244,7 @@ class TiffPages:
         with as_input_errors(self.path, f"slice {z} "):
             region = np.empty(shape, self.dtype)
         pages = self._slices[z].tolist()
+        self._reader.keep_only(pages)  # memory must not grow with the slices
         for number, out in zip(pages, np.split(region, len(pages))):
             offset, what = self._plain[number], f"slice {z} "
             if offset is not None:

@@ -40,6 +40,10 @@ class SegmentReader:
         self._lock = threading.Lock()
         self._cache = _Cache(cache_bytes)
 
+    def keep_only(self, pages: list[int]) -> None:
+        """Forget what was decoded of other pages."""
+        self._cache.keep_only(pages)
+
     def read_plain(
         self, offset: int, keyframe: Any, rows: slice, columns: slice, out: np.ndarray, *, what: str
     ) -> None:
@@ -179,6 +183,11 @@ class _Cache:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
             return self._arrays.get(key)
+
+    def keep_only(self, pages: list[int]) -> None:
+        with self._lock:
+            for key in [key for key in self._arrays if key[0] not in pages]:
+                self._size -= self._arrays.pop(key).nbytes
 
     def put(self, key: tuple[int, int], array: np.ndarray) -> None:
         with self._lock:

@@ -61,3 +61,9 @@ VIEWS: dict[Average, tuple[View, ...]] = {
     "dihedral": _ROTATIONS + _MIRRORED,
     "seven": (_ROTATIONS + _MIRRORED)[1:],
 }
+
+
+def largest_batch(views: tuple[View, ...]) -> int:
+    """Return how many of the views can go through a network at once: their shapes agree."""
+    transposed = sum(view.is_transposed for view in views)
+    return max(transposed, len(views) - transposed)

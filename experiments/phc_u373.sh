@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Cell tracking on PhC-U373, end to end. Options are passed on: --help lists them.
+set -euo pipefail
+root="$(CDPATH='' cd "$(dirname "$0")/.." && pwd)"
+source "$root/experiments/environment.sh"
+# in the user's own folder: --data, --out and UNET_REPRO_DATA may be relative
+exec "$PYTHON_BIN" "$root/experiments/phc_u373.py" "$@"
