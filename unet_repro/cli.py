@@ -132,7 +132,8 @@ class Predict:
     tile
         "auto", or the side of the tiles' input in px (572 is the paper's).
     memory
-        What the prediction may take, such as 8GiB; empty for half of what is free.
+        What the prediction may take, such as 8GiB; empty for half of what is free, on a CPU at most
+        2 GiB (1 GiB in bfloat16).
     z
         Slices a:b only.
     roi

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast
 
@@ -100,6 +103,34 @@ def _left_in_group(limit: str, used: str, statistics: str) -> int | None:
         return allowed - taken + int(facts.get("inactive_file", 0))
     except (OSError, ValueError):  # no such group, or "max": no limit
         return None
+
+
+# Parameters of mallopt of glibc, and what its own adaptation ends at where blocks are large
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_NO_LIMIT = 2**31 - 1
+_USUAL = ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26))
+
+
+@contextmanager
+def reused_memory(device: torch.device) -> Iterator[None]:
+    """Let the C library reuse large blocks meanwhile, instead of returning each to the system.
+
+    A CPU spends a quarter of its time on fresh pages otherwise. Where the library is not glibc,
+    nothing changes. At the end what is free goes back to the system.
+    """
+    library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    assert library is not None
+    library.mallopt(_MMAP_MAX, 0)
+    library.mallopt(_TRIM_THRESHOLD, _NO_LIMIT)
+    try:
+        yield
+    finally:
+        for parameter, value in _USUAL:
+            library.mallopt(parameter, value)
+        library.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

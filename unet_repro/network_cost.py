@@ -16,11 +16,9 @@ from unet_repro import geometry
 
 Sizes = NDArray[np.int64]
 
-# glibc returns freed blocks of this size or more to the system; it keeps smaller ones, fragmented
-_KEPT_BLOCK = 32 * 2**20
-# The heap of small blocks, relative to the most of them alive: puts predicted peaks at 0.93 to 1.19
-# of the measured (16 and 64 channels; 572 to 2236 px; batches of 1 and 4; float32 and bfloat16)
-_FRAGMENTATION = 1.4
+# While a predictor runs, freed blocks stay in the heap to be used again (`device.reused_memory`),
+# where they do not always fit: the heap, relative to the most that is alive.
+_FRAGMENTATION = 1.5
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 
@@ -62,19 +60,16 @@ class NetworkCost:
         return largest
 
     def peak_bytes(self, height: ArrayLike, width: ArrayLike) -> Any:
-        """Return the most memory taken on a CPU, with what the C library keeps of the freed.
+        """Return the most memory taken on a CPU, with what the heap keeps of the freed.
 
         The input and the output are included, the weights are not.
         """
         peak: Any = 0
-        kept: Any = 0
         for step in self._steps(height, width):
             sizes: list[Any] = [self.batch * self.bytes_per_value * n for n in step.alive]
             sizes += [self.bytes_per_value * step.weights] * _REORDERED
             sizes += [self.batch * _INDEX_BYTES * step.indices]
-            small = sum(np.where(size < _KEPT_BLOCK, size, 0) for size in sizes)
-            kept = np.maximum(kept, _FRAGMENTATION * small)
-            peak = np.maximum(peak, sum(sizes) - small + kept)
+            peak = np.maximum(peak, _FRAGMENTATION * sum(sizes))
         return np.ceil(peak).astype(np.int64)
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:

@@ -17,10 +17,10 @@ from safetensors.torch import save
 from unet_repro import geometry
 from unet_repro._version import __version__
 from unet_repro.backend import Backend
-from unet_repro.device import Precision, free_memory
+from unet_repro.device import Precision
 from unet_repro.errors import InputError
 from unet_repro.model import UNet, load_model
-from unet_repro.predict import FREE_MEMORY_SHARE, OverlapTilePredictor
+from unet_repro.predict import OverlapTilePredictor
 from unet_repro.quantities import index_range
 from unet_repro.resumable import Parts
 from unet_repro.stack_io import StackReader, read_calibration, read_info
@@ -133,8 +133,8 @@ class StackPrediction:
     average, tile, precision, backend
         As in `OverlapTilePredictor`.
     memory : int, optional
-        Bytes that the prediction may take beyond what the process holds before; by default half of
-        what is free.
+        Bytes that the prediction may take beyond what the process holds before; by default as in
+        `OverlapTilePredictor`.
     z
         The slices ``a:b`` to predict (a ... b-1); empty for all.
     roi
@@ -190,7 +190,7 @@ class StackPrediction:
             "device": self.predictor.device.type,
             "compression": compression,
         }
-        self._available = memory or int(FREE_MEMORY_SHARE * free_memory(self.predictor.device))
+        self._available = memory or self.predictor.default_memory()
         self._cache_bytes = min(_CACHE_BYTES, self._available // 8)
         self._source = StackReader(
             source, channels=network.config.in_channels, cache_bytes=self._cache_bytes

@@ -185,7 +185,7 @@ def plan_tiles(
     --------
     >>> plan = plan_tiles(2048, 2048, depth=4, base_channels=64, memory=2 * 2**30)
     >>> len(plan.rows), len(plan.columns), plan.window, round(plan.redundancy, 2)
-    (3, 1, (876, 2236), 1.07)
+    (2, 2, (1212, 1212), 1.06)
     >>> paper = plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
     >>> len(paper), paper.window, round(paper.redundancy, 2)
     (36, (572, 572), 1.65)

@@ -163,7 +163,7 @@ def told(rows: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def bare_and_whole(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     """Time a stack from file to file, and the bare network on as many windows of that size."""
-    slices, side = (2, 512) if arguments.quick else (8, 1024)
+    slices, side = (2, 512) if arguments.quick else (32, 1024)
     source, model = folder / "stack.tif", network(16)
     tifffile.imwrite(source, cells(slices, side))
     plan = OverlapTilePredictor(model).plan(side, side)
