@@ -51,7 +51,8 @@ def tiffs(draw):
         "bigtiff": draw(st.booleans()),
         "byteorder": draw(st.sampled_from("<>")),
         "photometric": "minisblack" if samples == 1 else "rgb",
-        "metadata": draw(st.sampled_from([None, {}])),
+        # tifffile mistakes the rows of pages 1 px wide for their columns when it describes them
+        "metadata": draw(st.sampled_from([None, {}] if width > 1 else [None])),
     }
     if draw(st.booleans()):
         options["tile"] = draw(st.tuples(*[st.sampled_from([16, 32, 80])] * 2))

@@ -510,3 +510,12 @@ def test_full_disc_is_told_in_one_line(tmp_path):
 def test_error_about_another_file_is_passed_on(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         (tmp_path / "other").read_text()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int32"])
+def test_pages_1_px_wide_are_refused_not_turned(tmp_path, dtype):
+    with pytest.raises(InputError, match="1 px wide"):
+        write_stack(tmp_path / "a.tif", np.zeros((2, 3, 1), dtype))
+    assert not list(tmp_path.iterdir())
+    write_stack(tmp_path / "a.tif", np.arange(6).reshape(2, 1, 3).astype(dtype))
+    assert read_stack(tmp_path / "a.tif").shape == (2, 1, 3)

@@ -279,7 +279,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 72 else f"{text[:69]}..."
 
 
 def _lock(file: BinaryIO, message: str) -> None:

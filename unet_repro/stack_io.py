@@ -283,6 +283,8 @@ def write_slices(
 def _tiff_options(
     shape: tuple[int, ...], dtype: np.dtype, calibration: Calibration, info: str = ""
 ) -> dict[str, Any]:
+    if shape[-1] == 1 and shape[-2] > 1:  # tifffile would write the rows as columns
+        raise InputError("pages 1 px wide cannot be stored here; transpose them")
     is_classic = prod(shape) * dtype.itemsize < _CLASSIC_TIFF_BYTES
     metadata: dict[str, Any] = {
         "axes": calibration.axes,
