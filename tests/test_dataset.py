@@ -82,6 +82,20 @@ def test_a_still_window_is_cut_out_and_mirrored():
         assert np.array_equal(batch.labels[0], around[1:-1, 1:-1])
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_are_interpolated_as_asked(interpolation):
+    # y and y^2, sampled at the same place: bicubic (Keys) reproduces parabolas, bilinear does not
+    y = np.mgrid[:64, :64][0].astype(float)
+    images = np.stack([y, y**2])[None]
+    data = TrainingSet(images, np.zeros((1, 64, 64), int), np.ones((1, 64, 64)))
+    ranges = replace(SAME_GREY, interpolation=interpolation)
+    place, square = draw(data, 6, ranges=ranges, batch_size=8).image.unbind(1)
+    is_inside = (place > 2) & (place < 61)  # mirrored beyond
+    error = (square - place**2)[is_inside].abs().max()
+    assert is_inside.float().mean() > 0.5
+    assert error < 2e-3 if interpolation == "bicubic" else error > 0.2
+
+
 def test_no_class_is_invented():
     data = small_set()
     classes = np.where(data.classes.numpy() == 1, 250, 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unet_repro.device import autocast, choose_device, choose_precision, describe
+from unet_repro.device import autocast, choose_device, choose_precision, describe, reused_memory
 from unet_repro.errors import InputError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -119,3 +119,26 @@ def test_description_of_a_gpu(has_cuda, cpu_info):
     cpu_info("model name\t: Abacus\n")
     found = describe(CUDA)
     assert (found["device"], found["gpu"], found["cpu"]) == ("cuda", "Titan 6 GB", "Abacus")
+
+
+def test_memory_is_reused_until_the_outermost_end(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr("unet_repro.device.ctypes.CDLL", lambda name: Library())
+    monkeypatch.setattr("unet_repro.device.sys.platform", "linux")
+    with reused_memory(CPU):
+        with pytest.raises(KeyError), reused_memory(CPU):
+            raise KeyError
+        assert (-4, 0) in calls and "trim" not in calls  # M_MMAP_MAX 0: no block is mapped alone
+        calls.clear()
+    assert calls[-1] == "trim" and (-4, 65536) in calls  # glibc's default
+    calls.clear()
+    with reused_memory(CUDA):
+        assert not calls

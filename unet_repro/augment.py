@@ -201,7 +201,8 @@ def coordinates(
     rows, columns = (
         _basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
     )
-    return rows @ factors.to(device) @ columns.T  # (2, height, width)
+    factors = factors.to(device, non_blocking=True)  # small: staged at once, nothing waits for it
+    return rows @ factors @ columns.T  # (2, height, width)
 
 
 def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:

@@ -143,6 +143,9 @@ class AugmentationConfig:
     contrast: float = 0.2  # slope 1 +- this about the mean; not in the paper
     brightness: float = 0.2  # +- this many standard deviations; not in the paper
     flips: bool = False  # the paper does not mention flips
+    # of the image; not in the paper. Bilinear (the authors' later code) smooths away noise that
+    # the images to be predicted have; bicubic (Keys) keeps more of it
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         for name in ("rotation_deg", "elastic_sigma_px", "contrast", "brightness"):

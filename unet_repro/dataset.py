@@ -13,6 +13,7 @@ from torch import Tensor
 from unet_repro import augment
 from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
+from unet_repro.warp import Interpolation
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class TrainingSet:
             raise InputError(f"batch_size is {batch_size}: it must be 1 or more")
         drawn = [self._draw(ranges, window, generator) for _ in range(batch_size)]
         made = range(batch_size) if part is None else part
-        tiles = [self._tile(*drawn[k], window, output) for k in made]
+        tiles = [self._tile(*drawn[k], window, output, ranges.interpolation) for k in made]
         image, classes, weights = (torch.stack(parts) for parts in zip(*tiles))
         return Batch(image, classes.long(), weights)
 
@@ -122,7 +123,12 @@ class TrainingSet:
         )
 
     def _tile(
-        self, z: int, drawn: augment.Augmentation, window: int, output: int
+        self,
+        z: int,
+        drawn: augment.Augmentation,
+        window: int,
+        output: int,
+        interpolation: Interpolation,
     ) -> augment.Sample:
         return augment.apply(
             drawn,
@@ -133,6 +139,7 @@ class TrainingSet:
             output=(output, output),
             mean=self.mean,
             std=self.std,
+            interpolation=interpolation,
         )
 
     def fingerprint(self) -> str:

@@ -109,15 +109,18 @@ def _left_in_group(limit: str, used: str, statistics: str) -> int | None:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NO_LIMIT = 2**31 - 1
 _USUAL = ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26))
+_reusing = 0  # contexts of `reused_memory` that are open in this process
 
 
 @contextmanager
 def reused_memory(device: torch.device) -> Iterator[None]:
     """Let the C library reuse large blocks meanwhile, instead of returning each to the system.
 
-    A CPU spends a quarter of its time on fresh pages otherwise. Where the library is not glibc,
-    nothing changes. At the end what is free goes back to the system.
+    A CPU spends up to a quarter of its time on fresh pages otherwise. Where the library is not
+    glibc, nothing changes. At the end, of the outermost if several are open, what is free goes
+    back to the system.
     """
+    global _reusing
     library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
@@ -125,12 +128,15 @@ def reused_memory(device: torch.device) -> Iterator[None]:
     assert library is not None
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, _NO_LIMIT)
+    _reusing += 1
     try:
         yield
     finally:
-        for parameter, value in _USUAL:
-            library.mallopt(parameter, value)
-        library.malloc_trim(0)
+        _reusing -= 1
+        if not _reusing:
+            for parameter, value in _USUAL:
+                library.mallopt(parameter, value)
+            library.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ from unet_repro.augment import Augmentation
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig
 from unet_repro.drawing import INK, MUTED
 from unet_repro.errors import InputError
+from unet_repro.warp import Interpolation
 from unet_repro.weight_map import (
     Kind,
     Variant,
@@ -112,7 +113,7 @@ def augmentation_preview(
     titles = ["original", *(_description(one) for one in drawn)]
     still = _still(size, window)
     for one, title, left, right in zip([still, *drawn], titles, panels[::2], panels[1::2]):
-        _draw_sample(left, right, middle, one, windows, grid_px)
+        _draw_sample(left, right, middle, one, windows, grid_px, settings.interpolation)
         _name(left, title)
         _name(right, "weights")
     _save(figure, path, overwrite=overwrite)
@@ -172,6 +173,7 @@ def _draw_sample(
     drawn: Augmentation,
     windows: tuple[int, int],
     grid_px: int,
+    interpolation: Interpolation,
 ) -> None:
     """Draw the image with grid and boundaries on the left, its weights on the right."""
     image, labels, weights = augment.apply(
@@ -182,6 +184,7 @@ def _draw_sample(
         window=windows,
         mean=torch.tensor(middle.mean),
         std=torch.tensor(middle.std),
+        interpolation=interpolation,
     )
     assert labels is not None and weights is not None  # both were given
     low, high = middle.grey_range

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from unet_repro.config import TrainConfig, UNetConfig
 from unet_repro.dataset import TrainingSet
+from unet_repro.device import reused_memory
 from unet_repro.model import UNet
 from unet_repro.optimisation import compiler_errors
 from unet_repro.parallel import ALONE, Processes
@@ -121,6 +122,7 @@ def train(
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         deterministic_algorithms(settings.deterministic),
         compiler_errors(),
+        reused_memory(device),
     ):
         state = TrainingState(training, settings, folder, processes, origin)
         state.load(resume)
