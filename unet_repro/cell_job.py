@@ -63,7 +63,10 @@ class Experiment:
     def settings(self, settings: TrainConfig) -> TrainConfig:
         """Return a preset's settings as this job begins with them, before the flags."""
         weight_map = replace(
-            settings.weight_map, separate_touching=True, separation_px=self.separation_px
+            settings.weight_map,
+            w0=config.W0,  # Eq. 2: cells that touch need it, whatever the preset has
+            separate_touching=True,
+            separation_px=self.separation_px,
         )
         return replace(settings, weight_map=weight_map)
 

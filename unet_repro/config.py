@@ -290,8 +290,8 @@ PRESETS: dict[Preset, TrainConfig] = {
     "quick": TrainConfig(
         preset="quick",
         model=MODELS["quick"],
-        augmentation=AugmentationConfig(flips=True),
-        weight_map=WeightMapConfig(class_balance="none"),
+        augmentation=AugmentationConfig(flips=True, interpolation="bicubic"),
+        weight_map=WeightMapConfig(w0=2.0, class_balance="none"),
         tile=380,
         optimizer="adam",
         momentum=0.9,
