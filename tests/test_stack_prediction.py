@@ -475,8 +475,9 @@ def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path, kind: Any) 
     model = network()
     with torch.no_grad():
         model.classifier.bias[0] = np.nan  # type: ignore[index]
-    with pytest.raises(InputError, match="values that are not finite"):
+    with pytest.raises(InputError, match=r"slice 0.* y = 0, x = 0 .*values that are not finite"):
         predict_stack(stack_file, model, tmp_path / "o.tif", kind=kind)
+    assert not (tmp_path / "o.tif").exists()
 
 
 def test_full_disc_while_the_output_is_written(

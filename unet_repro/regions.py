@@ -62,11 +62,15 @@ def side(tile: Tile, size: int, depth: int, *, padding: bool, is_reversed: bool)
 
 @dataclass(frozen=True)
 class Region:
-    """What a tile's prediction needs: pixels (h, w, C), and how its windows lie in them."""
+    """What a tile's prediction needs: pixels (h, w, C), and how its windows lie in them.
+
+    `name` is that of the image, for messages.
+    """
 
     pixels: NDArray[Any]
     rows: Side
     columns: Side
+    name: str = "the image"
 
     @property
     def window_px(self) -> int:

@@ -86,10 +86,8 @@ class Values:
         Raises
         ------
         InputError
-            The network gave values that are not finite, or beyond the dtype.
+            A value is beyond the dtype.
         """
-        if not np.isfinite(values).all():
-            raise InputError("the network gives values that are not finite: it cannot be used")
         if self.kind == "logits":
             with np.errstate(over="ignore"):
                 kept = values.astype(self.dtype)

@@ -81,7 +81,7 @@ class TileRunner:
         )
         pixels = read(rows.extent, columns.extent)
         floats = as_floats(pixels, self.dtype, rows.extent.start, columns.extent.start, name)
-        return Region(np.moveaxis(floats, 0, 2), rows, columns)
+        return Region(np.moveaxis(floats, 0, 2), rows, columns, name)
 
     def compute(
         self,
@@ -114,7 +114,7 @@ class TileRunner:
         ------
         InputError
             Not even the smallest tile fits into memory; or the model's output has not the
-            expected shape.
+            expected shape, or is not finite.
         """
         try:
             return self._at_once(region, finish, batch)
@@ -154,7 +154,15 @@ class TileRunner:
                 total = back if total is None else total + back
         assert total is not None
         mean = total / len(self.views) if len(self.views) > 1 else total
-        return mean.cpu().numpy()
+        result = mean.cpu().numpy()
+        if not np.isfinite(result).all():
+            raise InputError(
+                f"{region.name}: of the grey values {region.pixels.min():g} ... "
+                f"{region.pixels.max():g} about y = {region.rows.tile.start}, x = "
+                f"{region.columns.tile.start} the network makes values that are not finite: "
+                "they are too large for it, or its weights are"
+            )
+        return result
 
     def _run(self, windows: Tensor) -> Tensor:
         with torch.inference_mode():
