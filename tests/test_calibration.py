@@ -79,6 +79,19 @@ def test_unit_that_is_no_ascii(tmp_path):
     assert read_calibration(tmp_path / "s.tif").unit == "\\u00B5m ?"
 
 
+@pytest.mark.parametrize("unit", ["um\nimages=99", "\x1b[31m", "x" * 61])
+def test_what_is_no_name_of_a_unit_is_not_carried_over(tmp_path, unit):
+    tifffile.imwrite(tmp_path / "s.tif", STACK[0], metadata={"unit": unit})
+    assert read_calibration(tmp_path / "s.tif").unit is None
+
+
+@pytest.mark.parametrize("size", ["1e-320", "1e300", "5e9", "nan", "-1"])
+def test_ome_scale_that_no_tag_can_hold_is_none(tmp_path, size):
+    tifffile.imwrite(tmp_path / "s.ome.tif", STACK, metadata={"axes": "ZYX", "PhysicalSizeX": size,
+                                                             "PhysicalSizeY": 0.5})  # fmt: skip
+    assert read_calibration(tmp_path / "s.ome.tif").unit is None
+
+
 def test_folder_is_a_volume_of_its_first_files_scale(tmp_path):
     options = {"resolution": (300, 300), "resolutionunit": "inch"}
     tifffile.imwrite(tmp_path / "0.tif", STACK[0], **options)

@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -295,6 +298,18 @@ def test_ctrl_c_inside_a_compiled_function_too(capsys):
 
     with pytest.raises(SystemError, match="something else"):
         cli.guarded(broken)
+
+
+def test_a_wish_to_end_is_a_ctrl_c(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ended():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert cli.guarded(ended) == 130
+    assert error_line(capsys) == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_full_disk_is_one_line(capsys):

@@ -156,6 +156,19 @@ def spoil_images(folder):
     (folder / "01").rename(folder / "03")
 
 
+def spoil_width(folder):
+    wide = frame().astype(np.int64) + 2**32  # int32 would make it 0
+    tifffile.imwrite(folder / "01_GT/SEG/man_seg001.tif", wide)
+
+
+def spoil_sign(folder):
+    tifffile.imwrite(folder / "01_GT/SEG/man_seg001.tif", frame().astype(np.int16) - 1)
+
+
+def spoil_uniqueness(folder):
+    tifffile.imwrite(folder / "01_GT/SEG/man_seg0001.tif", frame())
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -165,6 +178,9 @@ def spoil_images(folder):
         (spoil_dimensions, r"man_seg_001_004\.tif: is not named man_segNNN\.tif"),
         (spoil_masks, "the instance masks belong there"),
         (spoil_images, "01: no such file or folder"),
+        (spoil_width, r"instance numbers 4294967296 to \d+ are not in 0 to 2\^31 - 1"),
+        (spoil_sign, "instance numbers -1 to"),
+        (spoil_uniqueness, r"is of the same frame as man_seg0*1\.tif; keep one"),
     ],
 )
 def test_bad_layout_is_refused(folder, spoil, message):

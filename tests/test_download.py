@@ -13,6 +13,7 @@ import pytest
 from unet_repro import download, prepare
 from unet_repro.download import DATASETS, Dataset, find_or_download, pixels_sha256
 from unet_repro.errors import InputError
+from unet_repro.lock import exclusive
 from unet_repro.stack_io import read_stack, write_stack
 
 STACK = np.random.default_rng(0).integers(0, 256, (3, 200, 200), dtype=np.uint8)
@@ -273,6 +274,32 @@ def test_incomplete_folder_is_left_alone(tmp_path, declare, server):
         fetch(tmp_path)
     assert names_below(tmp_path) == {"set/notes.txt"}
     assert not server.ranges
+
+
+def test_one_process_at_a_time_downloads(tmp_path, declare, server):
+    with (
+        exclusive(tmp_path / "download/.set.lock", "busy"),
+        pytest.raises(InputError, match=f"another process is downloading to {tmp_path}"),
+    ):
+        fetch(tmp_path)
+    assert not server.ranges and not names_below(tmp_path)
+    fetch(tmp_path)
+
+
+def test_what_a_killed_call_unpacked_is_removed(tmp_path, declare):
+    (tmp_path / ".set.0123abcd/set").mkdir(parents=True)
+    (tmp_path / ".set.0123abcd/set/volume.tif").touch()
+    fetch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["download", "set"]
+
+
+def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "find_or_download", interrupted)
+    assert prepare.main("isbi2012", ["--root", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
 def test_folder_that_cannot_be_made_is_told(tmp_path, declare):

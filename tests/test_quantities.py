@@ -61,6 +61,16 @@ def test_what_is_no_size(text):
         memory_bytes(text)
 
 
+@pytest.mark.parametrize("text", ["1" + 400 * "0", 5000 * "9", "9" * 30 + "h"])
+def test_what_is_too_much_is_refused(text):
+    for read in (seconds, memory_bytes):
+        with pytest.raises(InputError, match=r"is too much|is not a size") as caught:
+            read(text)
+        assert len(str(caught.value)) < 120
+    with pytest.raises(InputError, match="a range a:b"):
+        index_range(f"0:{5000 * '9'}", length=30, name="--val")  # beyond what int() takes
+
+
 def test_long_nonsense_is_cut_short():
     with pytest.raises(InputError) as caught:
         seconds(10_000 * "nonsense")

@@ -385,3 +385,43 @@ def test_best_validation_is_told_as_optimistic_and_as_not_shown(run: Path) -> No
 def test_no_best_validation_no_word_of_it(run: Path, best: object) -> None:
     change(run / "config.json", state={"best": best})
     assert "best.safetensors" not in Page(write_report(run)).text
+
+
+def test_json_nested_without_end_is_refused(run: Path) -> None:
+    (run / "config.json").write_text('{"data": {"name": ' + 50_000 * "[" + 50_000 * "]" + "}}")
+    with pytest.raises(InputError, match=r"config.json: is not valid JSON: maximum recursion"):
+        write_report(run)
+
+
+def test_an_integer_beyond_any_float_is_no_figure(run: Path, evaluated: dict) -> None:
+    figures = evaluated["figures"] | {"v_rand": 10**400}
+    change(run / "metrics.json", heldout=evaluated | {"figures": figures})
+    change(run / "config.json", state={"iterations": 10**400, "seconds": -(10**400)})
+    assert "10000000000" not in Page(write_report(run)).text
+    assert not evaluation.is_number(10**309) and evaluation.is_number(10**308)
+
+
+def test_half_a_character_does_not_prevent_a_page(run: Path) -> None:
+    change(run / "config.json", data={"name": "caf\udce9"})  # a name in Latin-1, as Python has it
+    assert "U-Net on caf?" in Page(write_report(run)).text
+
+
+def test_slices_of_absurd_numbers_are_shown_as_they_are(run: Path) -> None:
+    change(run / "config.json", data={"train_slices": "0:" + 5000 * "9"})  # beyond int()
+    assert f"0:{5000 * '9'}" in Page(write_report(run)).text
+
+
+def test_probabilities_out_of_range_are_refused(run: Path) -> None:
+    probability = heldout()["probability"] * 300
+    write_stack(run / "heldout_probability.tif", probability, overwrite=True)
+    with pytest.raises(InputError, match=r"heldout_probability\.tif: holds values outside 0 to 1"):
+        write_report(run)
+
+
+def test_a_cell_rule_without_its_fields_is_refused(run: Path) -> None:
+    about = {"title": "T", "views": "none", "train_sequence": "01", "test_sequence": "02"}
+    frame = dict.fromkeys(("frame", "cells", "iou", "missed", "found", "complete"), 1)
+    cells = {**about, "is_heldout": False, "is_synthetic": False, "rule": {}, "frames": [frame]}
+    change(run / "metrics.json", cells=cells | {"figures": {"iou": 0.5, "seg": 0.5}})
+    with pytest.raises(InputError, match="one of its files cannot be understood"):
+        write_report(run)

@@ -8,6 +8,7 @@ import torch
 
 from unet_repro.config import WeightMapConfig
 from unet_repro.errors import InputError
+from unet_repro.lock import exclusive
 from unet_repro.model import load_model, read_metadata
 from unet_repro.run import LabelledStack, evaluate_run, start_run
 from unet_repro.stack_io import read_stack
@@ -99,7 +100,7 @@ def test_val_outside_the_stack_or_all_of_it_is_refused(data, tiny, tmp_path, val
 
 def test_folder_that_cannot_be_made_is_refused(data, tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be written"):
         start_run(data, tiny, tmp_path / "file" / "run")
 
 
@@ -226,11 +227,25 @@ def test_record_and_model_say_how_the_weights_came_about(data, tiny, tmp_path):
 
 def test_what_a_killed_run_was_writing_is_removed(data, tiny, tmp_path):
     start_run(data, replace(tiny, iterations=6), tmp_path, is_quiet=True)
-    stale, other = tmp_path / ".checkpoint.0123abcd.pt", tmp_path / ".notes.pt"
-    for path in (stale, other):
+    names = (".checkpoint.0123abcd.pt", ".log.0123abcd.csv", ".weight_map_0f.0123abcd.npz")
+    stale, other = [tmp_path / name for name in names], tmp_path / ".notes.pt"
+    for path in (*stale, other):
         path.write_bytes(b"half")
     start_run(data, tiny, tmp_path, resume=True, is_quiet=True)
-    assert not stale.exists() and other.exists()
+    assert not any(path.exists() for path in stale) and other.exists()
+
+
+def test_one_process_at_a_time_writes_a_run(data, tiny, tmp_path):
+    start_run(data, replace(tiny, iterations=2), tmp_path, is_quiet=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert ".lock" not in before
+    with exclusive(tmp_path / ".lock", "busy"):
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match="another process is writing it"):
+                start_run(data, tiny, tmp_path, is_quiet=True, **options)
+        with pytest.raises(InputError, match="another process is writing it"):
+            evaluate_run(data, tiny, tmp_path, is_quiet=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_overwriting_removes_all_that_training_wrote(data, tiny, tmp_path):

@@ -200,6 +200,26 @@ def test_truncated_png_is_refused(tmp_path, size):
         read_stack(tmp_path)
 
 
+@pytest.mark.parametrize("side", [0, 1_000_001, 2**31 - 1, 2**32 - 1])
+def test_png_of_absurd_size_is_refused_from_its_header(tmp_path, side):
+    write_png(tmp_path / "0.png", noise((40, 50)))
+    content = bytearray((tmp_path / "0.png").read_bytes())
+    struct.pack_into(">I", content, 20, side)  # the height
+    (tmp_path / "0.png").write_bytes(content)
+    with pytest.raises(InputError, match=f"it says that it is {side} × 50 px"):
+        StackReader(tmp_path)
+
+
+def test_tiff_of_absurd_size_in_a_few_bytes_is_refused_when_opened(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", noise((40, 50)), compression="zlib", metadata=None)
+    with tifffile.TiffFile(tmp_path / "s.tif", mode="r+b") as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = file.pages[0].tags[name]
+            tag.overwrite(2**31 - 1 if tag.dtype == 4 else 2**16 - 1, dtype=tag.dtype)
+    with pytest.raises(InputError, match=r"has a part of \d+ bytes that would hold"):
+        StackReader(tmp_path / "s.tif")
+
+
 def test_pages_in_a_circle_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "s.tif", noise((1, 8, 8)), metadata=None)
     content = bytearray((tmp_path / "s.tif").read_bytes())

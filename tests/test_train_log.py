@@ -1,9 +1,11 @@
 import csv
+import os
 import sys
 
 import numpy as np
 import pytest
 
+from unet_repro.errors import InputError
 from unet_repro.train_log import COLUMNS, TrainLog
 
 
@@ -48,6 +50,58 @@ def test_a_resumed_log_goes_on_from_its_iteration(tmp_path):
     with TrainLog(tmp_path, 0) as log:  # a new run
         log.write(row(20))
     assert iterations(tmp_path) == ["20"]
+
+
+def test_rows_stay_whenever_a_resumed_run_is_killed(tmp_path, monkeypatch):
+    """Also before it writes its first row, and while the table is rewritten."""
+    with TrainLog(tmp_path, 0) as log:
+        for iteration in (20, 40):
+            log.write(row(iteration))
+    before = (tmp_path / "log.csv").read_bytes()
+    replace, seen = os.replace, []
+
+    def look(*paths):
+        seen.append((tmp_path / "log.csv").read_bytes())
+        replace(*paths)
+        seen.append((tmp_path / "log.csv").read_bytes())
+
+    monkeypatch.setattr(os, "replace", look)
+    log = TrainLog(tmp_path, 40)
+    seen.append((tmp_path / "log.csv").read_bytes())  # a kill comes here: nothing is flushed
+    log.__exit__()
+    assert seen == [before] * 3
+
+
+@pytest.mark.parametrize("torn", ["4", "40,1.5,0.2", "40,1.5,0.25,0.5,,"])
+def test_a_torn_row_is_no_row(tmp_path, torn):
+    """A full disk took a part of it; a part of a number is another number."""
+    with TrainLog(tmp_path, 0) as log:
+        log.write(row(20))
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write(torn)
+    with TrainLog(tmp_path, 40) as log:
+        log.write(row(60))
+    assert iterations(tmp_path) == ["20", "60"]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with TrainLog(tmp_path, 0) as log:
+        log.write(row(20))
+        file = log.file
+
+        class Full:
+            def write(self, line):
+                return file.write(line[:5])  # what write(2) does when the disk fills up
+
+            def close(self):
+                file.close()
+
+        log.file = Full()
+        with pytest.raises(InputError, match="the log cannot be written: No space left"):
+            log.write(row(40))
+    with TrainLog(tmp_path, 20) as log:
+        log.write(row(40))
+    assert iterations(tmp_path) == ["20", "40"]
 
 
 def test_tensorboard_has_the_same_scalars_and_no_step_twice(tmp_path, accumulator):

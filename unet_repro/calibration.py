@@ -16,6 +16,8 @@ from unet_repro.tiff_pages import tag_ratio
 
 PathLike = str | os.PathLike[str]
 
+_MOST = 2.0**31  # pixels per unit, or units per pixel: a TIFF tag holds no more
+_LONGEST_UNIT = 60
 _NO_UNIT, _INCH, _CENTIMETRE = 1, 2, 3  # values of the tag ResolutionUnit; 2 where it is missing
 
 
@@ -67,19 +69,26 @@ def read_calibration(path: PathLike) -> Calibration:
         x, y = (tag_ratio(tags.valueof(f"{axis}Resolution")) for axis in "XY")
         is_time = file.series[0].axes.startswith("T") and not Path(path).is_dir()
         stated = {
-            "resolution": (x, y) if x > 0 and y > 0 else None,
+            "resolution": (x, y) if min(x, y) > 1 / _MOST else None,
             "resolution_unit": int(tags.valueof("ResolutionUnit", default=_INCH)),
             "unit": described.get("unit"),
             "spacing": _number(described.get("spacing")),
             "interval": _number(described.get("finterval")),
             **(_ome_scale(file.ome_metadata) if file.ome_metadata else {}),
         }
-    if stated["unit"] is not None:  # ImageJ's descriptions are ASCII, and this is its own escape
-        unit = str(stated["unit"]).replace("µ", "\\u00B5")
-        stated["unit"] = unit.encode("ascii", "replace").decode()
+    stated["unit"] = _unit(stated["unit"])
     if stated["resolution_unit"] not in (_NO_UNIT, _INCH, _CENTIMETRE):
         stated["resolution_unit"] = _NO_UNIT
     return Calibration(axes="TYX" if is_time else "ZYX", **stated)
+
+
+def _unit(stated: Any) -> str | None:
+    """Return a unit's name as ImageJ writes it; none if it is no name, such as several lines."""
+    text = str(stated if isinstance(stated, str) else "")
+    if not (text.isprintable() and 0 < len(text) <= _LONGEST_UNIT):
+        return None
+    # ImageJ's descriptions are ASCII, and this is its own escape.
+    return text.replace("µ", "\\u00B5").encode("ascii", "replace").decode()
 
 
 def _ome_scale(xml: str) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def _positive(text: str | None) -> float | None:
         value = float(text or "nan")
     except ValueError:
         return None
-    return value if 0 < value < math.inf else None
+    return value if 1 / _MOST < value < _MOST else None
 
 
 def _number(value: Any) -> float | None:

@@ -95,6 +95,8 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
         raise InputError(f"{folder}: {', '.join(STACKS)} and metrics.json are of different frames")
     scored = [i for i, row in enumerate(cells["frames"]) if is_number(row["iou"])]
     order = sorted(scored, key=lambda i: cells["frames"][i]["iou"])
+    if not order:
+        return []
     words = {"Best": order[-1], "Median": order[len(order) // 2], "Worst": order[0]}
     shown = {i: word for word, i in reversed(words.items())}  # a single frame is its best
     return [

@@ -53,6 +53,8 @@ def restore_checkpoint(
         The file is damaged or not ours, `restore` cannot use it, or it is of other settings or
         other data than `identity`.
     """
+    if not content.startswith(b"PK\x03\x04"):  # of torch's forms only the one that we write
+        raise _foreign(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on files that are refused below

@@ -12,12 +12,14 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, TextIO, TypeVar, Union, get_args
 
 import torch
 import tyro
@@ -27,7 +29,7 @@ from unet_repro.atomic import atomic_path, check_output
 from unet_repro.backend import Backend
 from unet_repro.config import PRESETS, TILE_INPUT_PX, AugmentationConfig, Preset, TrainConfig
 from unet_repro.device import choose_device, choose_precision
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, one_line
 from unet_repro.model import load_model
 from unet_repro.preview import augmentation_preview
 from unet_repro.report import write_report
@@ -100,7 +102,7 @@ class Train:
             return INTERRUPTED if trained.stopped == "interrupted" else 0
         if trained.stopped == "interrupted":
             write_report(self.out)
-            print(f"interrupted; --resume goes on from {self.out}", file=sys.stderr)
+            print(one_line(f"interrupted; --resume goes on from {self.out}"), file=sys.stderr)
             return INTERRUPTED
         result = evaluate_run(data, self.settings, self.out, average=self.average)
         if result["heldout"]:
@@ -177,7 +179,7 @@ class Predict:
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def run(self) -> int:
-        if self.tile != "auto" and not self.tile.isdecimal():
+        if self.tile != "auto" and not re.fullmatch("[0-9]{1,9}", self.tile):
             raise InputError(f"--tile {self.tile!r:.40}: auto or a side in px is needed")
         device = choose_device(self.device)
         prediction = StackPrediction(
@@ -205,7 +207,7 @@ class Predict:
                     resume=self.resume, overwrite=self.overwrite, verify=self.verify, progress=True
                 )
             except KeyboardInterrupt:
-                print(f"interrupted; --resume goes on with {self.out}", file=sys.stderr)
+                print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
                 return INTERRUPTED
         print(self.out)
         return 0
@@ -281,7 +283,7 @@ class WeightMap:
                 workers=self.workers,
             )
         except KeyboardInterrupt:
-            print(f"interrupted; --resume goes on with {self.out}", file=sys.stderr)
+            print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
             return INTERRUPTED
         print(self.out)
         return 0
@@ -425,6 +427,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
         Annotated[Report, tyro.conf.subcommand(name="report")],
     ]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text: it is its bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
     return guarded(lambda: parse(command, arguments, prog="unet-repro").run())
 
 
@@ -470,9 +474,15 @@ def _said(framed: str) -> str:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; turn bad input, full disks and Ctrl-C into one line and an exit code."""
+    """Run a command; turn bad input, full disks, Ctrl-C and SIGTERM into a line and an exit code.
+
+    The codes are those of `main`. Whatever standard error cannot take, being full, goes untold.
+    """
     try:
-        return command()
+        with _termination_as_interrupt():
+            code = command()
+            sys.stdout.flush()  # at exit it would be too late to tell
+        return code
     except InputError as error:
         message, code = str(error), 2
     except (KeyboardInterrupt, SystemError) as error:
@@ -481,11 +491,39 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         message, code = "interrupted", INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         message, code = f"out of memory: smaller tiles need less (--tile): {error}", 2
     except OSError as error:
         message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(sys.stdout)
+    try:
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, where nobody handles it, do what Ctrl-C does: clean up, then end."""
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _silence(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, or the interpreter would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

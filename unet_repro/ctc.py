@@ -97,7 +97,8 @@ def read_ctc_sequence(
     root = Path(folder)
     with StackReader(root / sequence) as reader:
         names = reader.names
-        index_of = {_frame_number(name, "t"): index for index, name in enumerate(names)}
+        numbers = _by_number([root / sequence / name for name in names], "t")
+        index_of = {number: index for index, number in enumerate(numbers)}
         images = reader.read()
     shape = images.shape[1:]
     markers = _numbered_files(root / f"{sequence}_GT" / "TRA", "man_track", optional=True)
@@ -151,9 +152,10 @@ def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float |
     reach = []
     for label, marker in frames:
         for number in np.unique(marker[marker > 0]):
-            below = np.bincount(label[marker == number])
-            if below[1:].any() and below[1:].sum() >= _MARKER_SHARE * below.sum():
-                cell = label == below[1:].argmax() + 1
+            below = label[marker == number]
+            masks, sizes = np.unique(below[below > 0], return_counts=True)
+            if len(masks) and sizes.sum() >= _MARKER_SHARE * below.size:
+                cell = label == masks[sizes.argmax()]
                 to_marker = ndimage.distance_transform_edt(marker != number)
                 reach.append(float(to_marker[cell].max()))
     return float(np.ceil(max(reach))) if reach else None
@@ -194,11 +196,22 @@ def _numbered_files(folder: Path, prefix: str, *, optional: bool = False) -> dic
         if optional:
             return {}
         raise InputError(f"{folder}: no such folder; the instance masks belong there")
-    return {_frame_number(file.name, prefix): file for file in image_files(folder)}
+    return _by_number(image_files(folder), prefix)
+
+
+def _by_number(files: Sequence[Path], prefix: str) -> dict[int, Path]:
+    """Return the files by the number of their frame, which no two may share."""
+    found: dict[int, Path] = {}
+    for file in files:
+        number = _frame_number(file.name, prefix)
+        if number in found:
+            raise InputError(f"{file}: is of the same frame as {found[number].name}; keep one")
+        found[number] = file
+    return found
 
 
 def _frame_number(name: str, prefix: str) -> int:
-    match = re.fullmatch(rf"{prefix}(\d+)\.tiff?", name)
+    match = re.fullmatch(rf"{prefix}([0-9]+)\.tiff?", name)
     if match is None:
         raise InputError(
             f"{name}: is not named {prefix}NNN.tif, as in a 2-D sequence of the Cell Tracking "
@@ -216,6 +229,9 @@ def _read_instances(file: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{file}: is {instances.shape[0]} × {instances.shape[1]} but its image "
             f"{shape[0]} × {shape[1]}"
         )
+    least, most = int(instances.min()), int(instances.max())
+    if least < 0 or most >= 1 << 31:
+        raise InputError(f"{file}: instance numbers {least} to {most} are not in 0 to 2^31 - 1")
     return instances.astype(np.int32)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from unet_repro.errors import InputError
+from unet_repro.lock import exclusive
 from unet_repro.stack_io import read_stack
 
 PathLike = str | os.PathLike[str]
@@ -98,7 +99,7 @@ def find_or_download(
     Looked at in turn: the folder `dataset` below the environment variable ``UNET_REPRO_DATA``;
     the folder `dataset` below `root`, or, without `root`, the project's own ``data/…/raw``. What
     is downloaded goes to the latter. An interrupted download goes on where it stopped, also the
-    next time.
+    next time. One process at a time downloads a set.
 
     Parameters
     ----------
@@ -130,16 +131,14 @@ def find_or_download(
     for folder in candidates:
         if not _missing(source, folder):
             return folder
+    archive = target.parent / "download" / PurePosixPath(source.url).name
     try:
-        if target.exists():
-            raise InputError(
-                f"{target} is there but lacks {_missing(source, target)[0]}; complete or remove it"
-            )
-        archive = target.parent / "download" / PurePosixPath(source.url).name
-        _fetch(source, archive, show_progress)
-        _unpack(source, archive, target)
-        archive.unlink()
-    except InputError as error:
+        with exclusive(
+            archive.with_name(f".{dataset}.lock"), f"another process is downloading to {target}"
+        ):
+            if _missing(source, target):  # another process may have brought it meanwhile
+                _get(source, archive, target, show_progress)
+    except (InputError, OSError) as error:
         tried = " and ".join(str(folder) for folder in candidates)
         raise InputError(
             f"{dataset}: not in {tried}; download from {source.url} failed: {error}; "
@@ -157,6 +156,18 @@ def _own_folder(dataset: str) -> Path:
 
 def _missing(source: Dataset, folder: Path) -> list[str]:
     return [name for name in source.required if not (folder / name).exists()]
+
+
+def _get(source: Dataset, archive: Path, target: Path, show_progress: bool) -> None:
+    if target.exists():
+        raise InputError(
+            f"{target} is there but lacks {_missing(source, target)[0]}; complete or remove it"
+        )
+    for left in target.parent.glob(f".{target.name}.????????"):  # where a killed call unpacked
+        shutil.rmtree(left, ignore_errors=True)
+    _fetch(source, archive, show_progress)
+    _unpack(source, archive, target)
+    archive.unlink()
 
 
 def _fetch(source: Dataset, archive: Path, show_progress: bool) -> None:

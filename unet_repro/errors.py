@@ -7,3 +7,19 @@ class InputError(ValueError):
     Raised by every public function of the package that rejects its arguments or files. The
     command line prints its message and exits with code 2; any other exception is a bug of ours.
     """
+
+
+def one_line(text: str) -> str:
+    r"""Return a text on one line, what a terminal would act on or could not show written out.
+
+    File names and metadata may hold line breaks, escape sequences and undecodable bytes.
+
+    Examples
+    --------
+    >>> print(one_line("a\nb \x1b[31mred"))
+    a b \x1b[31mred
+    """
+    words = " ".join(text.split())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
+    )

@@ -20,6 +20,8 @@ from unet_repro.atomic import atomic_path
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 
+_FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them
+
 
 class UNet(nn.Module):
     """The U-Net of Fig. 1: unpadded, (N, C, H, W) -> (N, classes, H - 184, W - 184) logits.
@@ -253,23 +255,38 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     path = Path(path)
     metadata = read_metadata(path)
     shape = config.from_dict(UNetConfig, metadata["config"])
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
     with torch.device("meta"):  # a configuration may lie: compare before allocating
-        expected = {name: tuple(value.shape) for name, value in UNet(shape).state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise InputError(
-                f"{path}: weight {name} has shape {found.get(name)}, "
-                f"its configuration needs {expected.get(name)}"
-            )
+        expected = UNet(shape).state_dict()
+    try:
+        tensors = _read_tensors(path, expected)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
     model = UNet(shape)
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: weight {name} holds NaN or infinite values")
     model.load_state_dict(tensors)
     return model.to(device).eval()
+
+
+def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file, which must be those expected in shape and kind of number."""
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        for name in sorted(expected.keys() | parts.keys()):
+            needed = tuple(expected[name].shape) if name in expected else None
+            found = tuple(parts[name].get_shape()) if name in parts else None
+            if needed != found:
+                raise InputError(
+                    f"{path}: weight {name} has shape {found}, its configuration needs {needed}"
+                )
+            dtype = parts[name].get_dtype()
+            allowed = _FLOATS if expected[name].is_floating_point() else ("I64",)
+            if dtype not in allowed:
+                raise InputError(
+                    f"{path}: weight {name} is stored as {dtype}; {' or '.join(allowed)} is needed"
+                )
+        return {name: file.get_tensor(name) for name in parts}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

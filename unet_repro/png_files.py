@@ -10,6 +10,7 @@ from unet_repro.errors import InputError
 from unet_repro.file_access import as_input_errors, read_bytes
 
 _HEADER_BYTES = 26
+_LARGEST_SIDE_PX = 1_000_000  # libpng decodes no more
 _GREY, _RGB, _TABLE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6  # the colour types
 _CHANNELS = {_GREY: 1, _RGB: 3, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
 _NAMES = {_RGB: "colour", _TABLE: "a colour table", _GREY_ALPHA: "transparency"}
@@ -35,7 +36,8 @@ def png_header(path: Path, *, channels: int = 1) -> tuple[tuple[int, int], np.dt
     Raises
     ------
     InputError
-        If the file is no PNG or has other channels, a colour table, or 2 or 4 bits a pixel.
+        If the file is no PNG, holds no pixels or more than 1 000 000 a side, or has other channels,
+        a colour table, or 2 or 4 bits a pixel.
     """
     return _parse_header(path, read_bytes(path, _HEADER_BYTES), channels)
 
@@ -84,4 +86,9 @@ def _parse_header(path: Path, content: bytes, channels: int) -> tuple[tuple[int,
         raise InputError(f"{path}: has {what} (y × x = {height} × {width}); {channels} are needed")
     if depth not in (1, 8, 16):
         raise InputError(f"{path}: has {depth} bits a pixel; save it with 8 or 16")
+    if not 0 < min(height, width) <= max(height, width) <= _LARGEST_SIDE_PX:
+        raise InputError(
+            f"{path}: is damaged, it says that it is {height} × {width} px; 1 to "
+            f"{_LARGEST_SIDE_PX} a side can be read"
+        )
     return (height, width), np.dtype(np.uint16 if depth == 16 else np.uint8)

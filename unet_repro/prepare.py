@@ -27,7 +27,7 @@ def main(dataset: str, argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 2 if the data are not to be had or damaged.
+        The exit code: 0, 2 if the data are not to be had or damaged, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog=f"prepare.py ({dataset})",
@@ -45,6 +45,9 @@ def main(dataset: str, argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
     print("\n".join([f"{dataset}: {folder}", *lines, f"terms: {DATASETS[dataset].terms}"]))
     return 0
 

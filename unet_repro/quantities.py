@@ -10,6 +10,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "b": 1}
 for _power, _prefix in enumerate("kmgt", start=1):
     _BYTES |= {f"{_prefix}ib": 1024**_power, f"{_prefix}b": 1000**_power, _prefix: 1024**_power}
+_MOST = 1e18  # of seconds or bytes: beyond any, and within 64 bits
 
 
 def seconds(text: str) -> float:
@@ -38,7 +39,10 @@ def _number_with_unit(text: str, units: dict[str, int], wanted: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in units or float(match[1]) == 0:
         raise InputError(f"{text!r:.40} is not {wanted}, above 0")
-    return float(match[1]) * units[match[2].lower()]
+    value = float(match[1]) * units[match[2].lower()]
+    if value > _MOST:
+        raise InputError(f"{text!r:.40} is too much: {wanted}, at most 1e18, is needed")
+    return value
 
 
 def index_range(text: str, *, length: int, name: str) -> range:
@@ -49,7 +53,7 @@ def index_range(text: str, *, length: int, name: str) -> range:
     >>> index_range("25:30", length=30, name="--val")
     range(25, 30)
     """
-    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*0*(\d{1,18})\s*:\s*0*(\d{1,18})\s*", text)
     if not match or not int(match[1]) < int(match[2]) <= length:
         raise InputError(
             f"{name} {text!r:.40}: a range a:b with 0 <= a < b <= {length} is needed "

@@ -16,6 +16,7 @@ from scipy import ndimage
 from unet_repro import drawing, evaluation, run_facts
 from unet_repro.atomic import atomic_path
 from unet_repro.cell_report import cell_section
+from unet_repro.errors import InputError
 from unet_repro.evaluation import EM_FIGURES, is_number
 from unet_repro.run_folder import RunFolder, read_run
 
@@ -45,17 +46,26 @@ def write_report(run: Path) -> Path:
         If there is no such folder, it is not a run's, one of its files cannot be understood, or
         the page cannot be written.
     """
-    found = read_run(Path(run))
+    try:
+        found = read_run(Path(run))
+        page = _page(found)
+    except (RecursionError, jinja2.TemplateError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else f"{error}"
+        raise InputError(f"{run}: one of its files cannot be understood: {what}") from error
+    path = found.folder / "report.html"
+    with atomic_path(path, overwrite=True) as temporary:
+        # JSON may hold halves of characters, which no encoding has.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _page(run: RunFolder) -> str:
     source = resources.files("unet_repro").joinpath("templates/report.html").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["subscripts"] = _subscripts
-    page = environment.from_string(source).render(_content(found))
-    path = found.folder / "report.html"
-    with atomic_path(path, overwrite=True) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return environment.from_string(source).render(_content(run))
 
 
 def _content(run: RunFolder) -> dict[str, Any]:
@@ -219,7 +229,7 @@ def _training_charts(log: dict[str, np.ndarray] | None) -> list[dict[str, Any]]:
     if log is None or len(log["iteration"]) < 2:
         return []
     iteration = log["iteration"]
-    validated = np.isfinite(log["validation_loss"] + log["validation_pixel_error"])
+    validated = np.isfinite(log["validation_loss"]) & np.isfinite(log["validation_pixel_error"])
     charts = []
 
     figure, axes = _chart()
@@ -286,6 +296,8 @@ def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
     threshold = value["figures"].get("v_rand_threshold")
     if not is_number(threshold):
         return []
+    if not ((run.probability >= 0) & (run.probability <= 1)).all():
+        raise InputError(f"{run.folder / 'heldout_probability.tif'}: holds values outside 0 to 1")
     order = evaluation.worst_first(value["slices"])
     wanted = {"best": order[-1]}
     if len(order) > 2:

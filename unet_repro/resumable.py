@@ -6,22 +6,19 @@ import json
 import os
 import shutil
 import struct
-import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import imagecodecs
 import numpy as np
 
 from unet_repro.atomic import atomic_path
 from unet_repro.errors import InputError
-
-if sys.platform != "win32":
-    import fcntl
+from unet_repro.lock import take_lock
 
 _ZSTD_LEVEL = 1  # the fastest
 _WRITTEN = "written"
@@ -101,13 +98,15 @@ class Parts:
             self._check_target()
 
     def __enter__(self) -> Parts:
+        message = f"{self.target}: another process is writing it"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._folder / "lock").open("wb")
+            self._lock = take_lock(self._folder / "lock", message)
+        except FileNotFoundError:  # the process that wrote it has just ended, and its folder gone
+            raise InputError(message) from None
         except OSError as error:
             raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from error
         try:
-            _lock(self._lock, f"{self.target}: another process is writing it")
             self._claim()
         except BaseException:
             self._lock.close()
@@ -195,7 +194,7 @@ class Parts:
         try:
             manifest = json.loads(self._manifest.read_bytes())
             return {"record": dict(manifest["record"]), "overwrite": bool(manifest["overwrite"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self._manifest}: is damaged; --overwrite without --resume begins anew"
             ) from error
@@ -280,15 +279,3 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 72 else f"{text[:69]}..."
-
-
-def _lock(file: BinaryIO, message: str) -> None:
-    """Hold the file until it is closed, or the process ends; raise if another process holds it."""
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(message) from None
-    except OSError:  # a file system without locks
-        return

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,7 @@ from unet_repro.dataset import TrainingSet
 from unet_repro.device import choose_device, choose_precision, describe
 from unet_repro.errors import InputError
 from unet_repro.evaluation import evaluate_em
+from unet_repro.lock import exclusive
 from unet_repro.model import load_model
 from unet_repro.parallel import ALONE, Processes, check_alone
 from unet_repro.predict import OverlapTilePredictor, predict_volume
@@ -55,7 +57,8 @@ TRAINED = (
 )
 LEFTOVERS = (  # what a killed run was just writing
     *(".checkpoint.????????.pt", ".model.????????.safetensors", ".best.????????.safetensors"),
-    *(".config.????????.json", ".report.????????.html"),
+    *(".config.????????.json", ".report.????????.html", ".log.????????.csv"),
+    *(".weight_map_*.????????.npz", ".metrics.????????.json", ".heldout_*.????????.tif"),
 )
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
@@ -117,10 +120,12 @@ def start_run(
     ------
     InputError
         The folder holds a run and neither `resume` nor `overwrite` is given, or cannot be written;
-        a setting that does not fit the data.
+        a setting that does not fit the data; another process is writing the folder.
     """
     if processes.count == 1:
         check_alone()
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
     held_out = held_out_slices(data, settings)
     kept = [z for z in range(len(data.images)) if z not in held_out]
     if not kept:
@@ -130,59 +135,69 @@ def start_run(
     output_side(settings)
     device = processes.place(choose_device(settings.device))
     settings = replace(settings, precision=choose_precision(settings.precision, device))
-    if processes.is_first:
-        _check_folder(folder, resume=resume, overwrite=overwrite)
-    targets = data.labels
-    if settings.weight_map.separate_touching:
-        targets = separate_touching(targets, radius=settings.weight_map.separation_px, workers=2)
-    classes = (targets > 0).astype(np.uint8)
-    with processes.first_alone():
-        weights, held_out_weights = _weight_maps(data, classes, settings, folder, kept, held_out)
-    training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
-    record = _record(data, settings, kept, held_out, describe(device))
-    record["hardware"]["processes"] = processes.count
-    validation = None
-    if held_out:
-        block = slice(held_out.start, held_out.stop)
-        validation = HeldOut(data.images[block], classes[block], held_out_weights)
+    with _writing(folder) if processes.is_first else nullcontext():
+        if processes.is_first:
+            _check_folder(folder, resume=resume, overwrite=overwrite)
+        targets = data.labels
+        if settings.weight_map.separate_touching:
+            targets = separate_touching(
+                targets, radius=settings.weight_map.separation_px, workers=2
+            )
+        classes = (targets > 0).astype(np.uint8)
+        with processes.first_alone():
+            weights, held_out_weights = _weight_maps(
+                data, classes, settings, folder, kept, held_out
+            )
+        training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
+        record = _record(data, settings, kept, held_out, describe(device))
+        record["hardware"]["processes"] = processes.count
+        validation = None
+        if held_out:
+            block = slice(held_out.start, held_out.stop)
+            validation = HeldOut(data.images[block], classes[block], held_out_weights)
 
-    def on_start(start: Start) -> None:
-        """Begin to write, now that nothing can be refused any more."""
-        if overwrite or not start.is_over:
-            _remove(folder, RESULTS if resume else RESULTS + TRAINED)
-        _remove(folder, LEFTOVERS)
-        record["settings"]["model"] = config.to_dict(start.model)
-        write_state(Progress(start.iterations, 0.0, "running", False, None))
+        def on_start(start: Start) -> None:
+            """Begin to write, now that nothing can be refused any more."""
+            if overwrite or not start.is_over:
+                _remove(folder, RESULTS if resume else RESULTS + TRAINED)
+            _remove(folder, LEFTOVERS)
+            record["settings"]["model"] = config.to_dict(start.model)
+            write_state(Progress(start.iterations, 0.0, "running", False, None))
 
-    def write_state(progress: Progress) -> None:
-        record["state"] = {
-            "iterations": progress.iterations,
-            "seconds": round(progress.seconds, 1),
-            "stopped": progress.stopped,
-            "collapsed": progress.has_collapsed,
-            "best": vars(progress.best) if progress.best else None,
-        }
-        _write_json(folder / "config.json", record)
+        def write_state(progress: Progress) -> None:
+            record["state"] = {
+                "iterations": progress.iterations,
+                "seconds": round(progress.seconds, 1),
+                "stopped": progress.stopped,
+                "collapsed": progress.has_collapsed,
+                "best": vars(progress.best) if progress.best else None,
+            }
+            _write_json(folder / "config.json", record)
 
-    def on_validation(progress: Progress) -> None:
-        write_state(progress)
-        write_report(folder)
+        def on_validation(progress: Progress) -> None:
+            write_state(progress)
+            write_report(folder)
 
-    trained = train(
-        training,
-        settings,
-        folder,
-        held_out=validation,
-        resume=resume,
-        is_quiet=is_quiet,
-        processes=processes,
-        origin=_origin(record),
-        on_start=on_start,
-        on_validation=on_validation,
-    )
-    if processes.is_first:
-        write_state(trained)
-    return trained
+        trained = train(
+            training,
+            settings,
+            folder,
+            held_out=validation,
+            resume=resume,
+            is_quiet=is_quiet,
+            processes=processes,
+            origin=_origin(record),
+            on_start=on_start,
+            on_validation=on_validation,
+        )
+        if processes.is_first:
+            write_state(trained)
+        return trained
+
+
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from writing the folder meanwhile."""
+    return exclusive(folder / ".lock", f"{folder}: another process is writing it")
 
 
 def _check_both_classes(labels: np.ndarray, name: str) -> None:
@@ -199,13 +214,7 @@ def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder if need be; refuse one that holds a run that nobody gave up."""
-    if resume and overwrite:
-        raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}") from error
+    """Refuse a folder that holds a run that nobody gave up, or that cannot be written."""
     check_output(folder / "config.json", overwrite=True)
     is_taken = any(any(folder.glob(name)) for name in RESULTS + TRAINED)
     if is_taken and not (resume or overwrite):
@@ -325,25 +334,31 @@ def evaluate_run(
     -------
     dict
         Content of ``metrics.json``: ``heldout`` and ``test``, each an `evaluate_em` result or None.
+
+    Raises
+    ------
+    InputError
+        Another process is writing the folder, or it cannot be written.
     """
     held_out = held_out_slices(data, settings)
     result: dict[str, Any] = {"heldout": None, "test": None, "average": average}
-    if held_out:
-        block = slice(held_out.start, held_out.stop)
-        probability = predict_volume(
-            run_predictor(settings, folder, average), data.images[block], progress=not is_quiet
-        )
-        labels = data.labels[block]
-        image = _storable(data.images[block])
-        write_stack(folder / "heldout_image.tif", image, overwrite=True)
-        write_stack(folder / "heldout_labels.tif", _storable(labels), overwrite=True)
-        write_stack(folder / "heldout_probability.tif", probability, overwrite=True)
-        result["heldout"] = evaluate_em(labels, probability, first_slice=held_out.start)
-    if test is not None:
-        result["test"] = evaluate_em(*test)
-    _write_json(folder / "metrics.json", result)
-    write_report(folder)
-    return result
+    with _writing(folder):
+        if held_out:
+            block = slice(held_out.start, held_out.stop)
+            probability = predict_volume(
+                run_predictor(settings, folder, average), data.images[block], progress=not is_quiet
+            )
+            labels = data.labels[block]
+            image = _storable(data.images[block])
+            write_stack(folder / "heldout_image.tif", image, overwrite=True)
+            write_stack(folder / "heldout_labels.tif", _storable(labels), overwrite=True)
+            write_stack(folder / "heldout_probability.tif", probability, overwrite=True)
+            result["heldout"] = evaluate_em(labels, probability, first_slice=held_out.start)
+        if test is not None:
+            result["test"] = evaluate_em(*test)
+        _write_json(folder / "metrics.json", result)
+        write_report(folder)
+        return result
 
 
 def _storable(stack: np.ndarray) -> np.ndarray:

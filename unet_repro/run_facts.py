@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -48,10 +49,11 @@ def slices(text: Any) -> str:
 
 
 def _block(text: str) -> str:
-    begin, _, end = text.partition(":")
-    if not (begin.isdecimal() and end.isdecimal() and int(end) > int(begin)):
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
+    if not match or not int(match[1]) < int(match[2]):
         return text
-    return f"{begin}–{int(end) - 1}" if int(end) - 1 > int(begin) else begin
+    begin, last = match[1], int(match[2]) - 1
+    return f"{begin}–{last}" if last > int(begin) else begin
 
 
 def duration(seconds: float) -> str:

@@ -93,7 +93,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no JSON object")
@@ -140,9 +140,12 @@ def _read_log(path: Path) -> dict[str, np.ndarray] | None:
     if lines and not lines[-1].endswith(("\n", "\r")):
         lines.pop()  # a row that training is just writing
     rows = csv.DictReader(lines)
-    if lines and tuple(rows.fieldnames or ()) != LOG_COLUMNS:
-        raise InputError(f"{path}: the first line must be {','.join(LOG_COLUMNS)}")
-    values = [_log_row(row, where=f"{path}: line {rows.line_num}") for row in rows]
+    try:
+        if lines and tuple(rows.fieldnames or ()) != LOG_COLUMNS:
+            raise InputError(f"{path}: the first line must be {','.join(LOG_COLUMNS)}")
+        values = [_log_row(row, where=f"{path}: line {rows.line_num}") for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{path}: is no log of a run: {error}") from error
     return dict(zip(LOG_COLUMNS, np.array(values).reshape(-1, len(LOG_COLUMNS)).T, strict=True))
 
 

@@ -403,6 +403,11 @@ class StackPrediction:
             return
         self.plan = TilePlan.from_record(record.get("plan"))
         self.batch = record.get("batch", 1)
+        if type(self.batch) is not int or self.batch < 1:
+            raise InputError(
+                f"{self.out}: its unfinished run is damaged; --overwrite without --resume begins "
+                "anew"
+            )
         peak = self._peak_bytes(self.batch)
         if self._memory is not None and peak > self._memory:
             raise InputError(

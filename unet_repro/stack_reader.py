@@ -211,7 +211,13 @@ class StackReader:
 
     def read(self) -> np.ndarray:
         """Read a stack of one channel into an array (z, y, x); see `read_slice` for the errors."""
-        stack = np.empty(self.shape, self.dtype)
+        try:
+            stack = np.empty(self.shape, self.dtype)
+        except (MemoryError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: {describe_size(self.shape)} pixels of {self.dtype} do not fit into "
+                "memory"
+            ) from error
         for z in range(self.shape[0]):
             stack[z] = self.read_slice(z)
         return stack

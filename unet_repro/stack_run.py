@@ -53,8 +53,8 @@ class StackRun:
         missing = [number for number in range(total) if not self.parts.has(number)]
         arrivals = _Arrivals(set(range(total)) - set(missing))
         with ThreadPoolExecutor(1) as pool, self.predictor.running() as runner:
-            written = pool.submit(self._assemble, arrivals)
             try:
+                written = pool.submit(self._assemble, arrivals)
                 bar = tqdm(
                     total=total, initial=total - len(missing), unit="tile", disable=not progress
                 )

@@ -19,6 +19,8 @@ from unet_repro.tiff_segments import CACHE_BYTES, SegmentReader
 
 PathLike = str | os.PathLike[str]
 
+_LARGE_PART_BYTES = 2**30
+_LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
 _MICROMETRES = {"um": 1.0, "µm": 1.0, "\\u00B5m": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3}
 
 
@@ -200,6 +202,12 @@ class TiffPages:
         row = -(-width * samples * page.keyframe.bitspersample // 8)  # rows end at whole bytes
         if page.compression == 1 and int(counts.sum()) < n_planes * height * row:
             raise InputError(f"{self.path}: damaged, page {page.index} has too few bytes")
+        part = prod(page.keyframe.chunks) * self.dtype.itemsize
+        if part > max(_LARGE_PART_BYTES, int(counts.min()) * _LARGEST_RATIO):
+            raise InputError(
+                f"{self.path}: damaged, page {page.index} has a part of {int(counts.min())} bytes "
+                f"that would hold {part} bytes of pixels"
+            )
         return offsets, counts
 
     def _voxel_size(self) -> tuple[float, float, float] | None:

@@ -91,7 +91,8 @@ def write_weight_map(
     ------
     InputError
         Labels that `weight_map` or `StackReader` refuses; a setting out of its range; an output
-        that exists, or is being written by another process; to resume, other labels or settings.
+        that exists, or is being written by another process; labels that change while they are
+        read; to resume, other labels or settings.
 
     Notes
     -----
@@ -254,6 +255,7 @@ def _write(
         initial=depth - len(missing),
     ):
         pass
+    labels.check_unchanged()  # since the survey
     parts.finish(
         lambda path: write_slices(
             path,

@@ -1,0 +1,353 @@
+"""The hostile inputs: each family turns a seed into files in a folder and a command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import tifffile
+import torch
+
+from unet_repro import cli
+from unet_repro.config import UNetConfig
+from unet_repro.ctc import read_ctc_sequence
+from unet_repro.model import UNet, save_model
+
+from .file_bytes import (
+    ODD_TEXTS,
+    grey_png,
+    hostile_json,
+    hostile_log,
+    hostile_model,
+    hostile_npz,
+    hostile_png,
+    pickled,
+)
+from .tiff_bytes import damaged, hostile_tiff
+
+SIDE = 24
+TRAIN = [
+    *("--preset", "quick", "--depth", "1", "--base-channels", "2", "--tile", "36"),
+    *("--iterations", "1", "--device", "cpu", "--precision", "float32", "--average", "none"),
+]
+
+
+class Templates:
+    """Files that are all right, made once: a model, images, labels, a run, an unfinished output."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        y, x = np.mgrid[:SIDE, :SIDE]
+        cells = ((y // 8 + x // 8) % 2).astype(np.uint8)
+        labels = np.stack([cells * 255] * 4)
+        images = labels // 2 + np.arange(4, dtype=np.uint8)[:, None, None] + x.astype(np.uint8)
+        tifffile.imwrite(folder / "images.tif", images, photometric="minisblack")
+        tifffile.imwrite(folder / "labels.tif", labels, photometric="minisblack")
+        shape = UNetConfig(depth=1, base_channels=2, input_mean=(60.0,), input_std=(60.0,))
+        network = UNet(shape, generator=torch.Generator().manual_seed(0))
+        save_model(network, folder / "m.safetensors")
+        self.model = (folder / "m.safetensors").read_bytes()
+        probability = (labels / 255).astype(np.float32)
+        tifffile.imwrite(folder / "probability.tif", probability, photometric="minisblack")
+        self.unfinished: dict[str, Path] = {}
+
+    def warm_up(self) -> None:
+        """Run every command once, so that a fork finds all imported and compiled."""
+        at = self.folder
+        images, labels = str(at / "images.tif"), str(at / "labels.tif")
+        model, run = str(at / "m.safetensors"), str(at / "run")
+        common = [images, "--model", model, "--out"]
+        for arguments in (
+            ["train", images, labels, "--out", run, "--val", "2:4", *TRAIN],
+            ["predict", *common, str(at / "p.tif"), "--average", "dihedral"],
+            ["predict", *common, str(at / "p.tif"), "--plan"],
+            [
+                "weight-map",
+                labels,
+                "--out",
+                str(at / "w.tif"),
+                "--separate-touching",
+                "--workers",
+                "1",
+            ],
+            ["evaluate", labels, str(at / "probability.tif")],
+            ["evaluate", labels, labels, "--task", "cells"],
+            ["report", run],
+        ):
+            code = cli.main(arguments)
+            assert code == 0, arguments
+        self._leave_unfinished("p2.tif", ["predict", *common])
+        self._leave_unfinished("w2.tif", ["weight-map", labels, "--workers", "1", "--out"])
+
+    def _leave_unfinished(self, name: str, arguments: list[str]) -> None:
+        """Keep the parts of an output as a kill leaves them."""
+        from unittest import mock
+
+        from unet_repro.resumable import Parts
+
+        with (
+            mock.patch.object(Parts, "finish", side_effect=KeyboardInterrupt),
+            mock.patch("unet_repro.stack_output.Destination.write", side_effect=KeyboardInterrupt),
+        ):
+            code = cli.main([*arguments, str(self.folder / name)])
+        assert code == cli.INTERRUPTED
+        self.unfinished[name] = self.folder / f".{name}.parts"
+        assert (self.unfinished[name] / "manifest.json").exists()
+
+
+Family = Callable[[Random, Path, Templates], list[str]]
+
+
+def tiff_images(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A hostile TIFF as images to predict or to train on."""
+    (folder / "images.tif").write_bytes(hostile_tiff(random))
+    return _use_images(random, folder, templates, "images.tif")
+
+
+def _use_images(random: Random, folder: Path, templates: Templates, name: str) -> list[str]:
+    common = [name, "--model", str(templates.folder / "m.safetensors"), "--out", "p.tif"]
+    kind = random.random()
+    if kind < 0.3:
+        return ["predict", *common, "--plan"]
+    if kind < 0.75:
+        options = random.choice(([], ["--verify"], ["--kind", "logits"], ["--memory", "64MB"]))
+        return ["predict", *common, *options]
+    if kind < 0.87:
+        return ["evaluate", str(templates.folder / "labels.tif"), name]
+    return ["train", name, str(templates.folder / "labels.tif"), "--out", "run", *TRAIN]
+
+
+def tiff_labels(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A hostile TIFF as labels."""
+    (folder / "labels.tif").write_bytes(hostile_tiff(random, is_labels=True))
+    kind = random.random()
+    if kind < 0.6:
+        options = random.choice(([], ["--separate-touching"], ["--preview", "w.png"]))
+        return ["weight-map", "labels.tif", "--out", "w.tif", "--workers", "1", *options]
+    if kind < 0.8:
+        other = str(templates.folder / random.choice(("probability.tif", "labels.tif")))
+        task = random.choice(("em", "cells"))
+        return ["evaluate", "labels.tif", other, "--task", task]
+    return ["train", str(templates.folder / "images.tif"), "labels.tif", "--out", "run", *TRAIN]
+
+
+def image_folder(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A folder of PNG and TIFF files, one or all of them hostile."""
+    inside = folder / "images"
+    inside.mkdir()
+    for i in range(random.choice((1, 2, 3))):
+        if random.random() < 0.75:
+            is_hostile = random.random() < 0.8
+            content = hostile_png(random) if is_hostile else grey_png(SIDE)
+            (inside / f"{i}.png").write_bytes(content)
+        else:
+            (inside / f"{i}.tif").write_bytes(hostile_tiff(random))
+    if random.random() < 0.1:
+        (inside / "9.png").symlink_to(random.choice(("9.png", "/dev/null", "nowhere")))
+    arguments = _use_images(random, folder, templates, "images")
+    if arguments[0] == "predict":
+        arguments[arguments.index("p.tif")] = random.choice(("p.tif", "out"))
+    return arguments
+
+
+def model_file(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A hostile model file."""
+    (folder / "m.safetensors").write_bytes(hostile_model(random, templates.model))
+    plan = random.choice(([], ["--plan"]))
+    images = str(templates.folder / "images.tif")
+    return ["predict", images, "--model", "m.safetensors", "--out", "p.tif", *plan]
+
+
+def run_folder(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A run's folder with a hostile file, to report on."""
+    shutil.copytree(templates.folder / "run", folder / "run")
+    for _ in range(random.choice((1, 1, 2))):
+        kind = random.randrange(6)
+        if kind < 4:
+            path = folder / "run" / random.choice(("config.json", "metrics.json"))
+            path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
+        elif kind == 4:
+            path = folder / "run" / "log.csv"
+            path.write_bytes(hostile_log(random, path.read_text("utf-8", "replace")))
+        else:
+            name = random.choice(("image", "labels", "probability"))
+            path = folder / "run" / f"heldout_{name}.tif"
+            path.write_bytes(hostile_tiff(random, is_labels=name == "labels"))
+    return ["report", "run"]
+
+
+def resumed_training(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A run's folder with a hostile checkpoint, log, record or cache, to go on with."""
+    shutil.copytree(templates.folder / "run", folder / "run")
+    kind, run = random.randrange(5), folder / "run"
+    if kind < 2:
+        path = run / "checkpoint.pt"
+        content = pickled(random) if kind else damaged(random, path.read_bytes())
+        path.write_bytes(content)
+    elif kind == 2:
+        for path in run.glob("weight_map_*.npz"):
+            path.write_bytes(hostile_npz(random, (4, SIDE, SIDE)))
+    elif kind == 3:
+        path = run / "log.csv"
+        path.write_bytes(hostile_log(random, path.read_text()))
+    else:
+        path = run / "config.json"
+        path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
+    images, labels = (str(templates.folder / name) for name in ("images.tif", "labels.tif"))
+    more = [*TRAIN, "--iterations", "2", "--resume"]
+    return ["train", images, labels, "--out", "run", "--val", "2:4", *more]
+
+
+def resumed_output(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """The parts of an unfinished output with a hostile record or part, to go on with."""
+    name = random.choice(sorted(templates.unfinished))
+    parts = folder / f".{name}.parts"
+    shutil.copytree(templates.unfinished[name], parts)
+    kind = random.randrange(4)
+    path = parts / "manifest.json"
+    if kind < 3:
+        path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
+    else:
+        path = random.choice(sorted(parts.glob("*.zst")) or [path])
+        path.write_bytes(random.choice((damaged(random, path.read_bytes()), b"", bytes(9))))
+    resume = random.choice((["--resume"], ["--resume"], ["--overwrite"], []))
+    if name.startswith("p"):
+        model = str(templates.folder / "m.safetensors")
+        images = str(templates.folder / "images.tif")
+        return ["predict", images, "--model", model, "--out", name, *resume]
+    labels = str(templates.folder / "labels.tif")
+    return ["weight-map", labels, "--workers", "1", "--out", name, *resume]
+
+
+_VALUES = {
+    "predict": (
+        *("--z", "--roi", "--memory", "--tile", "--threshold", "--kind", "--dtype", "--average"),
+        *("--precision", "--backend", "--compression", "--device", "--model", "--out"),
+    ),
+    "weight-map": (
+        *("--w0", "--sigma", "--ignore-label", "--workers", "--kind", "--variant"),
+        *("--compression", "--class-balance", "--preview", "--out"),
+    ),
+    "train": (
+        *("--val", "--iterations", "--time-budget", "--tile", "--batch-size", "--momentum"),
+        *("--learning-rate", "--seed", "--depth", "--base-channels", "--dropout", "--w0"),
+        *("--sigma", "--input-mean", "--input-std", "--elastic-grid", "--elastic-sigma-px"),
+        *("--rotation-deg", "--contrast", "--warmup-iterations", "--weight-decay", "--preset"),
+        *("--weight-average", "--validate-every", "--separation-px", "--in-channels", "--out"),
+    ),
+    "evaluate": ("--task", "--json", "--plot"),
+    "preview-augmentation": ("--tile", "--samples", "--seed", "--rotation-deg", "--elastic-grid"),
+    "report": (),
+}
+_WORK = ("--iterations", "--samples", "--batch-size")  # a large number is what one may wait for
+
+
+def command_line(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """Options with absurd values."""
+    at, command = templates.folder, random.choice(tuple(_VALUES))
+    images, labels, model = (str(at / n) for n in ("images.tif", "labels.tif", "m.safetensors"))
+    arguments = {
+        "predict": [images, "--model", model, "--out", "p.tif"],
+        "weight-map": [labels, "--out", "w.tif", "--workers", "1"],
+        "train": [images, labels, "--out", "run", *TRAIN],
+        "evaluate": [labels, str(at / "probability.tif")],
+        "preview-augmentation": [
+            images,
+            labels,
+            "--out",
+            "a.png",
+            "--tile",
+            "36",
+            "--samples",
+            "1",
+        ],
+        "report": [random.choice(ODD_TEXTS)],
+    }[command]
+    for _ in range(random.choice((1, 1, 2))):
+        if _VALUES[command]:
+            value = random.choice(ODD_TEXTS)
+            if random.random() < 0.3:
+                value = str(random.choice((-1, 1)) * 10.0 ** random.randrange(-300, 300))
+            option = random.choice(_VALUES[command])
+            if option in _WORK and value.isdecimal() and len(value) < 100:
+                value = value[:1]
+            arguments += [option, value]
+    if random.random() < 0.1:
+        arguments[random.randrange(len(arguments))] = random.choice(ODD_TEXTS)
+    return [command, *(argument.replace("\0", "") for argument in arguments)]
+
+
+def cell_tracking(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A sequence of the Cell Tracking Challenge with hostile files, to be read."""
+    for place, prefix in (("01", "t"), ("01_GT/SEG", "man_seg"), ("01_GT/TRA", "man_track")):
+        inside = folder / place
+        inside.mkdir(parents=True)
+        for i in range(2):
+            good = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 100).astype(np.uint16)
+            tifffile.imwrite(inside / f"{prefix}{i:03}.tif", good)
+        if random.random() < 0.4:
+            name = random.choice((f"{prefix}000.tif", f"{prefix}1.tif", f"{prefix}٣.tif", "x.tif"))
+            (inside / name).write_bytes(hostile_tiff(random, is_labels=place != "01"))
+        if random.random() < 0.2:
+            value = random.choice((-1, 2**31 - 1, 2**31, 2**40, 2**63 - 1))
+            wide = np.where(np.eye(SIDE, dtype=bool), np.int64(value), 1)
+            tifffile.imwrite(inside / f"{prefix}001.tif", wide)
+    (folder / "01_GT" / "TRA" / "man_track.txt").write_bytes(random.randbytes(50))
+    return [
+        "ctc",
+        random.choice(("01", "01", "01", "02", "../01", "")),
+        random.choice(("", "measured", "5")),
+    ]
+
+
+FAMILIES: dict[str, Family] = {
+    "tiff_images": tiff_images,
+    "tiff_labels": tiff_labels,
+    "image_folder": image_folder,
+    "model_file": model_file,
+    "run_folder": run_folder,
+    "resumed_training": resumed_training,
+    "resumed_output": resumed_output,
+    "command_line": command_line,
+    "cell_tracking": cell_tracking,
+}
+SHARES = {
+    "tiff_images": 6,
+    "tiff_labels": 4,
+    "image_folder": 3,
+    "model_file": 4,
+    "run_folder": 4,
+    "resumed_training": 1,
+    "resumed_output": 2,
+    "command_line": 4,
+    "cell_tracking": 2,
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Run a case's command line: the program's own, or the reader of a cell tracking sequence."""
+    if arguments[0] != "ctc":
+        return cli.main(arguments)
+    _, sequence, radius = arguments
+
+    def read() -> int:
+        reach = "measured" if radius == "measured" else float(radius) if radius else None
+        read_ctc_sequence(Path("."), sequence, unknown_radius_px=reach)  # type: ignore[arg-type]
+        return 0
+
+    return cli.guarded(read)
+
+
+def make(family: str, seed: int, folder: Path, templates: Templates) -> list[str]:
+    """Write the files of a case into an empty folder and return its command line."""
+    return FAMILIES[family](Random(f"{family} {seed}"), folder, templates)
+
+
+def describe(arguments: list[str]) -> str:
+    """Return a command line on one line, long values shortened."""
+    return " ".join(json.dumps(a if len(a) < 80 else a[:60] + f"...({len(a)})") for a in arguments)

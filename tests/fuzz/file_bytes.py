@@ -1,0 +1,290 @@
+"""PNG files, model files, checkpoints and text files with something wrong about them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from random import Random
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import torch
+
+from .tiff_bytes import ODD_NUMBERS, damaged
+
+MARKER = "EXECUTED"  # the file that a pickle would make, were it ever loaded
+HUGE_INTEGER = "9" * 5000
+ODD_TEXTS = (
+    *("", " ", "0", "-1", "1", "2", "1e400", "nan", "inf", "-inf", "None", "true", "9" * 30),
+    *(HUGE_INTEGER, "é", "٣", "\x1b[31mred", "a\nb", "a\rb", "\u202e", "x" * 100_000, "0x10"),
+    *("1_000", "½", "²", ":", "0:1", "1:0", "0:0", "-1:1", "0:" + "9" * 30, "0:" + HUGE_INTEGER),
+    *("0:1,0:1", "0:12,0:12", "8GiB", "1B", "1KiB", "20MB", "0GiB", "9" * 400 + "GiB", "1.5h"),
+    *(HUGE_INTEGER + "s", ".5s", "1e3s", "--", "-", "--help-me", "\udcff", "<script>", "%s%n"),
+    *("{0}", "../..", "/", "~", "auto", "72", "44", "76", "4", "1e-400", "0.5", "65536"),
+    *("2147483648", "18446744073709551616"),
+)
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        return os.system, (f"touch {MARKER}",)
+
+
+def hostile_png(random: Random, *, side: int = 24) -> bytes:
+    """Return a PNG file with something wrong about it, or with nothing wrong."""
+    depth = random.choice((1, 2, 4, 8, 8, 8, 16, 16, 0, 3, 32))
+    colour = random.choice((0, 0, 0, 2, 3, 4, 6, 1, 9))
+    size = [side, side]
+    if random.random() < 0.3:
+        size[random.randrange(2)] = random.choice(ODD_NUMBERS)
+    if random.random() < 0.1:
+        size = [random.choice(ODD_NUMBERS)] * 2
+    n_samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    row = 1 + -(-side * n_samples * max(depth, 1) // 8)
+    pixels = bytearray(random.choice((random.randbytes(row * side), bytes(row * side))))
+    for y in range(side):
+        pixels[y * row] = random.choice((0, 0, 0, 1, 2, 3, 4, 9))
+    stream = zlib.compress(bytes(pixels))
+    if random.random() < 0.1:
+        stream = random.choice(
+            (zlib.compress(bytes(30_000_000)), zlib.compress(b""), b"", b"x" * 40)
+        )
+    interlace = random.choice((0, 0, 0, 1, 7))
+    head = struct.pack(">IIBBBBB", size[0] % 2**32, size[1] % 2**32, depth, colour, 0, 0, interlace)
+    chunks = [(b"IHDR", head)]
+    if random.random() < 0.3:
+        chunks.append((b"PLTE", random.randbytes(random.choice((0, 1, 3, 768, 3000)))))
+    if random.random() < 0.3:
+        name = random.choice(
+            (b"tRNS", b"gAMA", b"iCCP", b"sBIT", b"zTXt", b"acTL", b"eXIf", b"XXXX")
+        )
+        text = random.choice((random.randbytes(20), b"a\0\0" + zlib.compress(bytes(10**7))))
+        chunks.append((name, text))
+    chunks += [(b"IDAT", stream)] * random.choice((1, 1, 1, 1, 0, 2))
+    chunks += [(b"IEND", b"")] * random.choice((1, 1, 1, 1, 0, 2))
+    if random.random() < 0.1:
+        random.shuffle(chunks)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in chunks:
+        check = zlib.crc32(name + body)
+        if random.random() < 0.05:
+            check ^= 1
+        length = random.choice(ODD_NUMBERS) if random.random() < 0.03 else len(body)
+        content += struct.pack(">I", length) + name + body + struct.pack(">I", check)
+    return damaged(random, content) if random.random() < 0.25 else content
+
+
+def grey_png(side: int = 24) -> bytes:
+    """Return a PNG that is all right."""
+    y, x = np.mgrid[:side, :side]
+    return bytes(imagecodecs.png_encode(((y // 8 + x // 8) % 2 * 255).astype(np.uint8)))
+
+
+def hostile_model(random: Random, good: bytes) -> bytes:
+    """Return a model file with something wrong about it, or what is none at all."""
+    kind = random.randrange(10)
+    if kind == 0:
+        return damaged(random, good)
+    if kind == 1:
+        return pickled(random)
+    if kind == 2:
+        length = random.choice((0, 1, 2**31, 2**63, 2**64 - 1, len(good), len(good) - 8))
+        return struct.pack("<Q", length) + good[8:]
+    (length,) = struct.unpack("<Q", good[:8])
+    header, tensors = json.loads(good[8 : 8 + length]), good[8 + length :]
+    if kind < 7:
+        config = json.loads(header["__metadata__"]["config"])
+        for _ in range(random.choice((1, 1, 2, 3))):
+            config[random.choice((*config, "unknown"))] = hostile_value(random)
+        text = json.dumps(config)
+        header["__metadata__"]["config"] = (
+            hostile_json(random, text) if random.random() < 0.3 else text
+        )
+    elif kind == 7:
+        name = random.choice(("unet_repro", "config", "training", "extra"))
+        header["__metadata__"][name] = hostile_json(random, "{}")
+    else:
+        names = [name for name in header if name != "__metadata__"]
+        for name in random.sample(names, random.choice((1, 2, len(names)))):
+            _spoil_entry(random, header, name, len(tensors))
+        if random.random() < 0.2:
+            tensors = random.choice((b"", tensors * 2, b"\xff" * len(tensors), bytes(len(tensors))))
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", len(text)) + text + tensors
+
+
+def _spoil_entry(random: Random, header: dict[str, Any], name: str, n_bytes: int) -> None:
+    entry = header[name]
+    dtype = random.choice(("F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F8_E5M2",
+                           "F4", "F6_E2M3", "C64", "U64", "U16", "I8", "X", ""))  # fmt: skip
+    changes: list[Any] = [
+        {"dtype": dtype},
+        {"shape": random.choice(([], [0], [-1], [2**62, 2**62], [2**40], entry["shape"] * 2))},
+        {
+            "data_offsets": random.choice(
+                ([0, n_bytes], [0, 0], [9, 1], [2**63, 2**64 - 1], [-1, 4], [])
+            )
+        },
+        {"dtype": dtype, "shape": [random.randrange(9)]},
+        None,
+        "rename",
+    ]
+    change = random.choice(changes)
+    if change is None:
+        del header[name]
+    elif change == "rename":
+        header[random.choice(("", "\x1b[2J", "x" * 1000, "a\nb", "é"))] = header.pop(name)
+    else:
+        header[name] = entry | change
+
+
+def hostile_value(random: Random, depth: int = 0) -> Any:
+    """Return what JSON can hold, most of it absurd."""
+    kind = random.randrange(9)
+    if kind == 0 and depth < 3:
+        return [hostile_value(random, depth + 1) for _ in range(random.randrange(4))]
+    if kind == 1 and depth < 3:
+        return {random.choice(ODD_TEXTS)[:50]: hostile_value(random, depth + 1) for _ in range(3)}
+    if kind == 2:
+        return random.choice((None, True, False, [], {}))
+    if kind == 3:
+        return random.choice((float("nan"), float("inf"), -1e308, 1e308, 0.5, -0.0, 5e-324, 1e30))
+    if kind == 4:
+        return random.choice((10**400, -(10**400), 2**63, -1, 0, 1, 2, 8, 9, 65536, 10**15))
+    if kind == 5:
+        return random.choice(ODD_TEXTS).encode("utf-8", "replace").decode()
+    if kind == 6:
+        return "<script>alert(1)</script>"
+    return random.randrange(70)
+
+
+def hostile_json(random: Random, text: str) -> str:
+    """Return JSON with a change: of a value, of its bytes, or of its nesting."""
+    kind = random.randrange(6)
+    if kind == 0:
+        depth = random.choice((100, 900, 950, 980, 990, 995, 1000, 5000, 100_000))
+        opening, closing = random.choice((("[", "]"), ('{"a":', "}")))
+        nested = opening * depth + "1" + closing * depth
+        try:
+            content = json.loads(text)
+            content[random.choice(sorted(content))] = "@"
+            return json.dumps(content).replace('"@"', nested)
+        except (ValueError, TypeError, IndexError, RecursionError):
+            return nested
+    if kind == 1:
+        return random.choice(
+            ("", "null", "[]", "1", '"a"', "{}", "NaN", HUGE_INTEGER, "{", "\ufeff{}", "\0")
+        )
+    if kind == 2:
+        return damaged(random, text.encode()).decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    for _ in range(random.choice((1, 1, 2, 5))):
+        _change_somewhere(random, content)
+    try:
+        return json.dumps(content)
+    except ValueError:
+        return text
+
+
+def _change_somewhere(random: Random, content: Any) -> None:
+    """Put an absurd value in some place of nested lists and objects, or take one away."""
+    while isinstance(content, (dict, list)) and content:
+        key = random.choice(list(content) if isinstance(content, dict) else range(len(content)))
+        inner = content[key]
+        if isinstance(inner, (dict, list)) and inner and random.random() < 0.7:
+            content = inner
+        elif random.random() < 0.2:
+            del content[key]
+            return
+        else:
+            content[key] = hostile_value(random)
+            return
+
+
+def pickled(random: Random) -> bytes:
+    """Return a pickle that would run a command: bare, as torch writes it, in a zip or tar file."""
+    kind, file = random.randrange(6), io.BytesIO()
+    if kind == 0:
+        return pickle.dumps(Malicious(), protocol=random.choice((0, 2, 4)))
+    if kind == 1:
+        torch.save({"identity": Malicious(), "iteration": 1}, file)
+    elif kind == 2:
+        torch.save(Malicious(), file, _use_new_zipfile_serialization=False)
+    elif kind == 3:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(Malicious(), protocol=2))
+            archive.writestr("archive/version", "3")
+            archive.writestr("../../escaped", "x")
+    elif kind == 4:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name in ("sys_info", "pickle", "storages", "tensors"):
+                content = pickle.dumps(Malicious(), protocol=2)
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    else:
+        np.save(file, np.array([Malicious()], object), allow_pickle=True)
+    content = file.getvalue()
+    return damaged(random, content) if random.random() < 0.2 else content
+
+
+def hostile_npz(random: Random, shape: tuple[int, ...]) -> bytes:
+    """Return an .npz file with an object array, other types, other shapes, or damage."""
+    arrays: list[Any] = [
+        np.array([Malicious()], object),
+        np.ones(shape, np.float64),
+        np.full(shape, np.nan, np.float32),
+        np.full(shape, -1, np.float32),
+        np.ones((1, *shape), np.float32),
+        np.ones(shape, np.float32),
+    ]
+    file = io.BytesIO()
+    np.savez(file, **{random.choice(("weights", "weights", "other")): random.choice(arrays)})
+    content = file.getvalue()
+    if random.random() < 0.2:
+        head = (
+            b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}"
+        )
+        zipped = io.BytesIO()
+        with zipfile.ZipFile(zipped, "w") as archive:
+            archive.writestr("weights.npy", (head % random.choice((10**12, 10**20))).ljust(128))
+        return zipped.getvalue()
+    return damaged(random, content) if random.random() < 0.4 else content
+
+
+def hostile_log(random: Random, text: str) -> bytes:
+    """Return a log with absurd numbers, fields, lines or bytes."""
+    lines = text.splitlines()
+    for _ in range(random.choice((1, 1, 2, 4))):
+        row = random.randrange(len(lines))
+        cells = lines[row].split(",")
+        kind = random.randrange(7)
+        if kind < 3:
+            cells[random.randrange(len(cells))] = random.choice(
+                (*ODD_TEXTS, "1e308", "-1e308", "1e-320", '"', "x" * 200_000, "=1+1", "0")
+            )
+        elif kind == 3:
+            cells = cells[: random.randrange(len(cells) + 1)]
+        elif kind == 4:
+            cells += ["9"] * random.choice((1, 1000))
+        elif kind == 5:
+            cells = ['"' + random.choice(("", "a" * 200_000, "\n" * 9)), *cells]
+        else:
+            cells = random.choice(([], ["\0"], ["\r"], ["\x85\u2028"]))
+        lines[row] = ",".join(cells)
+    content = "\n".join(lines).encode("utf-8", "surrogatepass") + random.choice(
+        (b"\n", b"", b"\r\n")
+    )
+    return damaged(random, content) if random.random() < 0.2 else content

@@ -1,0 +1,111 @@
+"""Run a command in a forked process of its own, within bounds, and tell how it ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_BAR = re.compile(r"\d+/(?:\d+|\?) \[|\d+%\||^\S+: \d+\S* \[")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one input may take: bytes beyond what the process has, and s of processor time."""
+
+    memory: int = 2**31
+    seconds: int = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code, or the signal that killed it, and what it said."""
+
+    code: int
+    signal: int
+    error: str
+    seconds: float
+
+    @property
+    def kind(self) -> str:
+        """``result``, ``line`` (exit code 2, one clear line), or what else it was."""
+        said = [
+            part
+            for part in re.split(r"[\r\n]+", self.error)
+            if part.strip() and not _BAR.search(part)
+        ]
+        if self.signal:
+            return f"killed by {signal.Signals(self.signal).name}"
+        if "Traceback" in self.error:
+            return "traceback"
+        if self.code == 0:
+            return "result" if not said else "result with noise"
+        if self.code != 2:
+            return f"exit code {self.code}"
+        if len(said) != 1 or not said[0].startswith("error: "):
+            return "not one line"
+        return "line" if said[0].isprintable() else "control characters"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it ended as it may: in a result, or in one clear line."""
+        return self.kind in ("result", "line")
+
+
+def run_forked(
+    command: Callable[[list[str]], int],
+    arguments: list[str],
+    folder: Path,
+    bounds: Bounds | None = None,
+) -> Outcome:
+    """Run a command line in a fork of this process, in a folder, and wait for its end."""
+    bounds = bounds or Bounds()
+    error = folder / ".stderr"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            _confine(folder, error, bounds)
+            code = command(arguments)
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+    _, status, usage = os.wait4(child, 0)
+    return Outcome(
+        code=os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1,
+        signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+        error=error.read_text("utf-8", "backslashreplace") if error.exists() else "",
+        seconds=usage.ru_utime + usage.ru_stime,
+    )
+
+
+def _confine(folder: Path, error: Path, bounds: Bounds) -> None:
+    os.chdir(folder)
+    for descriptor, path in ((1, os.devnull), (2, error)):
+        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (bounds.seconds, bounds.seconds + 5))
+    signal.alarm(10 * bounds.seconds)  # for one that waits and computes nothing
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + bounds.memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

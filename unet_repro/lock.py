@@ -1,0 +1,108 @@
+"""One process at a time: locks that the kernel releases, however their holder ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from unet_repro.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def take_lock(path: Path, message: str) -> BinaryIO:
+    """Hold a lock file until it is closed, or the process ends.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The lock file; its folder is there.
+    message : str
+        What the `InputError` says if another process holds it.
+
+    Returns
+    -------
+    file
+        To be closed. Its holder may remove `path`, also with the folder, before that.
+
+    Raises
+    ------
+    InputError
+        Another process holds it.
+    OSError
+        The file cannot be made.
+
+    Notes
+    -----
+    An advisory ``flock``: it binds those who ask for it. A killed holder leaves an empty file
+    behind, which locks nobody out. On Windows, which has no ``flock``, nothing is locked and no
+    file is made; on a file system without locks nothing is locked.
+    """
+    if sys.platform == "win32":
+        return io.BytesIO()
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise InputError(message) from None
+        except OSError:  # a file system without locks
+            return file
+        if _is_at(file, path):
+            return file
+        file.close()  # its last holder has removed it meanwhile
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
+
+
+@contextmanager
+def exclusive(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file while the body runs, and remove it behind.
+
+    Parameters
+    ----------
+    path, message
+        As in `take_lock`; a missing folder is made.
+
+    Raises
+    ------
+    InputError
+        Another process holds it, or it cannot be made.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with exclusive(Path(folder, ".lock"), "busy"):
+    ...         try:
+    ...             with exclusive(Path(folder, ".lock"), "busy"):
+    ...                 pass
+    ...         except InputError as error:
+    ...             print(error)
+    ...     os.listdir(folder)
+    busy
+    []
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = take_lock(path, message)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            with suppress(OSError):
+                path.unlink()  # while it is held: who waits for this one finds it gone
+        file.close()
