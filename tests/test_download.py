@@ -299,7 +299,7 @@ def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(prepare, "find_or_download", interrupted)
     assert prepare.main("isbi2012", ["--root", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_folder_that_cannot_be_made_is_told(tmp_path, declare):

@@ -1,16 +1,15 @@
 """What the scripts ``data/…/prepare.py`` have in common: get a data set and say what it holds."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from unet_repro.cli import guarded
 from unet_repro.ctc import read_ctc_sequence
 from unet_repro.download import DATASETS, find_or_download, pixels_sha256
-from unet_repro.errors import InputError
 from unet_repro.stack_io import read_images, read_labels
 
 
@@ -27,7 +26,7 @@ def main(dataset: str, argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, 2 if the data are not to be had or damaged, 130 after Ctrl-C.
+        The exit code: 0, 2 if the data are not to be had or damaged, 130 after Ctrl-C or SIGTERM.
     """
     parser = argparse.ArgumentParser(
         prog=f"prepare.py ({dataset})",
@@ -38,18 +37,15 @@ def main(dataset: str, argv: Sequence[str] | None = None) -> int:
         type=Path,
         help=f"look for and download to ROOT/{dataset}, not the project's own data folder",
     )
-    arguments = parser.parse_args(argv)
-    try:
-        folder = find_or_download(dataset, arguments.root)
+    root = parser.parse_args(argv).root
+
+    def run() -> int:
+        folder = find_or_download(dataset, root)
         lines = describe(dataset, folder)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print("\n".join([f"{dataset}: {folder}", *lines, f"terms: {DATASETS[dataset].terms}"]))
-    return 0
+        print("\n".join([f"{dataset}: {folder}", *lines, f"terms: {DATASETS[dataset].terms}"]))
+        return 0
+
+    return guarded(run)
 
 
 def describe(dataset: str, folder: Path) -> list[str]:
