@@ -4,6 +4,7 @@ import logging
 import os
 import stat
 import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -333,6 +334,32 @@ def test_one_image_in_two_formats_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise((5, 6)))
     with pytest.raises(InputError, match=r"both a\.png and a\.tif"):
         read_stack(tmp_path)
+
+
+def interlaced(image):
+    """A grey PNG in the seven passes of Adam7 (PNG specification, 8.2)."""
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4))
+    passes += ((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    lines = [line for y, x, dy, dx in passes for line in image[y::dy, x::dx]]
+    content = b"".join(
+        b"\0" + line.astype(line.dtype.newbyteorder(">")).tobytes() for line in lines
+    )
+    height, width = image.shape
+    head = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, 0, 0, 0, 1)
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_interlaced_png_is_read_as_it_is(tmp_path, dtype):
+    image = noise((13, 11), dtype)
+    (tmp_path / "0.png").write_bytes(interlaced(image))
+    np.testing.assert_array_equal(read_stack(tmp_path), image[None])
 
 
 def test_text_named_png_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BAR = re.compile(r"\d+/(?:\d+|\?) \[|\d+%\||^\S+: \d+\S* \[")
+_LIBRARY = "PNG warning: "  # libpng's own words, of interlaced files: no way to ask it to be still
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Outcome:
         said = [
             part
             for part in re.split(r"[\r\n]+", self.error)
-            if part.strip() and not _BAR.search(part)
+            if part.strip() and not _BAR.search(part) and not part.startswith(_LIBRARY)
         ]
         if self.signal:
             return f"killed by {signal.Signals(self.signal).name}"
