@@ -342,6 +342,7 @@ def bad_json(file: str, text: str):  # type: ignore[no-untyped-def]
         (bad_json("log.csv", "a,b\n1,2\n"), "log.csv: the first line must be iteration,"),
         (bad_json("log.csv", LOG_HEADER + "1,2,x,4,,\n"), "line 2: learning_rate is 'x'"),
         (bad_json("log.csv", LOG_HEADER + "1,2,3,nan,,\n"), "line 2: loss is nan"),
+        (bad_json("log.csv", LOG_HEADER + "1,2,3,1e301,,\n"), "loss is 1e301, not a number within 1e30"),
         (bad_json("log.csv", LOG_HEADER + "1,2\n"), "line 2: learning_rate is None"),
         (lambda run: (run / "log.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read as text"),
         (bad_json("heldout_image.tif", "no"), "heldout_image.tif"),
@@ -398,7 +399,7 @@ def test_an_integer_beyond_any_float_is_no_figure(run: Path, evaluated: dict) ->
     change(run / "metrics.json", heldout=evaluated | {"figures": figures})
     change(run / "config.json", state={"iterations": 10**400, "seconds": -(10**400)})
     assert "10000000000" not in Page(write_report(run)).text
-    assert not evaluation.is_number(10**309) and evaluation.is_number(10**308)
+    assert not evaluation.is_number(10**309) and evaluation.is_number(10**30)
 
 
 def test_half_a_character_does_not_prevent_a_page(run: Path) -> None:
@@ -425,3 +426,12 @@ def test_a_cell_rule_without_its_fields_is_refused(run: Path) -> None:
     change(run / "metrics.json", cells=cells | {"figures": {"iou": 0.5, "seg": 0.5}})
     with pytest.raises(InputError, match="one of its files cannot be understood"):
         write_report(run)
+
+
+def test_figures_beyond_any_axis_are_left_out(run: Path) -> None:
+    """1e308 in a file of figures is no figure: matplotlib's axes would overflow, and warn."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["heldout"]["figures"]["pixel_error"] = 1e308
+    metrics["heldout"]["curves"]["pixel_error"][2] = 1e308
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert "1e+308" not in write_report(run).read_text()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unet_repro.errors import InputError
-from unet_repro.evaluation import is_number
+from unet_repro.evaluation import LARGEST, is_number
 from unet_repro.stack_io import read_images, read_labels
 from unet_repro.train_log import COLUMNS as LOG_COLUMNS
 
@@ -158,8 +158,9 @@ def _log_row(row: dict[str, Any], *, where: str) -> list[float]:
             values.append(float(row[name] or ("nan" if is_optional else "")))
         except (TypeError, ValueError):
             raise InputError(f"{where}: {name} is {row[name]!r}, not a number") from None
-        if not is_optional and not np.isfinite(values[-1]):
-            raise InputError(f"{where}: {name} is {row[name]}, not a finite number")
+        is_unbounded = is_optional and not np.isfinite(values[-1])  # a loss may be infinite
+        if not (is_unbounded or abs(values[-1]) <= LARGEST):
+            raise InputError(f"{where}: {name} is {row[name]:.40}, not a number within 1e30")
     return values
 
 
