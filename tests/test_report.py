@@ -342,7 +342,7 @@ def bad_json(file: str, text: str):  # type: ignore[no-untyped-def]
         (bad_json("log.csv", "a,b\n1,2\n"), "log.csv: the first line must be iteration,"),
         (bad_json("log.csv", LOG_HEADER + "1,2,x,4,,\n"), "line 2: learning_rate is 'x'"),
         (bad_json("log.csv", LOG_HEADER + "1,2,3,nan,,\n"), "line 2: loss is nan"),
-        (bad_json("log.csv", LOG_HEADER + "1,2,3,1e301,,\n"), "loss is 1e301, not a number within 1e30"),
+        (bad_json("log.csv", LOG_HEADER + "1,2,3,1e301,,\n"), "1e301, not a number within"),
         (bad_json("log.csv", LOG_HEADER + "1,2\n"), "line 2: learning_rate is None"),
         (lambda run: (run / "log.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read as text"),
         (bad_json("heldout_image.tif", "no"), "heldout_image.tif"),
