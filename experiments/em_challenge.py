@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from unet_repro.atomic import atomic_path
-from unet_repro.cli import INTERRUPTED, Settings, guarded, parse, preset_settings
+from unet_repro.cli import INTERRUPTED, Settings, guarded, parse, preset_settings, program
 from unet_repro.config import TrainConfig
 from unet_repro.device import choose_device
 from unet_repro.download import DATASETS, find_or_download
@@ -230,4 +230,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    program(main)

@@ -13,11 +13,11 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
 
-import sys
 from collections.abc import Sequence
 
 from unet_repro import cell_job
 from unet_repro.cell_instances import InstanceRule
+from unet_repro.cli import program
 
 EXPERIMENT = cell_job.Experiment(
     dataset="phc-u373",
@@ -35,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    program(main)

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, NoReturn, TextIO, TypeVar, Union, get_args
 
 import torch
 import tyro
@@ -506,6 +506,15 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError:
         _silence(sys.stderr)
     return code
+
+
+def program(main: Callable[[], int]) -> NoReturn:
+    """Run a program and end the process; from its end on, Ctrl-C does so without more words."""
+    try:
+        code = main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 @contextlib.contextmanager
