@@ -1,7 +1,7 @@
 """Cell tracking on PhC-U373 (Sec. 4, Table 2): train on one sequence, segment and score the other.
 
 Claim: the paper reports IOU 0.9203 on the challenge's hidden sequences. RESULTS.md has what this
-job reaches on two CPU cores and twenty minutes of training.
+job reaches on a CPU in twenty minutes of training.
 
     bash experiments/phc_u373.sh [--train-sequence 02] [--time-budget 20m] [--data phantom]
 """
