@@ -93,6 +93,8 @@ def test_wrong_network_is_refused(values: dict[str, object], message: str) -> No
     ("values", "message"),
     [
         (dict(batch_size=0), "batch_size is 0: it must be 1 or more"),
+        (dict(batch_size=65_537), "batch_size is 65537: at most 65536"),
+        (dict(tile=2**64), "tile is 18446744073709551616: at most 65536"),
         (dict(validate_every=0), "validate_every is 0"),
         (dict(iterations=-1), "iterations is -1: it must be 0 or more"),
         (dict(time_budget="soon"), "'soon' is not a duration such as 90s"),

@@ -86,7 +86,13 @@ def test_png_address_holds_the_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("values", "is_error", "scale"),
-    [([0.5, 0.01], True, "log"), ([0.5, 0.0], True, "linear"), ([0.5, 0.01], False, "linear")],
+    [
+        ([0.5, 0.01], True, "log"),
+        ([0.5, 0.0], True, "linear"),
+        ([0.5, 0.01], False, "linear"),
+        ([np.nan, 0.01], True, "log"),
+        ([np.nan, np.nan], True, "linear"),
+    ],
 )
 def test_errors_get_a_logarithmic_axis_unless_one_is_zero(
     values: list[float], is_error: bool, scale: str

@@ -44,6 +44,7 @@ TABLE_2 = {"PhC-U373": 0.9203, "DIC-HeLa": 0.7756}
 DROPOUT = 0.5
 
 Preset = Literal["paper", "release", "port", "quick"]
+_MOST_AT_ONCE = 65_536  # tiles in a step, px of a tile's side: beyond any memory
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,9 @@ class TrainConfig:
         for name in ("batch_size", "validate_every", "tile"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in ("batch_size", "tile"):
+            if getattr(self, name) > _MOST_AT_ONCE:
+                raise InputError(f"{name} is {getattr(self, name)}: at most {_MOST_AT_ONCE}")
         if self.time_budget:
             seconds(self.time_budget)
         for name in ("iterations", "weight_decay", "warmup_iterations"):

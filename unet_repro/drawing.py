@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +60,10 @@ def draw_over_thresholds(axes: Axes, curves: dict[str, Curve], *, is_error: bool
     curves : dict
         Name for the legend → curve; two at most. A single one gets no legend.
     is_error : bool
-        Small values matter: a logarithmic axis, unless a value is 0.
+        Small values matter: a logarithmic axis, unless a value is 0 or none is a number.
     """
-    if is_error and not any(value <= 0 for curve in curves.values() for value in curve.y):
+    values = [value for curve in curves.values() for value in curve.y if not math.isnan(value)]
+    if is_error and values and min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
