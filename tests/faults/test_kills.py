@@ -115,7 +115,7 @@ def read_download(folder: Path) -> dict[str, Any]:
 def jobs(inputs: Inputs, published: str) -> list[Job]:
     train = [
         *("--preset", "quick", "--depth", "2", "--base-channels", "2", "--tile", "76"),
-        *("--iterations", "20", "--validate-every", "5", "--val", "2:3", "--average", "none"),
+        *("--iterations", "12", "--validate-every", "6", "--val", "2:3", "--average", "none"),
         *("--device", "cpu", "--precision", "float32"),
     ]
     predict = ["--model", inputs / "m.safetensors", "--tile", "92", "--average", "rotations"]
@@ -256,7 +256,9 @@ def run_trials(
         with open(path, "a") as file:
             file.write(json.dumps({**summary, "which": lost}) + "\n")
     assert not lost, "\n".join(lost)
-    assert sum(codes.values()) - sum(v for k, v in codes.items() if k.endswith(" 0")) > count / 3
+    if count > 10:  # few may all come too late on a busy machine
+        disturbed = sum(n for code, n in codes.items() if not code.endswith(" 0"))
+        assert disturbed > count / 3, codes
 
 
 @pytest.mark.parametrize("name", ["train", "predict", "weight-map", "evaluate", "download"])

@@ -30,10 +30,10 @@ def campaign(count: int, first: int, keep: Path) -> dict[str, object]:
 
 
 def test_hostile_inputs_end_in_a_result_or_one_line(tmp_path):
-    result = campaign(240, 0, tmp_path)
+    result = campaign(120, 0, tmp_path)
     assert result["failures"] == [], f"their files are in {tmp_path}"
     ends = result["ends"]
-    assert ends["result"] > 20 and ends["line"] > 100, ends  # neither is all there is
+    assert ends["result"] > 10 and ends["line"] > 50, ends  # neither is all there is
 
 
 @pytest.mark.fuzz
