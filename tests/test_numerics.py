@@ -114,7 +114,7 @@ def test_no_weight_gives_loss_0_and_no_gradient() -> None:
     assert logits.grad is not None and not logits.grad.any()
 
 
-def test_a_class_without_weight_is_not_learnt(two_cells: Any) -> None:
+def test_a_class_without_weight_counts_for_nothing_in_the_prior(two_cells: Any) -> None:
     images, labels = two_cells
     weights = np.where(labels > 0, 1.0, 0.0)  # the membrane weighs nothing
     data = TrainingSet(images, (labels > 0).astype(np.uint8), weights)
@@ -139,7 +139,7 @@ def test_huge_grey_values_train_like_small_ones(
 ) -> None:
     """Mean and deviation are taken out: 1e30 times the image gives the same network."""
     images, labels = two_cells
-    losses = []
+    predicted = []
     for number, scale in enumerate((1.0, 1e30)):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -147,8 +147,8 @@ def test_huge_grey_values_train_like_small_ones(
         data = TrainingSet(images * scale, classes, np.ones(labels.shape))
         trained = train(data, tiny, folder, is_quiet=True)
         predictor = OverlapTilePredictor(trained.network)
-        losses.append(predictor(images[0] * scale))
-    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-3)
+        predicted.append(predictor(images[0] * scale))
+    np.testing.assert_allclose(predicted[0], predicted[1], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
