@@ -107,6 +107,45 @@ def test_held_out_frames_are_scored_instead_of_the_other_sequence(folder, tmp_pa
     assert "neighbours in time" in (tmp_path / "report.html").read_text()
 
 
+def test_silver_truth_is_learnt_from_and_gold_is_scored(folder, tmp_path, monkeypatch, capsys):
+    seen = []
+    start_run = cell_job.start_run
+
+    def watched(data, *args, **options):
+        seen.append(data)
+        return start_run(data, *args, **options)
+
+    monkeypatch.setattr(cell_job, "start_run", watched)
+    script = experiment("phc_u373")
+    assert run(script, folder, tmp_path, "--truth", "silver") == 0
+    silver = read_ctc_sequence(folder, "01", truth="silver")
+    np.testing.assert_array_equal(seen[0].images, silver.images)  # all frames
+    np.testing.assert_array_equal(seen[0].labels, silver.labels)
+    assert seen[0].labels_path == str(folder / "01_ST/SEG")
+    assert "trained on sequence 01 (silver truth), sequence 02 scored" in capsys.readouterr().out
+    gold = read_ctc_sequence(folder, "02")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "cells_labels.tif"), gold.labels)
+    assert "sequence 01 (silver truth)" in (tmp_path / "report.html").read_text()
+
+
+def test_held_out_frames_of_silver_truth_are_scored_where_people_have_drawn(
+    folder, tmp_path, capsys
+):
+    script = experiment("phc_u373")
+    assert run(script, folder, tmp_path / "a", "--truth", "silver", "--val", "2:4") == 0
+    cells = json.loads((tmp_path / "a/metrics.json").read_text())["cells"]
+    assert [row["frame"] for row in cells["frames"]] == ["003"] and cells["is_heldout"]
+    gold = read_ctc_sequence(folder, "01")
+    np.testing.assert_array_equal(
+        tifffile.imread(tmp_path / "a/cells_labels.tif").squeeze(), gold.labels[1]
+    )
+    capsys.readouterr()
+    assert run(script, folder, tmp_path / "b", "--truth", "silver", "--val", "2:3") == 2
+    printed = capsys.readouterr().err
+    assert "--val 2:3: none of these frames is in" in printed and "001, 003" in printed
+    assert not (tmp_path / "b").exists()
+
+
 def test_unknown_pixels_weigh_nothing_and_ridges_are_background(folder, tmp_path, monkeypatch):
     seen = {}
 

@@ -17,6 +17,10 @@ def test_is_a_data_set_of_the_challenge(tmp_path):
         assert sequence.frames == (1, 3)
         assert sequence.is_complete == (True, False)  # the last lacks a cell
         assert [len(np.unique(frame)) - 1 for frame in sequence.labels] == [6, 5]
+        silver = read_ctc_sequence(tmp_path, name, truth="silver")
+        assert silver.frames == (0, 1, 2, 3) and all(silver.is_complete)
+        drawn = sequence.labels > 0
+        np.testing.assert_array_equal(silver.labels[[1, 3]][drawn], sequence.labels[drawn])
 
 
 def test_sequences_and_seeds_differ_and_one_seed_gives_one_phantom(tmp_path):

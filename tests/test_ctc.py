@@ -51,6 +51,17 @@ def test_masks_go_with_their_images(folder):
     np.testing.assert_array_equal(sequence.labels[1], MASKS[3])
 
 
+def test_silver_truth_lies_in_a_folder_of_its_own(folder):
+    with pytest.raises(InputError, match="01_ST/SEG: no such folder"):
+        read_ctc_sequence(folder, "01", truth="silver")
+    (folder / "01_ST/SEG").mkdir(parents=True)
+    tifffile.imwrite(folder / "01_ST/SEG/man_seg002.tif", MASKS[1])
+    tifffile.imwrite(folder / "01_GT/TRA/man_track002.tif", MARKERS[1])
+    silver = read_ctc_sequence(folder, "01", truth="silver")
+    assert silver.frames == (2,) and silver.is_complete == (True,)
+    np.testing.assert_array_equal(silver.labels[0], MASKS[1])
+
+
 def test_numbers_in_masks_need_not_be_those_of_the_markers(folder):
     assert read_ctc_sequence(folder, "01").is_complete == (True, False)
 

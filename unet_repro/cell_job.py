@@ -23,7 +23,7 @@ from unet_repro.cell_tracking import (
 )
 from unet_repro.cli import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.config import TrainConfig
-from unet_repro.ctc import CTCSequence, read_ctc_sequence
+from unet_repro.ctc import CTCSequence, Truth, masks_folder, read_ctc_sequence
 from unet_repro.device import choose_device
 from unet_repro.download import find_or_download
 from unet_repro.errors import InputError
@@ -78,6 +78,8 @@ class CellTracking:
     Run again, it goes on where training was stopped, or repeats the last steps of a finished run.
     With --val a:b it holds out these annotated frames of the training sequence (counted from 0)
     and scores them instead, so that settings can be chosen without a look at the other sequence.
+    With --truth silver it learns from masks that the challenge has computed for all frames, far
+    more than people have drawn; scored is always against the masks that people have drawn.
     In partly annotated frames, pixels that a cell without a mask may cover weigh nothing: those as
     near to its marker as any mask of the sequence reaches from its own. Not in the paper.
 
@@ -90,6 +92,9 @@ class CellTracking:
         Folder of the run and of all results.
     train_sequence
         The other one is the test sequence.
+    truth
+        Whose masks to learn from: gold, drawn by people for some frames; silver, computed from the
+        results of the challenge's best methods for nearly all. Not in the paper: silver.
     views
         Whose raw scores are averaged; flips: of the image and its mirror images along y, x, both.
     overwrite
@@ -100,6 +105,7 @@ class CellTracking:
     data: str = "auto"
     out: Path = Path("results")
     train_sequence: Literal["01", "02"] = "01"
+    truth: Truth = "gold"
     settings: Settings = field(default_factory=TrainConfig)
     views: Views = "flips"
     rule: tyro.conf.OmitArgPrefixes[InstanceRule] = field(default_factory=InstanceRule)
@@ -111,10 +117,13 @@ class CellTracking:
         if not settings.iterations and not settings.time_budget:
             settings = replace(settings, time_budget=BUDGET)
         folder, name = self._find()
-        sequence = read_ctc_sequence(folder, self.train_sequence, unknown_radius_px="measured")
-        data = self._training_data(sequence, folder, name)
+        training = annotated_part(self._read(folder, self.truth))
+        data = self._training_data(training, folder, name)
         held_out = held_out_slices(data, settings)
-        test = annotated_part(sequence, held_out) if held_out else self._test_sequence(folder)
+        if held_out:
+            test = self._held_out_part(folder, {training.digits[t] for t in held_out})
+        else:
+            test = self._test_sequence(folder)
         trained = start_run(
             data, settings, self.out, resume=not self.overwrite, overwrite=self.overwrite
         )
@@ -131,6 +140,7 @@ class CellTracking:
             "title": name,
             "train_sequence": self.train_sequence,
             "test_sequence": test.name,
+            "truth": self.truth,
             "is_heldout": bool(held_out),
             "is_synthetic": data.is_synthetic,
             "views": self.views,
@@ -151,18 +161,34 @@ class CellTracking:
             return find_or_download(self.experiment.dataset), self.experiment.title
         return Path(self.data), f"{Path(self.data).resolve().name}/"
 
-    def _training_data(self, sequence: CTCSequence, folder: Path, name: str) -> LabelledStack:
-        annotated = annotated_part(sequence)
+    def _read(self, folder: Path, truth: Truth) -> CTCSequence:
+        return read_ctc_sequence(
+            folder, self.train_sequence, truth=truth, unknown_radius_px="measured"
+        )
+
+    def _training_data(self, annotated: CTCSequence, folder: Path, name: str) -> LabelledStack:
+        silver = ", silver truth" if self.truth == "silver" else ""
         return LabelledStack(
             images=annotated.images,
             labels=annotated.labels,
-            name=f"{name}, sequence {sequence.name}",
-            images_path=str(folder / sequence.name),
-            labels_path=str(folder / f"{sequence.name}_GT" / "SEG"),
+            name=f"{name}, sequence {annotated.name}{silver}",
+            images_path=str(folder / annotated.name),
+            labels_path=str(folder / masks_folder(annotated.name, self.truth)),
             is_synthetic=name == _PHANTOM,
             command=self.command,
             known=annotated.is_known,
         )
+
+    def _held_out_part(self, folder: Path, numbers: set[str]) -> CTCSequence:
+        """Return the held-out frames that people have annotated, by their files' numbers."""
+        gold = annotated_part(self._read(folder, "gold"))
+        part = [t for t, number in enumerate(gold.digits) if number in numbers]
+        if not part:
+            raise InputError(
+                f"--val {self.settings.val}: none of these frames is in "
+                f"{folder / masks_folder(gold.name, 'gold')}; those are {', '.join(gold.digits)}"
+            )
+        return annotated_part(gold, part)
 
     def _test_sequence(self, folder: Path) -> CTCSequence:
         other = "02" if self.train_sequence == "01" else "01"
@@ -176,7 +202,8 @@ class CellTracking:
         which = "held-out frames of sequence" if cells["is_heldout"] else "sequence"
         synthetic = "SYNTHETIC data: " if cells["is_synthetic"] else ""
         heading = (
-            f"\n{synthetic}{cells['title']}: trained on sequence {cells['train_sequence']}, "
+            f"\n{synthetic}{cells['title']}: trained on sequence {cells['train_sequence']}"
+            f"{' (silver truth)' if self.truth == 'silver' else ''}, "
             f"{which} {cells['test_sequence']} scored"
         )
         names = ("report.html", "metrics.json", f"{cells['test_sequence']}_RES")

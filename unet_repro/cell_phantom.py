@@ -33,7 +33,8 @@ def write_cell_phantom(
     Parameters
     ----------
     folder : path-like
-        Gets ``01``, ``01_GT/SEG``, ``01_GT/TRA`` from `seed`, the same of ``02`` from `seed` + 1.
+        Gets ``01``, ``01_GT/SEG``, ``01_GT/TRA``, ``01_ST/SEG`` from `seed`, the same of ``02``
+        from `seed` + 1.
         Files that are there are replaced.
     frames, height, width, cells : int
         Of each sequence; at least 3 frames and 2 cells, sides of at least 80 px. There are fewer
@@ -48,8 +49,8 @@ def write_cell_phantom(
 
     Notes
     -----
-    Every other frame has masks. Those of the last one lack a cell, as in the partly annotated
-    frames of the real data.
+    Every other frame has masks in ``GT``. Those of the last one lack a cell, as in the partly
+    annotated frames of the real data. In ``ST`` every frame has all its masks.
     """
     if frames < 3 or min(height, width) < 80 or cells < 2 or seed < 0:
         raise InputError(
@@ -64,9 +65,10 @@ def write_cell_phantom(
             image, labels, markers = dish.frame(rng, t)
             files = {f"{name}/t{t:03d}.tif": image}
             files[f"{name}_GT/TRA/man_track{t:03d}.tif"] = markers
+            files[f"{name}_ST/SEG/man_seg{t:03d}.tif"] = labels
             if t in annotated:
                 if t == annotated[-1]:
-                    labels[labels == labels.max()] = 0
+                    labels = np.where(labels == labels.max(), 0, labels)
                 files[f"{name}_GT/SEG/man_seg{t:03d}.tif"] = labels
             for file, pixels in files.items():
                 write_stack(Path(folder) / file, pixels, overwrite=True, compression="zlib")

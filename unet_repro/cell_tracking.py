@@ -23,7 +23,7 @@ Views = Literal["none", "flips"]
 STACKS = ("cells_image.tif", "cells_labels.tif", "cells_instances.tif")  # of the scored frames
 
 
-def annotated_part(sequence: CTCSequence, part: range | None = None) -> CTCSequence:
+def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> CTCSequence:
     """Return a sequence that consists of some of the annotated frames alone.
 
     Parameters

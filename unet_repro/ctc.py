@@ -15,6 +15,7 @@ from unet_repro.image_files import image_files, read_image
 from unet_repro.stack_io import StackReader, write_stack
 
 PathLike = str | os.PathLike[str]
+Truth = Literal["gold", "silver"]
 
 _MARKER_SHARE = 0.5  # of a marker's pixels must lie on a mask for its cell to count as annotated
 
@@ -59,6 +60,7 @@ def read_ctc_sequence(
     folder: PathLike,
     sequence: str,
     *,
+    truth: Truth = "gold",
     unknown_radius_px: float | Literal["measured"] | None = None,
 ) -> CTCSequence:
     """Read ``t*.tif``, ``man_seg*.tif`` and ``man_track*.tif`` of one sequence.
@@ -66,10 +68,14 @@ def read_ctc_sequence(
     Parameters
     ----------
     folder : path-like
-        A data set, with the images in ``01/``, masks in ``01_GT/SEG/``, one marker for each cell
-        in ``01_GT/TRA/``; the same for ``02``.
+        A data set, with the images in ``01/``, masks in ``01_GT/SEG/`` or ``01_ST/SEG/``, one
+        marker for each cell in ``01_GT/TRA/``; the same for ``02``.
     sequence : str
         ``"01"`` or ``"02"``.
+    truth : "gold" or "silver"
+        Whose masks are read: gold, made by people, for some frames, from ``01_GT/SEG/``; or
+        silver, for nearly every frame, from ``01_ST/SEG/``, which the challenge has computed from
+        the results of its best methods. Not in the paper: there was no silver truth in 2015.
     unknown_radius_px : float or "measured", optional
         How far a cell without a mask may reach from its marker. By default as far as the image:
         in a frame that is only partly annotated, nothing but the masks is known. ``"measured"``:
@@ -102,7 +108,7 @@ def read_ctc_sequence(
         images = reader.read()
     shape = images.shape[1:]
     markers = _numbered_files(root / f"{sequence}_GT" / "TRA", "man_track", optional=True)
-    masks = _numbered_files(root / f"{sequence}_GT" / "SEG", "man_seg")
+    masks = _numbered_files(root / masks_folder(sequence, truth), "man_seg")
     index, labels, cell_markers, missing = [], [], [], []
     for number, mask_file in sorted(masks.items()):
         if number not in index_of:
@@ -133,6 +139,11 @@ def read_ctc_sequence(
         is_complete=tuple(complete),
         digits=tuple(re.sub(r"\D", "", Path(name).stem) for name in names),
     )
+
+
+def masks_folder(sequence: str, truth: Truth) -> str:
+    """Return where a data set keeps the masks of a sequence, such as ``01_GT/SEG``."""
+    return f"{sequence}_{'GT' if truth == 'gold' else 'ST'}/SEG"
 
 
 def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
