@@ -317,5 +317,6 @@ def test_least_stride_is_the_first_of_all_that_makes_so_few_tiles(
     assert line.least_stride(tiles) == stride
     cut = geometry.plan_axis(size, stride, **arguments)
     assert line.layout(stride) == (len(cut), cut[0].window_stop - cut[0].window_start)
+    assert line.longest(stride) == max(tile.stop - tile.start for tile in cut)
     if region == (0, size) and not (arguments["padding"] or arguments["is_reversed"]):
         assert geometry.aligned_stride(size, tiles, arguments["depth"]) == stride

@@ -85,6 +85,7 @@ def test_planner_beats_the_papers_tiles_in_their_own_memory() -> None:
     share=st.floats(0.2, 1.1),
     padding=st.booleans(),
     has_reversed=st.booleans(),
+    has_buffers=st.booleans(),
     data=st.data(),
 )
 def test_planner_finds_the_least_computation_that_fits(
@@ -93,9 +94,14 @@ def test_planner_finds_the_least_computation_that_fits(
     share: float,
     padding: bool,
     has_reversed: bool,
+    has_buffers: bool,
     data: st.DataObject,
 ) -> None:
     """Against every pair of strides, tried one by one."""
+
+    def buffers(windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
+        return 500 * windows[0] + windows[1] + 50 * kept[0] * kept[1] + 2000 * kept[0]
+
     grid = 2**depth
     starts = [data.draw(st.integers(0, side - 1)) for side in size]
     regions = [range(a, data.draw(st.integers(a + 1, side))) for a, side in zip(starts, size)]
@@ -116,11 +122,19 @@ def test_planner_finds_the_least_computation_that_fits(
         for side, region in zip(size, regions)
     ]
     down, across = (
-        np.array([(t[0].window_stop - t[0].window_start, len(t)) for t in tiles]) for tiles in cuts
+        np.array(
+            [
+                (t[0].window_stop - t[0].window_start, len(t), max(k.stop - k.start for k in t))
+                for t in tiles
+            ]
+        )
+        for tiles in cuts
     )
     window = down[:, None, 0], across[:, 0]
     costs = down[:, None, 1] * across[:, 1] * network.flops(*window)
     peaks = network.peak_bytes(*window)
+    if has_buffers:
+        peaks = peaks + buffers(window, (down[:, None, 2], across[:, 2]))
     memory = int(share * peaks.max())
     fitting = costs[peaks <= memory]
 
@@ -134,6 +148,7 @@ def test_planner_finds_the_least_computation_that_fits(
             rows=regions[0],
             columns=regions[1],
             has_reversed=has_reversed,
+            buffers=buffers if has_buffers else None,
         )
 
     if not fitting.size:
@@ -222,6 +237,21 @@ def test_huge_image_is_planned_at_once_and_tensors_stay_below_31_bits() -> None:
     height, width = plan.window
     assert 64 * height * width < 2**31
     assert plan.redundancy < 1.1
+
+
+@pytest.mark.parametrize("memory", [2**20, 2**33])
+def test_a_plan_of_any_size_is_made_of_a_bounded_number_of_tiles(memory: int) -> None:
+    """A file may claim any size; the smallest tiles of this one would be 2^23 in a row."""
+    plan = tiling.plan_tiles(24, 2**24, depth=1, base_channels=2, memory=memory)
+    assert len(plan.rows) == 1 and len(plan.columns) < 2**16
+    assert plan.peak_bytes <= memory and plan.redundancy < 1.02
+    with pytest.raises(InputError, match=r"tiles of 2 px are too small .* 16777216 px: .* 65536"):
+        tiling.plan_tiles(24, 2**24, depth=1, base_channels=2, stride=2)
+
+
+def test_what_no_tensor_holds_is_refused() -> None:
+    with pytest.raises(InputError, match=r"smallest tile, 32\d+ x 32\d+ px, takes more values"):
+        tiling.plan_tiles(2**31, 2**31, depth=4, base_channels=64, memory=2**40)
 
 
 @pytest.mark.parametrize("preset", ["paper", "release"])

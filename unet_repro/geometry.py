@@ -217,6 +217,15 @@ class Axis:
             for start, stop in itertools.pairwise(cuts)
         )
 
+    def longest(self, stride: int) -> int:
+        """Return the px of the longest tile of a stride."""
+        number, _ = self.layout(stride)
+        if number == 1:
+            return self.stop - self.start
+        below = self.start % alignment(self.depth)
+        last = self.stop - self.start + below - (number - 1) * stride
+        return max(last, stride if number > 2 else stride - below)
+
     def layout(self, stride: int) -> tuple[int, int]:
         """Return how many tiles a stride makes, and the size of their windows in px."""
         window = self._window(stride)

@@ -25,7 +25,9 @@ _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """The cost of a window in inference. Sizes may be arrays, which are broadcast.
+    """The cost of a window in inference. Sizes are integers of any size, or arrays of int64.
+
+    Arrays are broadcast; their windows must be within what a tensor can hold.
 
     Parameters
     ----------
@@ -74,7 +76,8 @@ class NetworkCost:
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:
         """Yield, step by step, what is computed and which tensors are alive."""
-        h, w = np.asarray(height, np.int64), np.asarray(width, np.int64)
+        h: Any = height
+        w: Any = width
         widths = [self.base_channels << level for level in range(self.depth + 1)]
         if self.bilinear:
             widths[-1] //= 2

@@ -25,7 +25,7 @@ from unet_repro.geometry import Tile
 from unet_repro.network_cost import NetworkCost
 from unet_repro.regions import Region
 from unet_repro.tile_runner import Finish, TileRunner, as_floats, softmax, unfinished
-from unet_repro.tiling import TilePlan, plan_tiles
+from unet_repro.tiling import Buffers, TilePlan, plan_tiles
 from unet_repro.views import VIEWS, Average, largest_batch
 
 # The default of `memory`: this share of what is free when the plan is made; on a CPU no more than
@@ -178,7 +178,13 @@ class OverlapTilePredictor:
         return self._image(image, unfinished, progress)
 
     def plan(
-        self, height: int, width: int, *, rows: range | None = None, columns: range | None = None
+        self,
+        height: int,
+        width: int,
+        *,
+        rows: range | None = None,
+        columns: range | None = None,
+        buffers: Buffers | None = None,
     ) -> TilePlan:
         """Return the tiles of an image, or of a region of it, from sizes and memory alone.
 
@@ -188,6 +194,8 @@ class OverlapTilePredictor:
             The image in px.
         rows, columns : range, optional
             The region to be predicted; the image around it is its context.
+        buffers
+            What is needed besides the network, as in `tiling.plan_tiles`.
         """
         memory = self.memory
         if memory is None and self.tile is None:
@@ -198,6 +206,7 @@ class OverlapTilePredictor:
             "rows": rows,
             "columns": columns,
             "has_reversed": len(self.views) > 1,
+            "buffers": buffers,
         }
         if self.tile is None:
             return plan_tiles(height, width, **options)

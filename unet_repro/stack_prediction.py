@@ -253,41 +253,36 @@ class StackPrediction:
         """Plan tiles whose memory, with that of all buffers, stays within what is given."""
         predictor, (height, width) = self.predictor, self._source.shape[1:]
         rows, columns = self._roi
-        budget = self._available  # of the network: the larger its windows, the larger the buffers
-        while True:
-            predictor.memory = None if predictor.tile else max(1, budget)
-            try:
-                self.plan = predictor.plan(height, width, rows=rows, columns=columns)
-            except InputError as error:
-                if budget == self._available or predictor.tile:
-                    raise
-                raise InputError(
-                    f"{self._available} bytes of memory are too few: the smallest tiles and their "
-                    f"buffers take {self._peak_bytes(batch=1)}"
-                ) from error
-            if predictor.tile or self._peak_bytes(batch=1) <= self._available:
-                break
-            budget = int(0.9 * min(budget, self.plan.peak_bytes))
+        predictor.memory = None if predictor.tile else self._available
+        buffers = self._buffer_bytes if predictor.device.type == "cpu" else None
+        self.plan = predictor.plan(height, width, rows=rows, columns=columns, buffers=buffers)
         self.batch = largest_batch(predictor.views)
         while self.batch > 1 and self._peak_bytes(self.batch) > self._available:
             self.batch //= 2
 
     def _peak_bytes(self, batch: int) -> int:
         on_device = batch * self.plan.peak_bytes
-        return on_device + (self._buffer_bytes() if self.predictor.device.type == "cpu" else 0)
+        if self.predictor.device.type != "cpu":
+            return on_device
+        rows, columns = self.plan.rows, self.plan.columns
+        kept = max(t.stop - t.start for t in rows), max(t.stop - t.start for t in columns)
+        return on_device + int(self._buffer_bytes(self.plan.window, kept))
 
-    def _buffer_bytes(self) -> int:
-        """Return what the tiles take that are read, converted and put together meanwhile."""
-        plan, source = self.plan, self._source
+    def _buffer_bytes(self, windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
+        """Return what the tiles take that are read, converted and put together meanwhile.
+
+        Of heights and widths of windows and of the largest tile, which may be arrays.
+        """
+        source = self._source
         size = np.dtype(self.values.dtype).itemsize
-        height, width = plan.window
-        kept = max(t.stop - t.start for t in plan.rows), max(t.stop - t.start for t in plan.columns)
+        sides = (*windows, *kept)
+        height, width, rows, columns = (np.asarray(side, float) for side in sides)  # no overflow
         window = height * width * source.channels * (4 + source.dtype.itemsize)
-        values = kept[0] * kept[1] * self._shape.classes * 4
-        row_of_tiles = kept[0] * self.destination.shape[2] * size * (self.values.planes + 1)
+        values = rows * columns * self._shape.classes * 4
+        row_of_tiles = rows * self.destination.shape[2] * size * (self.values.planes + 1)
         row_of_segments = min(512, self.destination.shape[1]) * self.destination.shape[2] * size
-        touched = min(source.shape[1], height + len(self._roi[0])) * source.shape[2]
-        cache = min(self._cache_bytes, touched * source.channels * source.dtype.itemsize)
+        touched = np.minimum(source.shape[1], height + len(self._roi[0])) * source.shape[2]
+        cache = np.minimum(self._cache_bytes, touched * source.channels * source.dtype.itemsize)
         return TILES_AT_WORK * (window + values) + row_of_tiles + row_of_segments + cache + _THREADS
 
     def describe(self) -> StackPlan:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,11 @@ from unet_repro.network_cost import NetworkCost
 
 _MOST_VALUES = 2**31 - 1  # in one tensor: kernels count with 32 bits
 _SLACK = 1.01  # a plan may cost 1 % more than the cheapest if it reads and writes better
+_MOST_TILES = 2**16  # along an axis: 2^20 px of the paper's smallest tiles
+
+Sizes = NDArray[np.int64]
+# Bytes, from (height, width) of windows and of the largest tiles
+Buffers = Callable[[tuple[Sizes, Sizes], tuple[Sizes, Sizes]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -147,14 +152,15 @@ def plan_tiles(
     columns: range | None = None,
     has_reversed: bool = False,
     batch: int = 1,
+    buffers: Buffers | None = None,
 ) -> TilePlan:
     """Cut an image into the tiles that take the least computation within the memory given.
 
     Few and large tiles, that is; but the cost is not monotonic in their size: for n tiles along an
     axis, the smallest stride on the pooling grid that n tiles can have wastes least. All pairs of
-    such strides are compared. Of the plans within 1 % of the least computation the one with the
-    fewest columns is taken (full-width strips are the cheapest to read and to write), then the one
-    with the fewest tiles.
+    such strides are compared; beyond 100 tiles along an axis, n in steps of 1 %. Of the plans
+    within 1 % of the least computation the one with the fewest columns is taken (full-width strips
+    are the cheapest to read and to write), then the one with the fewest tiles.
 
     Parameters
     ----------
@@ -165,7 +171,7 @@ def plan_tiles(
     bytes_per_value
         4 for float32, 2 for bfloat16, 8 for float64.
     memory
-        Upper bound in bytes for `TilePlan.peak_bytes`; None for no bound.
+        Upper bound in bytes for `TilePlan.peak_bytes` and `buffers` together; None for no bound.
     stride
         Do not plan: take square tiles of this many px, a multiple of 2^depth.
     rows, columns : range of step 1, optional
@@ -174,12 +180,15 @@ def plan_tiles(
         The axes are seen from their other end too (`geometry.plan_axis`).
     batch
         Windows that the network computes at a time.
+    buffers
+        Bytes that are needed besides, from (height, width) of the windows and (height, width) of
+        the largest tiles: arrays that are broadcast, and so is the result.
 
     Raises
     ------
     InputError
         An empty image or region; a stride off the pooling grid; the smallest tile needs more than
-        `memory`.
+        `memory`; more than 65 536 tiles along an axis.
 
     Examples
     --------
@@ -205,8 +214,11 @@ def plan_tiles(
         _axis(height, rows, depth, padding, has_reversed),
         _axis(width, columns, depth, padding, has_reversed),
     )
-    strides = (stride, stride) if stride is not None else _best_strides(axes, network, memory)
-    tiles = [axis.tiles(side) for axis, side in zip(axes, strides)]
+    if stride is None:
+        strides = _best_strides(axes, network, memory, buffers)
+    else:
+        strides = stride, stride
+    tiles = [_cut(axis, side) for axis, side in zip(axes, strides)]
     windows = [along[0].window_stop - along[0].window_start for along in tiles]
     flops = len(tiles[0]) * len(tiles[1]) * int(network.flops(*windows))
     spans = [axis.stop - axis.start // alignment(depth) * alignment(depth) for axis in axes]
@@ -231,35 +243,64 @@ def _axis(size: int, region: range | None, depth: int, padding: bool, is_reverse
     return Axis(size, depth, padding, region.start, region.stop, is_reversed)
 
 
+def _cut(axis: Axis, stride: int) -> tuple[Tile, ...]:
+    # Sides are what a file claims: it must not take minutes to list the tiles of a false one.
+    if stride > 0 and axis.layout(stride)[0] > _MOST_TILES:
+        raise InputError(
+            f"tiles of {stride} px are too small for a side of {axis.stop - axis.start} px: at "
+            f"most {_MOST_TILES} can lie along it"
+        )
+    return axis.tiles(stride)
+
+
 def _best_strides(
-    axes: tuple[Axis, Axis], network: NetworkCost, memory: int | None
+    axes: tuple[Axis, Axis],
+    network: NetworkCost,
+    memory: int | None,
+    buffers: Buffers | None,
 ) -> tuple[int, int]:
     """Return the strides (down, across) of the cheapest plan that fits."""
-    down, across = map(_choices, axes)  # (stride, tiles, window) each
-    height, width = down[:, None, 2], across[:, 2]
-    tiles = down[:, None, 1] * across[:, 1]
-    is_fitting = network.largest_tensor(height, width) <= _MOST_VALUES
-    peaks = network.peak_bytes(height, width)
-    if memory is not None:
-        is_fitting &= peaks <= memory
+    rows, columns = map(_choices, axes)  # (stride, tiles, window, longest tile) each
+    area = rows[:, None, 2] * columns[:, 2].astype(float)
+    area[-1, -1] = 0  # the smallest is asked for in any case
+    pairs = np.argwhere(area <= _MOST_VALUES)  # the others are no tensor, and may overflow
+    down, across = rows[pairs[:, 0]].T, columns[pairs[:, 1]].T
+    windows, kept = (down[2], across[2]), (down[3], across[3])
+    is_tensor = network.largest_tensor(*windows) <= _MOST_VALUES
+    peaks = network.peak_bytes(*windows)
+    if buffers is not None:
+        peaks = peaks + buffers(windows, kept)
+    is_fitting = is_tensor if memory is None else is_tensor & (peaks <= memory)
     if not is_fitting.any():
+        smallest = f"the smallest tile, {down[0, -1]} x {across[0, -1]} px,"
+        if not is_tensor[-1]:
+            raise InputError(f"{smallest} takes more values than the {_MOST_VALUES} of a tensor")
+        with_buffers = " with its buffers" if buffers else ""
         raise InputError(
-            f"{memory} bytes of memory are too few: the smallest tile, {down[-1, 0]} x "
-            f"{across[-1, 0]} px, takes {peaks[-1, -1]}"
+            f"{memory} bytes of memory are too few: {smallest} takes {peaks[-1]:.0f}{with_buffers}"
         )
-    cost = np.where(is_fitting, tiles * network.flops(height, width).astype(float), np.inf)
-    candidates = np.argwhere(cost <= _SLACK * cost.min()).tolist()
-    best = min(candidates, key=lambda c: (across[c[1], 1], tiles[c[0], c[1]], cost[c[0], c[1]]))
-    return int(down[best[0], 0]), int(across[best[1], 0])
+    tiles = down[1] * across[1]
+    cost = np.where(is_fitting, tiles * network.flops(*windows).astype(float), np.inf)
+    candidates = np.flatnonzero(cost <= _SLACK * cost.min()).tolist()
+    best = min(candidates, key=lambda c: (across[1, c], tiles[c], cost[c]))
+    return int(down[0, best]), int(across[0, best])
 
 
-def _choices(axis: Axis) -> NDArray[np.int64]:
-    """Return (stride, tiles, window) of the least stride for every number of tiles."""
-    choices = []
+def _choices(axis: Axis) -> Sizes:
+    """Return (stride, tiles, window, longest tile) of the least stride for each number of tiles.
+
+    The numbers grow by 1, then by 1 %: they are fewer than a thousand for a side of any size.
+    """
+    grid = alignment(axis.depth)
+    choices: list[tuple[int, ...]] = []
     stride = axis.least_stride(1)
     while True:
-        choices.append((stride, *axis.layout(stride)))
-        if stride == alignment(axis.depth):
+        tiles, window = axis.layout(stride)
+        if tiles > _MOST_TILES:
             return np.array(choices)
-        fewest = axis.layout(stride - alignment(axis.depth))[0]  # that need a smaller stride
-        stride = min(axis.least_stride(fewest), stride - alignment(axis.depth))
+        choices.append((stride, tiles, window, axis.longest(stride)))
+        if stride == grid:
+            return np.array(choices)
+        fewest = axis.layout(stride - grid)[0]  # that need a smaller stride
+        fewest = max(fewest, int(_SLACK * tiles))
+        stride = min(axis.least_stride(fewest), stride - grid)
