@@ -15,6 +15,7 @@ from unet_repro import config
 from unet_repro.atomic import atomic_path
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError
+from unet_repro.safe_json import parse_json
 
 FREE = ("iterations", "time_budget", "device")  # settings that a resumed run may change
 
@@ -59,7 +60,7 @@ def restore_checkpoint(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on files that are refused below
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        before = config.to_dict(TrainConfig()) | json.loads(state["identity"])
+        before = config.to_dict(TrainConfig()) | parse_json(state["identity"])
     except Exception as error:  # torch raises many kinds for a damaged file
         raise _foreign(path) from error
     for name, now in identity.items():

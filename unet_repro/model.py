@@ -19,6 +19,7 @@ from unet_repro._version import __version__
 from unet_repro.atomic import atomic_path
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
+from unet_repro.safe_json import parse_json
 
 _FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them
 
@@ -305,10 +306,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
         return {
             "unet_repro": metadata["unet_repro"],
-            "config": json.loads(metadata["config"]),
-            "training": json.loads(metadata["training"]),
+            "config": parse_json(metadata["config"]),
+            "training": parse_json(metadata["training"]),
         }
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
         raise InputError(
             f"{path}: not a model of unet_repro ({reason.splitlines()[0][:80]}); "

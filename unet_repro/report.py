@@ -49,9 +49,8 @@ def write_report(run: Path) -> Path:
     try:
         found = read_run(Path(run))
         page = _page(found)
-    except (RecursionError, jinja2.TemplateError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else f"{error}"
-        raise InputError(f"{run}: one of its files cannot be understood: {what}") from error
+    except jinja2.TemplateError as error:
+        raise InputError(f"{run}: one of its files cannot be understood: {error}") from error
     path = found.folder / "report.html"
     with atomic_path(path, overwrite=True) as temporary:
         # JSON may hold halves of characters, which no encoding has.

@@ -19,6 +19,7 @@ import numpy as np
 from unet_repro.atomic import atomic_path
 from unet_repro.errors import InputError
 from unet_repro.lock import take_lock
+from unet_repro.safe_json import parse_json
 
 _ZSTD_LEVEL = 1  # the fastest
 _WRITTEN = "written"
@@ -192,9 +193,9 @@ class Parts:
 
     def _stored(self) -> dict[str, Any]:
         try:
-            manifest = json.loads(self._manifest.read_bytes())
+            manifest = parse_json(self._manifest.read_bytes())
             return {"record": dict(manifest["record"]), "overwrite": bool(manifest["overwrite"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self._manifest}: is damaged; --overwrite without --resume begins anew"
             ) from error

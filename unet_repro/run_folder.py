@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from unet_repro.errors import InputError
 from unet_repro.evaluation import LARGEST, is_number
+from unet_repro.safe_json import parse_json
 from unet_repro.stack_io import read_images, read_labels
 from unet_repro.train_log import COLUMNS as LOG_COLUMNS
 
@@ -90,10 +90,10 @@ def read_run(folder: Path) -> RunFolder:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no JSON object")
