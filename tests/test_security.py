@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import socket
 import stat
 import sys
@@ -23,6 +24,7 @@ from unet_repro.atomic import atomic_path
 from unet_repro.checkpoint import restore_checkpoint
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
+from unet_repro.file_access import open_binary
 from unet_repro.model import UNet, load_model, save_model
 from unet_repro.report import write_report
 from unet_repro.train_log import COLUMNS
@@ -35,28 +37,29 @@ TRAIN = [
 PAYLOAD = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
 
-def calls() -> list[tuple[str, str, dict[str, str]]]:
-    """Return each call in the package as file, what is called, and its keyword arguments."""
+def calls() -> list[tuple[str, str, list[str], dict[str, str]]]:
+    """Return each call in the package: file, what is called, positional and keyword arguments."""
     found = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 options = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
-                found.append((path.name, ast.unparse(node.func), options))
+                values = [ast.unparse(value) for value in node.args]
+                found.append((path.name, ast.unparse(node.func), values, options))
     return found
 
 
 def test_no_loader_of_the_package_may_run_what_it_loads():
     loads = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
     seen = []
-    for file, name, options in calls():
+    for file, name, _, options in calls():
         if name in loads:
             seen.append(name)
             option, value = loads[name].split("=")
             assert options.get(option) == value, (file, name)
     assert sorted(seen) == ["np.load", "torch.load"]  # a further one belongs in this test
     forbidden = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load"}
-    assert not [call for call in calls() if call[1] in forbidden or "shell" in call[2]]
+    assert not [call for call in calls() if call[1] in forbidden or "shell" in call[3]]
     # no pickles, and no temporary files with names or places that others may know
     unwanted = {"pickle", "marshal", "shelve", "dill", "tempfile"}
     for path in PACKAGE.rglob("*.py"):
@@ -64,6 +67,15 @@ def test_no_loader_of_the_package_may_run_what_it_loads():
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 assert not unwanted & names, path
+
+
+def test_json_and_tiff_of_users_are_read_in_one_way_only():
+    for file, name, values, _ in calls():
+        if name == "json.loads" and file != "safe_json.py":
+            assert values[0].startswith("json.dumps("), file  # our own, as JSON has it
+        if name == "tifffile.TiffFile":
+            assert values[0].endswith("handle"), file  # of file_access.open_binary, not a path
+        assert name not in ("json.load", "tifffile.imread", "tifffile.memmap"), (file, name)
 
 
 class Malicious:
@@ -173,6 +185,92 @@ def model(tmp_path) -> Path:
     shape = UNetConfig(depth=1, base_channels=2, input_mean=(120.0,), input_std=(60.0,))
     save_model(UNet(shape, generator=torch.Generator().manual_seed(0)), tmp_path / "m.safetensors")
     return tmp_path / "m.safetensors"
+
+
+def ome_tiff(path: Path, image: np.ndarray, *, names: str) -> None:
+    """Write a page whose OME metadata say that it is the first of two, the other in `names`."""
+    place = '<TiffData IFD="0" FirstZ="{}" PlaneCount="1"><UUID FileName="{}">{}</UUID></TiffData>'
+    height, width = image.shape
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:1"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
+        f'Type="uint8" SizeX="{width}" SizeY="{height}" SizeZ="2" SizeC="1" SizeT="1">'
+        f"{place.format(0, path.name, 'urn:uuid:1')}{place.format(1, names, 'urn:uuid:2')}"
+        "</Pixels></Image></OME>"
+    )
+    tifffile.imwrite(path, image, description=xml, metadata=None)
+
+
+@pytest.fixture
+def in_ten_seconds():
+    """End what waits for a pipe: an error of the file, with other words than expected."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def reading(path: Path, model: Path, out: Path) -> list[list[str]]:
+    """Return commands that read a stack."""
+    name = str(path)
+    return [
+        ["predict", name, "--model", str(model), "--out", str(out / "p.tif")],
+        ["train", name, name, "--out", str(out / "run"), *TRAIN],
+        ["weight-map", name, "--out", str(out / "w.tif"), "--workers", "1"],
+        ["evaluate", name, name],
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes")
+@pytest.mark.parametrize("place", ["beside", "outside", "relative", "pipe"])
+def test_no_file_is_read_that_a_tiff_names(
+    tmp_path, two_cells, model, capsys, monkeypatch, in_ten_seconds, place
+):
+    images, other = two_cells[0].astype(np.uint8), tmp_path / "other" / "other.tif"
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    other.parent.mkdir()
+    monkeypatch.chdir(inside)
+    names = {"beside": "beside.tif", "relative": "../other/other.tif"}.get(place, str(other))
+    if place == "pipe":
+        os.mkfifo(other)
+    else:
+        tifffile.imwrite(inside / names, images[1])
+    path = inside / "stack.tif"
+    ome_tiff(path, images[0], names=names)
+    if place != "pipe":
+        with tifffile.TiffFile(path) as file:  # by itself, it would read the other file
+            assert file.series[0].shape == images[:2].shape
+            assert file.asarray().tolist() == images[:2].tolist()
+    for command in reading(path, model, tmp_path):
+        assert cli.main(command) == 2
+        line = capsys.readouterr().err
+        assert "declares 2 slices but holds 1 pages" in line and "in other files" in line, line
+
+
+def test_tifffile_is_given_no_file_on_disc(tmp_path):
+    """Only beside one does it look for the rest of Micro-Manager's stacks, and of NDTiff."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 4), np.uint8))
+    with open_binary(tmp_path / "a.tif") as handle, tifffile.TiffFile(handle, name="a") as file:
+        assert not file.filehandle.is_file and file.filehandle.dirname == ""
+        assert file.asarray().shape == (4, 4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes")
+def test_a_pipe_or_device_is_no_stack(tmp_path, two_cells, model, capsys, in_ten_seconds):
+    (tmp_path / "folder").mkdir()
+    tifffile.imwrite(tmp_path / "folder" / "0.tif", two_cells[0][0])
+    os.mkfifo(tmp_path / "folder" / "1.tif")
+    os.mkfifo(tmp_path / "pipe.tif")
+    for path in (tmp_path / "folder", tmp_path / "pipe.tif", Path("/dev/zero")):
+        for command in reading(path, model, tmp_path):
+            assert cli.main(command) == 2
+            assert "is a pipe or a device, not a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

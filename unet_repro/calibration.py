@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from unet_repro.errors import InputError
-from unet_repro.file_access import as_input_errors
+from unet_repro.file_access import as_input_errors, open_binary
 from unet_repro.image_files import image_files
 from unet_repro.tiff_pages import tag_ratio
 
@@ -63,7 +65,7 @@ def read_calibration(path: PathLike) -> Calibration:
     file_path = image_files(path)[0] if Path(path).is_dir() else Path(path)
     if file_path.suffix.lower() == ".png":
         return UNCALIBRATED
-    with as_input_errors(file_path), tifffile.TiffFile(file_path) as file:
+    with as_input_errors(file_path), _open_tiff(file_path) as file:
         described = {**(file.shaped_metadata or [{}])[0], **(file.imagej_metadata or {})}
         tags = file.pages.first.tags
         x, y = (tag_ratio(tags.valueof(f"{axis}Resolution")) for axis in "XY")
@@ -80,6 +82,12 @@ def read_calibration(path: PathLike) -> Calibration:
     if stated["resolution_unit"] not in (_NO_UNIT, _INCH, _CENTIMETRE):
         stated["resolution_unit"] = _NO_UNIT
     return Calibration(axes="TYX" if is_time else "ZYX", **stated)
+
+
+@contextmanager
+def _open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+    with open_binary(path) as handle, tifffile.TiffFile(handle, name=path.name) as file:
+        yield file
 
 
 def _unit(stated: Any) -> str | None:
@@ -137,7 +145,7 @@ def _number(value: Any) -> float | None:
 def read_info(path: PathLike) -> str | None:
     """Return the text that this package recorded in a file, None if there is none."""
     try:
-        with as_input_errors(Path(path)), tifffile.TiffFile(path) as file:
+        with as_input_errors(Path(path)), _open_tiff(Path(path)) as file:
             if file.ome_metadata:
                 image = _ome_image(file.ome_metadata)
                 return None if image is None else image.findtext("{*}Description")

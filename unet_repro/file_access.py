@@ -1,5 +1,6 @@
 """Opening files that may be damaged, missing or in use: whatever goes wrong is one `InputError`."""
 
+import io
 import logging
 import os
 import threading
@@ -7,15 +8,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from unet_repro.errors import InputError
 
 
+class LoneFile(io.BufferedReader):
+    """A file that is read alone: without a descriptor, tifffile opens none that it names.
+
+    The slices of an OME-TIFF may be said to lie in other files. They can be anything: files that
+    nobody named, anywhere, or a pipe that never ends.
+    """
+
+    def fileno(self) -> NoReturn:
+        """Raise, as a stream does that is no file."""
+        raise io.UnsupportedOperation("no descriptor is given away")
+
+
 def open_binary(path: Path) -> BinaryIO:
-    """Open a file for reading; an `InputError` says why that is not possible."""
+    """Open a regular file for reading; an `InputError` says why that is not possible.
+
+    Others are not opened: a pipe would keep the reader waiting for ever, and a device has no end.
+    """
     try:
-        return path.open("rb")
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise InputError(f"{path}: is a pipe or a device, not a regular file")
+        return LoneFile(io.FileIO(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

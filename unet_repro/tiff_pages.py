@@ -19,6 +19,7 @@ from unet_repro.tiff_segments import CACHE_BYTES, SegmentReader
 
 PathLike = str | os.PathLike[str]
 
+_ELSEWHERE = "they lie in other files, which are not read: save the stack as one file"
 _LARGE_PART_BYTES = 2**30
 _LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
 _MICROMETRES = {"um": 1.0, "µm": 1.0, "\\u00B5m": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3}
@@ -128,8 +129,8 @@ class TiffPages:
             )
         each = f" of {n_together} pages" if n_together > 1 else ""
         raise InputError(
-            f"{self.path}: declares {declared} slices{each} but holds {n_pages} pages; it may be "
-            "truncated"
+            f"{self.path}: declares {declared} slices{each} but holds {n_pages} pages; it is "
+            f"truncated, or {_ELSEWHERE}"
         )
 
     def _read_places(self, block: int | None, all_series: list[Any]) -> None:
@@ -185,7 +186,10 @@ class TiffPages:
     def _segments(self, page: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return offsets and sizes of the strips or tiles of a page, all of them in the file."""
         if page is None or page.parent is not self._file:
-            raise InputError(f"{self.path}: some of its slices lie in other files")
+            raise InputError(
+                f"{self.path}: lacks pages that its metadata declare; it is truncated, or "
+                f"{_ELSEWHERE}"
+            )
         offsets = np.array(page.dataoffsets, np.uint64)
         counts = np.array(page.databytecounts, np.uint64)
         if len(counts) != prod(page.chunked) or len(offsets) != len(counts):

@@ -47,7 +47,7 @@ class TrainLog:
 
     def __init__(self, folder: Path, iteration: int) -> None:
         self.path = folder / "log.csv"
-        kept = _rows_until(self.path, iteration) if iteration and self.path.exists() else []
+        kept = _rows_until(self.path, iteration) if iteration and self.path.is_file() else []
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()

@@ -223,7 +223,7 @@ class TrainingState:
                 "processes of a run need the same command and the same files"
             )
         path = self.folder / "checkpoint.pt"
-        is_there = resume and self.processes.is_first and path.exists()
+        is_there = resume and self.processes.is_first and path.is_file()
         content = self.processes.from_first(path.read_bytes() if is_there else b"")
         if content:
             restore_checkpoint(content, path, self.identity, self._restore)
