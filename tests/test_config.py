@@ -116,7 +116,8 @@ def test_wrong_training_is_refused(values: dict[str, object], message: str) -> N
     [
         (dict(rotation_deg=-1.0), "rotation_deg is -1.0: it must be 0 or more"),
         (dict(elastic_sigma_px=math.nan), "elastic_sigma_px is nan"),
-        (dict(elastic_grid=1), "elastic_grid is 1: at least 2 points a side"),
+        (dict(elastic_grid=1), "elastic_grid is 1: 2 to 1024 points a side"),
+        (dict(elastic_grid=1025), "elastic_grid is 1025: 2 to 1024 points a side"),
         (dict(contrast=1.0), "contrast is 1.0: it must stay below 1"),
     ],
 )

@@ -112,8 +112,10 @@ def draw_displacement(
     """
     if not 0 <= sigma_px < math.inf:
         raise InputError(f"sigma_px is {sigma_px}: a finite number of px, 0 or more, is needed")
-    if grid < 2:
-        raise InputError(f"grid is {grid}: at least 2 control points a side are needed")
+    if not 2 <= grid <= config.LARGEST_ELASTIC_GRID:
+        raise InputError(
+            f"grid is {grid}: 2 to {config.LARGEST_ELASTIC_GRID} control points a side are needed"
+        )
     _check_cpu(generator)
     shape = (2, grid, grid)
     return sigma_px * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")

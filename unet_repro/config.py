@@ -43,6 +43,8 @@ TABLE_2 = {"PhC-U373": 0.9203, "DIC-HeLa": 0.7756}
 # The release of 2015-10-02 (not in the paper)
 DROPOUT = 0.5
 
+LARGEST_ELASTIC_GRID = 1024  # points a side; more are not coarse, and would fill the memory
+ImageInterpolation = Literal["bilinear", "bicubic"]
 Preset = Literal["paper", "release", "port", "quick"]
 _MOST_AT_ONCE = 65_536  # tiles in a step, px of a tile's side: beyond any memory
 
@@ -146,14 +148,16 @@ class AugmentationConfig:
     flips: bool = False  # the paper does not mention flips
     # of the image; not in the paper. Bilinear (the authors' later code) smooths away noise that
     # the images to be predicted have; bicubic (Keys) keeps more of it
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: ImageInterpolation = "bilinear"
 
     def __post_init__(self) -> None:
         for name in ("rotation_deg", "elastic_sigma_px", "contrast", "brightness"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
-        if self.elastic_grid < 2:
-            raise InputError(f"elastic_grid is {self.elastic_grid}: at least 2 points a side")
+        if not 2 <= self.elastic_grid <= LARGEST_ELASTIC_GRID:
+            raise InputError(
+                f"elastic_grid is {self.elastic_grid}: 2 to {LARGEST_ELASTIC_GRID} points a side"
+            )
         if self.contrast >= 1:
             raise InputError(f"contrast is {self.contrast}: it must stay below 1")
 

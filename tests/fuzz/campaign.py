@@ -36,10 +36,8 @@ def run_case(
     arguments = cases.make(family, seed, folder, templates)
     (folder / ".command").write_text(cases.describe(arguments) + "\n", "utf-8", "surrogatepass")
     outcome = run_forked(cases.run, arguments, folder)
-    kind = outcome.kind
-    if any(folder.rglob(MARKER)) or Path(MARKER).exists():
-        kind = "a pickle was executed"
-    return kind, outcome
+    is_executed = any(folder.rglob(MARKER))
+    return "a pickle was executed" if is_executed else outcome.kind, outcome
 
 
 def campaign(count: int, first: int, families: list[str], keep: Path) -> dict[str, object]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import tifffile
@@ -16,6 +20,7 @@ from unet_repro import cli
 from unet_repro.config import UNetConfig
 from unet_repro.ctc import read_ctc_sequence
 from unet_repro.model import UNet, save_model
+from unet_repro.resumable import Parts
 
 from .file_bytes import (
     ODD_TEXTS,
@@ -27,7 +32,7 @@ from .file_bytes import (
     hostile_png,
     pickled,
 )
-from .tiff_bytes import damaged, hostile_tiff
+from .tiff_bytes import OTHERS, damaged, hostile_tiff
 
 SIDE = 24
 TRAIN = [
@@ -67,13 +72,8 @@ class Templates:
             ["predict", *common, str(at / "p.tif"), "--average", "dihedral"],
             ["predict", *common, str(at / "p.tif"), "--plan"],
             [
-                "weight-map",
-                labels,
-                "--out",
-                str(at / "w.tif"),
-                "--separate-touching",
-                "--workers",
-                "1",
+                *("weight-map", labels, "--out", str(at / "w.tif")),
+                *("--separate-touching", "--workers", "1"),
             ],
             ["evaluate", labels, str(at / "probability.tif")],
             ["evaluate", labels, labels, "--task", "cells"],
@@ -86,10 +86,6 @@ class Templates:
 
     def _leave_unfinished(self, name: str, arguments: list[str]) -> None:
         """Keep the parts of an output as a kill leaves them."""
-        from unittest import mock
-
-        from unet_repro.resumable import Parts
-
         with (
             mock.patch.object(Parts, "finish", side_effect=KeyboardInterrupt),
             mock.patch("unet_repro.stack_output.Destination.write", side_effect=KeyboardInterrupt),
@@ -148,7 +144,9 @@ def image_folder(random: Random, folder: Path, templates: Templates) -> list[str
         else:
             (inside / f"{i}.tif").write_bytes(hostile_tiff(random))
     if random.random() < 0.1:
-        (inside / "9.png").symlink_to(random.choice(("9.png", "/dev/null", "nowhere")))
+        os.mkfifo(folder / "pipe")
+        target = random.choice(("9.png", "/dev/zero", "nowhere", "../pipe"))
+        (inside / random.choice(("9.png", "9.tif"))).symlink_to(target)
     arguments = _use_images(random, folder, templates, "images")
     if arguments[0] == "predict":
         arguments[arguments.index("p.tif")] = random.choice(("p.tif", "out"))
@@ -244,7 +242,8 @@ _VALUES = {
     "preview-augmentation": ("--tile", "--samples", "--seed", "--rotation-deg", "--elastic-grid"),
     "report": (),
 }
-_WORK = ("--iterations", "--samples", "--batch-size")  # a large number is what one may wait for
+# Options by which more work is asked for: a large number is what one may wait for.
+_WORK = ("--iterations", "--samples", "--batch-size", "--workers")
 
 
 def command_line(random: Random, folder: Path, templates: Templates) -> list[str]:
@@ -259,12 +258,7 @@ def command_line(random: Random, folder: Path, templates: Templates) -> list[str
         "preview-augmentation": [
             images,
             labels,
-            "--out",
-            "a.png",
-            "--tile",
-            "36",
-            "--samples",
-            "1",
+            *("--out", "a.png", "--tile", "36", "--samples", "1"),
         ],
         "report": [random.choice(ODD_TEXTS)],
     }[command]
@@ -273,13 +267,22 @@ def command_line(random: Random, folder: Path, templates: Templates) -> list[str
             value = random.choice(ODD_TEXTS)
             if random.random() < 0.3:
                 value = str(random.choice((-1, 1)) * 10.0 ** random.randrange(-300, 300))
-            option = random.choice(_VALUES[command])
-            if option in _WORK and value.isdecimal() and len(value) < 100:
-                value = value[:1]
-            arguments += [option, value]
+            arguments += [random.choice(_VALUES[command]), value]
     if random.random() < 0.1:
         arguments[random.randrange(len(arguments))] = random.choice(ODD_TEXTS)
+    for i, option in enumerate(arguments[:-1]):
+        if option in _WORK:
+            arguments[i + 1] = _little(arguments[i + 1])
     return [command, *(argument.replace("\0", "") for argument in arguments)]
+
+
+def _little(value: str) -> str:
+    """Return the value; of what is a large number in range, its first digit."""
+    try:
+        number = int(value)
+    except ValueError:  # beyond 4300 digits, too
+        return value
+    return value if number < 10 else value.strip()[:1]
 
 
 def cell_tracking(random: Random, folder: Path, templates: Templates) -> list[str]:
@@ -329,8 +332,15 @@ SHARES = {
 }
 
 
+OPENED_ANOTHER = 71  # exit code
+
+
 def run(arguments: list[str]) -> int:
-    """Run a case's command line: the program's own, or the reader of a cell tracking sequence."""
+    """Run a case's command line: the program's own, or the reader of a cell tracking sequence.
+
+    In a process of its own, that is: it ends where a file is opened that only another file names.
+    """
+    sys.addaudithook(_end_at_others)
     if arguments[0] != "ctc":
         return cli.main(arguments)
     _, sequence, radius = arguments
@@ -341,6 +351,11 @@ def run(arguments: list[str]) -> int:
         return 0
 
     return cli.guarded(read)
+
+
+def _end_at_others(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and str(arguments[0]).endswith(OTHERS):
+        os._exit(OPENED_ANOTHER)
 
 
 def make(family: str, seed: int, folder: Path, templates: Templates) -> list[str]:

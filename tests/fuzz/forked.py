@@ -53,11 +53,6 @@ class Outcome:
             return "not one line"
         return "line" if said[0].isprintable() else "control characters"
 
-    @property
-    def is_good(self) -> bool:
-        """Whether it ended as it may: in a result, or in one clear line."""
-        return self.kind in ("result", "line")
-
 
 def run_forked(
     command: Callable[[list[str]], int],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zlib
 from collections.abc import Callable
@@ -52,6 +51,7 @@ LIES = (
     "\xff\xfe\x00",
     "",
 )
+OTHERS = ("../other.tif", "other.tif", "/etc/passwd")  # files that OME metadata name
 OME = """<?xml version="1.0"?>{doctype}<OME
 xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0"
 DimensionOrder="{order}" Type="{dtype}" SizeX="{x}" SizeY="{y}" SizeZ="{z}" SizeC="{c}"
@@ -242,22 +242,25 @@ def _spoil_tag(random: Random, page: Page) -> None:
 
 
 def _ome(random: Random) -> str:
-    number = lambda: random.choice((0, 1, 2, 4, 24, -1, 10**6, 10**30, "x", "1e3"))  # noqa: E731
+    def number() -> int | str:
+        return random.choice((0, 1, 2, 4, 24, -1, 10**6, 10**30, "x", "1e3"))
+
+    def axis() -> int | str:
+        return random.choice((24, 24, 24, 24, number()))
+
     doctype = random.choice(("", "", "", _ENTITIES, '<!DOCTYPE a SYSTEM "file:///etc/passwd">'))
     data = random.choice(
         (
             "<TiffData/>",
             '<TiffData IFD="0" PlaneCount="2"/>',
             '<TiffData IFD="99999" FirstZ="-7"/>',
-            '<TiffData IFD="0"><UUID FileName="../other.tif">urn:uuid:1</UUID></TiffData>',
-            '<TiffData IFD="0"><UUID FileName="/etc/passwd">urn:uuid:1</UUID></TiffData>',
+            *(f'<TiffData IFD="0"><UUID FileName="{name}">u</UUID></TiffData>' for name in OTHERS),
             '<BinData Length="9">AAAA</BinData>',
             "<Channel/>" * 9,
             "&lol;",
             "",
         )
     )
-    axis = lambda: random.choice((24, 24, 24, 24, number()))  # noqa: E731
     return OME.format(
         doctype=doctype,
         order=random.choice(("XYZCT", "XYCZT", "XYTZC", "ZZZZZ", "")),
@@ -382,8 +385,3 @@ def directory_ends(content: bytes) -> list[int]:
         ends += [at + 2 + 12 * i for i in range(n + 1)]
         (at,) = struct.unpack_from("<I", content, at + 2 + 12 * n)
     return ends
-
-
-def shaped_description(shape: tuple[int, ...]) -> str:
-    """Return the description by which tifffile remembers the shape of an array."""
-    return json.dumps({"shape": list(shape)})
