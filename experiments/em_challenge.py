@@ -33,6 +33,7 @@ from unet_repro.device import choose_device
 from unet_repro.download import DATASETS, find_or_download
 from unet_repro.errors import InputError
 from unet_repro.evaluation import evaluate_em, table
+from unet_repro.lock import run_lock
 from unet_repro.phantom import em_phantom
 from unet_repro.predict import predict_volume
 from unet_repro.report import CHALLENGE_DATA, write_report
@@ -81,6 +82,10 @@ class EMChallenge:
     command: tyro.conf.Suppress[str] = ""
 
     def run(self) -> int:
+        with run_lock(self.out):
+            return self._run()
+
+    def _run(self) -> int:
         data, test_volume, test_labels = load(self.data)
         data = replace(data, command=self.command)
         settings = self.settings
@@ -131,11 +136,12 @@ class EMChallenge:
             folder = self.out / f"fold-{number}"
             fold = replace(settings, val=f"{start}:{stop}")
             print(f"fold {number} of {self.folds}: slices {fold.val} held out", file=sys.stderr)
-            if not self._train(data, fold, folder):
-                return INTERRUPTED
-            heldout = evaluate_run(data, fold, folder, average=self.average)["heldout"]
-            folds.append({"val": fold.val, **heldout})
-            probability[start:stop] = read_stack(folder / "heldout_probability.tif")
+            with run_lock(folder):
+                if not self._train(data, fold, folder):
+                    return INTERRUPTED
+                heldout = evaluate_run(data, fold, folder, average=self.average)["heldout"]
+                folds.append({"val": fold.val, **heldout})
+                probability[start:stop] = read_stack(folder / "heldout_probability.tif")
         write_stack(self.out / "crossvalidation_probability.tif", probability, overwrite=True)
         result = evaluate_em(data.labels, probability)
         with atomic_path(self.out / "crossvalidation.json", overwrite=True) as part:
@@ -228,6 +234,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     program(main)

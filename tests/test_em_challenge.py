@@ -10,6 +10,7 @@ import tifffile
 
 from unet_repro.cli import INTERRUPTED
 from unet_repro.errors import InputError
+from unet_repro.lock import take_lock
 from unet_repro.metrics import em_challenge_metrics
 from unet_repro.model import load_model
 from unet_repro.predict import OverlapTilePredictor
@@ -44,9 +45,26 @@ def folder(two_cells, tmp_path):
     return folder
 
 
-def test_the_job_leaves_everything_it_names(job, folder, tmp_path, capsys):
+@pytest.fixture
+def held(job, tmp_path, monkeypatch):
+    """The runs evaluated into tmp_path / "out" while no other process could slip in."""
+    seen, evaluate = [], job.evaluate_run
+
+    def try_and_evaluate(data, settings, run, **options):
+        for place in (tmp_path / "out", run):
+            with pytest.raises(InputError, match="busy"):
+                take_lock(place / ".lock", "busy")
+        seen.append(run.name)
+        return evaluate(data, settings, run, **options)
+
+    monkeypatch.setattr(job, "evaluate_run", try_and_evaluate)
+    return seen
+
+
+def test_the_job_leaves_everything_it_names(job, folder, tmp_path, capsys, held):
     out = tmp_path / "out"
     assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    assert held == ["out"] and not (out / ".lock").exists()
     printed = capsys.readouterr().out
     for name in ("report.html", "metrics.json", "submission.tif", "model.safetensors"):
         assert (out / name).exists() and str(out / name) in printed
@@ -185,13 +203,14 @@ def test_missing_data_folder_is_one_line(job, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_folds_hold_out_every_slice_once(job, folder, tmp_path, capsys):
+def test_folds_hold_out_every_slice_once(job, folder, tmp_path, capsys, held):
     out = tmp_path / "out"
     flags = [flag for flag in FLAGS if flag not in ("--val", "2:4")]
     arguments = ["--data", str(folder), "--out", str(out), *flags, "--folds", "2"]
     assert job.main(arguments) == 0
     printed = capsys.readouterr().out
     result = json.loads((out / "crossvalidation.json").read_text())
+    assert held == ["fold-1", "fold-2"] and not list(out.rglob(".lock"))
     assert [fold["val"] for fold in result["folds"]] == ["0:2", "2:4"]
     probability = tifffile.imread(out / "crossvalidation_probability.tif")
     images = tifffile.imread(folder / "train-volume.tif")

@@ -8,7 +8,7 @@ import torch
 
 from unet_repro.config import WeightMapConfig
 from unet_repro.errors import InputError
-from unet_repro.lock import exclusive
+from unet_repro.lock import exclusive, run_lock
 from unet_repro.model import load_model, read_metadata
 from unet_repro.run import LabelledStack, evaluate_run, start_run
 from unet_repro.stack_io import read_stack
@@ -135,8 +135,10 @@ def test_a_refused_resume_or_overwrite_changes_no_file(data, tiny, tmp_path):
     assert not {"metrics.json", "submission.tif", "heldout_image.tif"} & set(contents())
 
 
-@pytest.mark.parametrize("images_type", ["float64", "int16", "uint16", "int64"])
-@pytest.mark.parametrize("labels_type", ["int64", "uint8", "bool"])
+@pytest.mark.parametrize(
+    ("images_type", "labels_type"),
+    [("float64", "int64"), ("int16", "uint8"), ("uint16", "bool"), ("int64", "int64")],
+)
 def test_any_type_that_can_be_read_is_evaluated(data, tiny, tmp_path, images_type, labels_type):
     settings = replace(tiny, val="1:3", iterations=1)
     labels = data.labels if labels_type != "bool" else data.labels > 0
@@ -246,6 +248,18 @@ def test_one_process_at_a_time_writes_a_run(data, tiny, tmp_path):
         with pytest.raises(InputError, match="another process is writing it"):
             evaluate_run(data, tiny, tmp_path, is_quiet=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_job_holds_its_run_from_step_to_step(data, tiny, tmp_path):
+    settings = replace(tiny, iterations=2, val="1:3")
+    with run_lock(tmp_path):
+        start_run(data, settings, tmp_path, is_quiet=True)
+        with pytest.raises(InputError, match="busy"), exclusive(tmp_path / ".lock", "busy"):
+            pass
+        evaluate_run(data, settings, tmp_path, is_quiet=True)
+        with pytest.raises(InputError, match="busy"), exclusive(tmp_path / ".lock", "busy"):
+            pass
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_overwriting_removes_all_that_training_wrote(data, tiny, tmp_path):

@@ -30,6 +30,7 @@ from unet_repro.backend import Backend
 from unet_repro.config import PRESETS, TILE_INPUT_PX, AugmentationConfig, Preset, TrainConfig
 from unet_repro.device import choose_device, choose_precision
 from unet_repro.errors import InputError, one_line
+from unet_repro.lock import run_lock
 from unet_repro.model import load_model
 from unet_repro.preview import augmentation_preview
 from unet_repro.report import write_report
@@ -80,6 +81,10 @@ class Train:
     command: tyro.conf.Suppress[str] = ""
 
     def run(self) -> int:
+        with contextlib.ExitStack() as held:
+            return self._run(held)
+
+    def _run(self, held: contextlib.ExitStack) -> int:
         with parallel.started() as processes:
             images, labels = read_pair(self.images, self.labels)
             data = LabelledStack(
@@ -90,6 +95,8 @@ class Train:
                 str(self.labels),
                 command=self.command,
             )
+            if processes.is_first:
+                held.enter_context(run_lock(self.out))  # until the last figure is written
             trained = start_run(
                 data,
                 self.settings,
@@ -509,11 +516,17 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def program(main: Callable[[], int]) -> NoReturn:
-    """Run a program and end the process; from its end on, Ctrl-C does so without more words."""
+    """Run a program and end the process; before and after, Ctrl-C does so without more words."""
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main()
+    except KeyboardInterrupt:  # before `guarded` or after it
+        print("error: interrupted", file=sys.stderr)
+        code = INTERRUPTED
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 

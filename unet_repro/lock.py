@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,8 @@ from unet_repro.errors import InputError
 
 if sys.platform != "win32":
     import fcntl
+
+_runs: ContextVar[frozenset[str]] = ContextVar("_runs", default=frozenset())  # that we hold
 
 
 def take_lock(path: Path, message: str) -> BinaryIO:
@@ -73,7 +76,7 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
     Parameters
     ----------
     path, message
-        As in `take_lock`; a missing folder is made.
+        As in `take_lock`; a missing folder is made, and removed again if nothing came into it.
 
     Raises
     ------
@@ -95,6 +98,7 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
     []
     """
     try:
+        made = [folder for folder in path.parents if not folder.exists()]  # innermost first
         path.parent.mkdir(parents=True, exist_ok=True)
         file = take_lock(path, message)
     except OSError as error:
@@ -102,7 +106,38 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.platform != "win32":
-            with suppress(OSError):
+        with suppress(OSError):
+            if sys.platform != "win32":
                 path.unlink()  # while it is held: who waits for this one finds it gone
+            for folder in made:
+                folder.rmdir()  # while it is empty
         file.close()
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep others from writing a run's folder while the body runs.
+
+    A job of several steps holds it from the first to the last; the steps, which hold it
+    themselves, find it held and go on.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Of the run; made and removed as `exclusive` does.
+
+    Raises
+    ------
+    InputError
+        Another process, or another thread, is writing the folder, or it cannot be written.
+    """
+    place = os.path.realpath(folder)
+    if place in _runs.get():
+        yield
+        return
+    with exclusive(folder / ".lock", f"{folder}: another process is writing it"):
+        before = _runs.set(_runs.get() | {place})
+        try:
+            yield
+        finally:
+            _runs.reset(before)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,7 @@ from unet_repro.dataset import TrainingSet
 from unet_repro.device import choose_device, choose_precision, describe
 from unet_repro.errors import InputError
 from unet_repro.evaluation import evaluate_em
-from unet_repro.lock import exclusive
+from unet_repro.lock import run_lock
 from unet_repro.model import load_model
 from unet_repro.parallel import ALONE, Processes, check_alone
 from unet_repro.predict import OverlapTilePredictor, predict_volume
@@ -135,7 +135,7 @@ def start_run(
     output_side(settings)
     device = processes.place(choose_device(settings.device))
     settings = replace(settings, precision=choose_precision(settings.precision, device))
-    with _writing(folder) if processes.is_first else nullcontext():
+    with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
         targets = data.labels
@@ -193,11 +193,6 @@ def start_run(
         if processes.is_first:
             write_state(trained)
         return trained
-
-
-def _writing(folder: Path) -> AbstractContextManager[None]:
-    """Keep other processes from writing the folder meanwhile."""
-    return exclusive(folder / ".lock", f"{folder}: another process is writing it")
 
 
 def _check_both_classes(labels: np.ndarray, name: str) -> None:
@@ -342,7 +337,7 @@ def evaluate_run(
     """
     held_out = held_out_slices(data, settings)
     result: dict[str, Any] = {"heldout": None, "test": None, "average": average}
-    with _writing(folder):
+    with run_lock(folder):
         if held_out:
             block = slice(held_out.start, held_out.stop)
             probability = predict_volume(

@@ -17,7 +17,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,25 @@ class Job:
 
     Parameters
     ----------
-    run
-        Runs it, or only starts it, in a folder.
+    arguments
+        Of the command that writes into a folder.
+    again
+        The flag of a second run.
     read
         Returns what is there under final names, of a whole output or not; raises where a file is
         not whole. What two undisturbed runs give is equal.
+    more
+        Further arguments of `Server.start`.
+    litter
+        Pattern of the hidden files that a killed run leaves and the second one does not remove.
     """
 
     name: str
     arguments: Callable[[Path], list[Any]]
-    again: str  # the flag of a second run
+    again: str
     read: Callable[[Path], dict[str, Any]]
-    more: dict[str, Any]
-    kept_names: tuple[str, ...]  # beside the output, while it is unfinished: patterns
+    more: dict[str, Any] = field(default_factory=dict)
+    litter: str = ""
 
     def start(self, server: Server, folder: Path, *, is_again: bool = False) -> Child:
         flags = [self.again] if is_again and self.again else []
@@ -114,70 +120,50 @@ def read_download(folder: Path) -> dict[str, Any]:
 
 def jobs(inputs: Inputs, published: str) -> list[Job]:
     train = [
+        *("train", inputs / "images.tif", inputs / "labels.tif"),
         *("--preset", "quick", "--depth", "2", "--base-channels", "2", "--tile", "76"),
         *("--iterations", "12", "--validate-every", "6", "--val", "2:3", "--average", "none"),
         *("--device", "cpu", "--precision", "float32"),
     ]
-    predict = ["--model", inputs / "m.safetensors", "--tile", "92", "--average", "rotations"]
+    predict = [
+        *("predict", inputs / "slices", "--model", inputs / "m.safetensors"),
+        *("--tile", "92", "--average", "rotations"),
+    ]
+    weight_map = ["weight-map", inputs / "label_slices", "--workers", "2"]
+    evaluate = ["evaluate", inputs / "labels.tif", inputs / "probability.tif"]
+    often = (
+        "from unet_repro import training_state as t\n"
+        "t.CHECKPOINT_EVERY, t.CHECKPOINT_SHARE = 0.05, 0.5"
+    )
+    download = {"script": str(PREPARE), "prelude": published}
     return [
         Job(
             "train",
-            lambda f: (
-                [
-                    *("train", inputs / "images.tif", inputs / "labels.tif"),
-                    *train,
-                    "--out",
-                    f / "run",
-                ]
-            ),
+            lambda folder: [*train, "--out", folder / "run"],
             "--resume",
             read_folder,
-            {
-                "prelude": "from unet_repro import training_state as t; t.CHECKPOINT_EVERY = 0.05\n"
-                "t.CHECKPOINT_SHARE = 0.5"
-            },
-            (),
+            {"prelude": often},
         ),
         Job(
             "predict",
-            lambda f: ["predict", inputs / "slices", *predict, "--out", f / "p.tif"],
+            lambda folder: [*predict, "--out", folder / "p.tif"],
             "--resume",
             bytes_of("p.tif"),
-            {},
-            (".p.tif.parts",),
         ),
         Job(
             "weight-map",
-            lambda f: (
-                ["weight-map", inputs / "label_slices", "--workers", "2", "--out", f / "w.tif"]
-            ),
+            lambda folder: [*weight_map, "--out", folder / "w.tif"],
             "--resume",
             bytes_of("w.tif"),
-            {},
-            (".w.tif.parts",),
         ),
         Job(
             "evaluate",
-            lambda f: (
-                [
-                    *("evaluate", inputs / "labels.tif", inputs / "probability.tif"),
-                    "--json",
-                    f / "e.json",
-                ]
-            ),
+            lambda folder: [*evaluate, "--json", folder / "e.json"],
             "--overwrite",
             bytes_of("e.json"),
-            {},
-            (".e.????????.json",),
+            litter=".e.????????.json",
         ),
-        Job(
-            "download",
-            lambda f: ["--root", f / "root"],
-            "",
-            read_download,
-            {"script": str(PREPARE), "prelude": published},
-            (),
-        ),
+        Job("download", lambda folder: ["--root", folder / "root"], "", read_download, download),
     ]
 
 
@@ -188,12 +174,11 @@ def undisturbed(
     """What every command gives when nothing goes wrong, and the seconds that it takes."""
     found = {}
     for job in jobs(inputs, published):
-        for turn in ("warm", "measured"):
-            folder = tmp_path_factory.mktemp(f"{job.name}_{turn}")
-            child = job.start(server, folder)
-            child.wait_until_begun()
-            begin = time.monotonic()
-            assert child.wait() == 0, child.words()
+        folder = tmp_path_factory.mktemp(job.name)
+        child = job.start(server, folder)
+        child.wait_until_begun()
+        begin = time.monotonic()
+        assert child.wait() == 0, child.words()
         found[job.name] = job, job.read(folder), time.monotonic() - begin
     return found
 
@@ -222,8 +207,8 @@ def trial(
     assert again.wait() == 0, again.words()
     assert job.read(folder) == whole
     left = {path.name for path in folder.rglob(".*")}
-    if job.kept_names and "?" in job.kept_names[0] and number == signal.SIGKILL:
-        left -= {path.name for path in folder.glob(job.kept_names[0])}
+    if job.litter and number == signal.SIGKILL:
+        left -= {path.name for path in folder.glob(job.litter)}
     assert not left, left
     return code
 

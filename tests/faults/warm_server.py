@@ -2,7 +2,7 @@
 
 A child runs ``python -m unet_repro`` (or a script) as the interpreter would, from `__main__` to the
 interpreter's own end, so its exit code, its files and its words are those of the real program. Only
-the two or three seconds in which the libraries are loaded are missing.
+the seconds in which the libraries are loaded are missing.
 """
 
 from __future__ import annotations
@@ -107,13 +107,26 @@ class Child:
         return "\n".join(line for line in lines if line.strip() and "%|" not in line)
 
 
-def serve() -> None:
-    import torch
+def load() -> None:
+    """Load what the commands do, also what the libraries load at their first use."""
+    import contextlib
 
-    torch.set_num_threads(1)
+    import torch
+    from numba.core.registry import cpu_target
+
     import unet_repro.cli
     import unet_repro.prepare  # noqa: F401
 
+    torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)])
+    cpu_target.target_context.refresh()
+    cpu_target.typing_context.refresh()
+    with contextlib.suppress(ImportError):
+        import torch.utils.tensorboard
+
+
+def serve() -> None:
+    load()
     children: set[int] = set()
     while line := sys.stdin.readline():
         job = json.loads(line)
