@@ -1,5 +1,6 @@
 """The U-Net of 2015 (Ronneberger, Fischer, Brox; arXiv 1505.04597), exactly."""
 
+from unet_repro import loading  # noqa: F401  # before all libraries
 from unet_repro._version import __version__
 from unet_repro.augment import elastic_deformation
 from unet_repro.config import UNetConfig
