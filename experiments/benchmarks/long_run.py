@@ -2,8 +2,10 @@
 
 Goal: all three flat. Every cycle trains a small network for a few steps, predicts a stack with all
 eight views from file to file, with checksums verified, and writes a weight map of its labels. After
-each, what the process holds is written down; the slope is that of a line through all cycles
-but the first fifth, in which libraries and caches fill.
+each, what the process holds is written down. Two slopes leave out the first fifth of the cycles, in
+which libraries and caches fill: that of a straight line through the others, and the median of the
+slopes between cycles a tenth of the time apart. A leak raises both. A single step, such as the
+allocator makes when no free piece is large enough, raises the first alone.
 
     python experiments/benchmarks/long_run.py [--minutes 30] [--out long_run.json]
 
@@ -115,7 +117,7 @@ def held() -> dict[str, float]:
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return the slope of the memory, and how much the rest varies, without the first fifth."""
+    """Return the slopes of the memory, and how much the rest varies, without the first fifth."""
     settled = rows[len(rows) // 5 :]
     hours, memory = (np.array([row[name] for row in settled]) for name in ("hours", "memory_mib"))
     found = {
@@ -123,10 +125,18 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
         "minutes": 60 * rows[-1]["hours"],
         "memory_mib": float(memory[-1]),
         "memory_mib_per_hour": float(np.polyfit(hours, memory, 1)[0]),
+        "median_mib_per_hour": median_slope(hours, memory),
     }
     for name in ("files", "python_threads", "threads"):
         found[f"{name}_growth"] = settled[-1][name] - settled[0][name]
     return found
+
+
+def median_slope(hours: np.ndarray, memory: np.ndarray) -> float:
+    """Return the median slope between cycles a tenth of the time apart: one step is in few."""
+    apart = max(1, len(hours) // 10)
+    rises = memory[apart:] - memory[:-apart]
+    return float(np.median(rises / (hours[apart:] - hours[:-apart])))
 
 
 def line(found: dict[str, float]) -> str:
@@ -135,7 +145,8 @@ def line(found: dict[str, float]) -> str:
     is_flat = found["memory_mib_per_hour"] <= FLAT_MIB_PER_HOUR and max(growth) <= 0
     return (
         f"{found['cycles']} cycles in {found['minutes']:.1f} minutes: "
-        f"{found['memory_mib']:.0f} MiB, slope {found['memory_mib_per_hour']:+.1f} MiB an hour; "
+        f"{found['memory_mib']:.0f} MiB, slope {found['memory_mib_per_hour']:+.1f} MiB an hour, "
+        f"without steps {found['median_mib_per_hour']:+.1f}; "
         f"growth of open files {growth[0]:g}, Python's threads {growth[1]:g}, "
         f"all threads {growth[2]:g}: "
         f"{'flat' if is_flat else 'NOT flat'}"
