@@ -162,6 +162,11 @@ def test_unknown_pixels_weigh_nothing_and_ridges_are_background(folder, tmp_path
     np.testing.assert_array_equal(seen["data"].images, expected.annotated_images)
     assert seen["settings"].weight_map.separate_touching
     assert seen["settings"].iterations == 4 and not seen["settings"].time_budget
+    assert seen["settings"].model.dropout == 0.5  # the job's, where `quick` has none
+    assert seen["settings"].augmentation.interpolation == "bilinear"  # likewise
+    assert run(script, folder, tmp_path, "--dropout", "0.25", "--interpolation", "bicubic") == 2
+    assert seen["settings"].model.dropout == 0.25  # flags come last
+    assert seen["settings"].augmentation.interpolation == "bicubic"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from unet_repro.ctc import CTCSequence, Truth, masks_folder, read_ctc_sequence
 from unet_repro.device import choose_device
 from unet_repro.download import find_or_download
 from unet_repro.errors import InputError
+from unet_repro.lock import run_lock
 from unet_repro.report import write_report
 from unet_repro.run import LabelledStack, held_out_slices, run_predictor, start_run
 
@@ -48,12 +49,16 @@ class Experiment:
         How cells are made of scores.
     separation_px
         Width of the ridge between cells (`config.WeightMapConfig`).
+    dropout, interpolation
+        As in `config.UNetConfig` and `config.AugmentationConfig`; None for the preset's.
     """
 
     dataset: str
     title: str
     rule: InstanceRule
     separation_px: float
+    dropout: float | None = None
+    interpolation: config.ImageInterpolation | None = None
 
     @property
     def script(self) -> str:
@@ -68,7 +73,12 @@ class Experiment:
             separate_touching=True,
             separation_px=self.separation_px,
         )
-        return replace(settings, weight_map=weight_map)
+        model, augmentation = settings.model, settings.augmentation
+        if self.dropout is not None:
+            model = replace(model, dropout=self.dropout)
+        if self.interpolation is not None:
+            augmentation = replace(augmentation, interpolation=self.interpolation)
+        return replace(settings, model=model, augmentation=augmentation, weight_map=weight_map)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,10 @@ class CellTracking:
     command: tyro.conf.Suppress[str] = ""
 
     def run(self) -> int:
+        with run_lock(self.out):
+            return self._run()
+
+    def _run(self) -> int:
         settings = self.settings
         if not settings.iterations and not settings.time_budget:
             settings = replace(settings, time_budget=BUDGET)
