@@ -23,7 +23,7 @@ def two_cells() -> tuple[np.ndarray, np.ndarray]:
     return images.round().clip(0, 255).astype(np.uint8), labels
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> TrainConfig:
     """Settings that train in a second: depth 2, 4 channels, tiles of 76 px."""
     return TrainConfig(

@@ -610,8 +610,9 @@ IMAGE = torch.zeros(1, 6, 8)
         ),
         (
             lambda: elastic_deformation(IMAGE, grid=1, generator=seeded(0)),
-            "grid is 1: at least 2 control points a side are needed",
+            "grid is 1: 2 to 1024 control points a side are needed",
         ),
+        (lambda: augment.draw_displacement(grid=10**30, generator=seeded(0)), "grid is 10{30}: 2"),
         (
             lambda: draw(
                 AugmentationConfig(), image_size=(6, 8), window=(0, 5), generator=seeded(0)

@@ -147,7 +147,10 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],  # see faults/
+)
 def test_stopped_program_is_resumed_to_the_same_bytes(files, stop, code):
     stack = np.tile(read_stack(files / "labels.tif"), (50, 1, 1))
     labels, out = files / "many.tif", files / "w.tif"

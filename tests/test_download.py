@@ -290,7 +290,7 @@ def test_what_a_killed_call_unpacked_is_removed(tmp_path, declare):
     (tmp_path / ".set.0123abcd/set").mkdir(parents=True)
     (tmp_path / ".set.0123abcd/set/volume.tif").touch()
     fetch(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["download", "set"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
