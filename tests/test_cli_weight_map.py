@@ -162,6 +162,7 @@ def test_stopped_program_is_resumed_to_the_same_bytes(files, stop, code):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
     ) as program:
         while not (files / ".w.tif.parts/000002.zst").exists() and program.poll() is None:
             time.sleep(0.01)
