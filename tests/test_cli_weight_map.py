@@ -198,6 +198,8 @@ def test_preview_of_augmentation(files, capsys):
         ("--contrast 2", "contrast is 2"),
         ("--elastic-grid 1", "elastic_grid is 1"),
         ("--seed x", "x"),
+        ("--seed -1", "seed is -1"),
+        (f"--seed {2**62}", "seed is 4611686018427387904"),
     ],
 )
 def test_bad_preview_options_are_one_line(files, capsys, flags, message):

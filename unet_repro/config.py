@@ -49,6 +49,12 @@ Preset = Literal["paper", "release", "port", "quick"]
 _MOST_AT_ONCE = 65_536  # tiles in a step, px of a tile's side: beyond any memory
 
 
+def check_seed(seed: int) -> None:
+    """Raise an `InputError` if the random numbers cannot begin with it, or with its successors."""
+    if not 0 <= seed < 2**62:
+        raise InputError(f"seed is {seed}: it must lie in [0, 2^62)")
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """The network's shape. The defaults are the paper's Fig. 1: 31,030,658 parameters.
@@ -260,8 +266,7 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}: above 0 and finite is needed")
-        if not 0 <= self.seed < 2**62:
-            raise InputError(f"seed is {self.seed}: it must lie in [0, 2^62)")
+        check_seed(self.seed)
         if self.model.classes != 2:
             raise InputError(
                 f"classes is {self.model.classes}: labels tell two classes apart, cell interior "

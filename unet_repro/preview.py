@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from unet_repro import augment
 from unet_repro.atomic import atomic_path, check_output
 from unet_repro.augment import Augmentation
-from unet_repro.config import TILE_INPUT_PX, AugmentationConfig
+from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, check_seed
 from unet_repro.drawing import INK, MUTED
 from unet_repro.errors import InputError
 from unet_repro.warp import Interpolation
@@ -83,8 +83,8 @@ def augmentation_preview(
     Raises
     ------
     InputError
-        Shapes that differ, a size below 1, a grey value that is not finite, labels that
-        `weight_map` refuses, or a path that cannot be written.
+        Shapes that differ, a size below 1, a seed outside [0, 2^62), a grey value that is not
+        finite, labels that `weight_map` refuses, or a path that cannot be written.
     """
     check_output(path, overwrite=overwrite)
     if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
@@ -94,6 +94,7 @@ def augmentation_preview(
         )
     if window < 1 or samples < 1:
         raise InputError(f"window is {window} px, samples {samples}: both must be 1 or more")
+    check_seed(seed)
     middle = _MiddleSlice.of(images, labels)
     size, windows = (middle.image.shape[0], middle.image.shape[1]), (window, window)
     generator = torch.Generator().manual_seed(seed)
