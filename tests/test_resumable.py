@@ -95,6 +95,12 @@ def test_what_cannot_be_written_is_refused(tmp_path):
             Parts(tmp_path, overwrite=overwrite)
 
 
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_root_of_all_folders_is_no_output(is_folder):
+    with pytest.raises(InputError, match="cannot be replaced"):
+        Parts("/", overwrite=True, is_folder=is_folder)
+
+
 def test_link_to_an_output_survives(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "file")

@@ -85,6 +85,8 @@ class Parts:
     ) -> None:
         # Not check_output: its probe, killed, would stay beside the output.
         self.target = Path(os.path.realpath(out))
+        if not self.target.name:
+            raise InputError(f"{out}: is the root of all folders and cannot be replaced")
         self.is_complete = False
         self._folder = self.target.with_name(f".{self.target.name}.parts")
         self._manifest = self._folder / "manifest.json"
