@@ -561,6 +561,41 @@ class TestDraw:
         expected = image[:, rows][:, :, columns]
         assert torch.equal(augment.apply(drawn, image, window=window).image, expected)
 
+    @pytest.mark.parametrize("window", [(4, 4), (5, 5), (4, 7)])
+    def test_unwarped_windows_are_turned_and_flipped_pieces_of_the_image(self, window):
+        ranges = AugmentationConfig(contrast=0, brightness=0, flips=True, unwarped=1)
+        image, generator = torch.rand(1, 20, 24, generator=seeded(20)), seeded(21)
+        wide = torch.nn.functional.pad(image, (12, 12, 12, 12), mode="reflect")
+        seen = set()
+        for _ in range(200):
+            drawn = draw(ranges, image_size=(20, 24), window=window, generator=generator)
+            turns = round(drawn.angle_deg / 90) % 4
+            sides = window[::-1] if turns % 2 else window
+            y, x = (int(c - (side - 1) / 2) + 12 for c, side in zip(drawn.centre, sides))
+            piece = torch.rot90(wide[:, y : y + sides[0], x : x + sides[1]], turns, (1, 2))
+            expected = piece.flip(2) if drawn.is_flipped else piece
+            assert torch.equal(augment.apply(drawn, image, window=window).image, expected)
+            seen.add((turns, drawn.is_flipped))
+        assert len(seen) == 8
+
+    @pytest.mark.parametrize("rotation_deg", [0, 60, 89.9])
+    def test_unwarped_windows_are_not_turned_beyond_the_range(self, rotation_deg):
+        ranges, generator = AugmentationConfig(rotation_deg=rotation_deg, unwarped=1), seeded(22)
+        for _ in range(50):
+            drawn = draw(ranges, image_size=(9, 9), window=(5, 5), generator=generator)
+            assert drawn.angle_deg == 0
+            assert not drawn.displacement.any()
+
+    def test_share_of_unwarped_windows(self):
+        ranges, generator = AugmentationConfig(unwarped=0.25), seeded(23)
+        drawn = [
+            draw(ranges, image_size=(9, 9), window=(5, 5), generator=generator) for _ in range(2000)
+        ]
+        still = [one for one in drawn if not one.displacement.any()]
+        assert abs(len(still) - 500) < 5 * 19.4  # the binomial's standard deviation
+        assert all(one.angle_deg % 90 == 0 for one in still)
+        assert {one.angle_deg % 360 for one in still} == {0, 90, 180, 270}
+
 
 IMAGE = torch.zeros(1, 6, 8)
 

@@ -35,6 +35,7 @@ def test_defaults_are_the_papers() -> None:
     assert (WeightMapConfig().w0, WeightMapConfig().sigma) == (10, 5)
     assert (AugmentationConfig().elastic_grid, AugmentationConfig().elastic_sigma_px) == (3, 10)
     assert not AugmentationConfig().flips
+    assert AugmentationConfig().unwarped == 0
     assert config.TABLE_1["u-net"] == (0.000353, 0.0382, 0.0611)
     assert config.TABLE_2 == {"PhC-U373": 0.9203, "DIC-HeLa": 0.7756}
 
@@ -119,6 +120,7 @@ def test_wrong_training_is_refused(values: dict[str, object], message: str) -> N
         (dict(elastic_grid=1), "elastic_grid is 1: 2 to 1024 points a side"),
         (dict(elastic_grid=1025), "elastic_grid is 1025: 2 to 1024 points a side"),
         (dict(contrast=1.0), "contrast is 1.0: it must stay below 1"),
+        (dict(unwarped=1.1), "unwarped is 1.1: a share in"),
     ],
 )
 def test_wrong_augmentation_is_refused(values: dict[str, object], message: str) -> None:

@@ -63,7 +63,8 @@ def draw(
     ----------
     ranges
         Uniform over +-rotation_deg, 1 +- contrast and +-brightness; Gaussian displacements; a flip
-        with probability 1/2 where flips are on.
+        with probability 1/2 where flips are on. With probability `unwarped` the angle is the
+        nearest multiple of 90 degrees (0 if that is beyond rotation_deg), and nothing is displaced.
     image_size, window
         (height, width) in px. The window's centre lies anywhere in the image, on a pixel's centre
         for an odd side of the window and on its lower right corner for an even one; what the window
@@ -84,15 +85,21 @@ def draw(
     displacement = draw_displacement(
         sigma_px=ranges.elastic_sigma_px, grid=ranges.elastic_grid, generator=generator
     )
-    # On whole pixels of the image (half ones for an even window), so that an unrotated window
-    # without displacement needs no interpolation.
+    angle_deg = ranges.rotation_deg * (2 * spread[2] - 1)
+    if ranges.unwarped and torch.rand((), generator=generator, device="cpu") < ranges.unwarped:
+        angle_deg = 90.0 * round(angle_deg / 90)
+        angle_deg *= abs(angle_deg) <= ranges.rotation_deg
+        displacement = torch.zeros_like(displacement)
+    # On whole pixels of the image (half ones for an even window), so that a window without
+    # displacement, not turned or turned by 90 degrees, needs no interpolation.
+    sides = window[::-1] if angle_deg % 180 == 90 else window
     y, x = (
         int(share * size) + (0.0 if side % 2 else 0.5)
-        for share, size, side in zip(spread[:2], image_size, window)
+        for share, size, side in zip(spread[:2], image_size, sides)
     )
     return Augmentation(
         centre=(y, x),
-        angle_deg=ranges.rotation_deg * (2 * spread[2] - 1),
+        angle_deg=angle_deg,
         is_flipped=ranges.flips and spread[3] < 0.5,
         displacement=displacement,
         contrast=1 + ranges.contrast * (2 * spread[4] - 1),

@@ -155,6 +155,10 @@ class AugmentationConfig:
     # of the image; not in the paper. Bilinear (the authors' later code) smooths away noise that
     # the images to be predicted have; bicubic (Keys) keeps more of it
     interpolation: ImageInterpolation = "bilinear"
+    # share of samples that are cut out, turned by multiples of 90 degrees and flipped, but neither
+    # turned otherwise nor deformed; not in the paper. Nothing is interpolated there: noise and the
+    # borders of labels are those of the images to be predicted
+    unwarped: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rotation_deg", "elastic_sigma_px", "contrast", "brightness"):
@@ -166,6 +170,8 @@ class AugmentationConfig:
             )
         if self.contrast >= 1:
             raise InputError(f"contrast is {self.contrast}: it must stay below 1")
+        if not 0 <= self.unwarped <= 1:
+            raise InputError(f"unwarped is {self.unwarped}: a share in [0, 1] is needed")
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,10 @@ class WeightMapConfig:
     separation_px
         The pixels of a cell that lie so near to another cell become ridge. Not in the paper; the
         authors' later code has 1.
+    rim_px
+        With separate_touching, the pixels of a cell that lie so near to background become
+        background too: cells have an outline wherever they end, which is learned even from images
+        in which none touch. What is predicted are then cells without their rims. Not in the paper.
     """
 
     w0: float = W0  # Eq. 2
@@ -191,6 +201,7 @@ class WeightMapConfig:
     class_balance: Literal["frequency", "none"] = "frequency"  # not in the paper: how
     separate_touching: bool = False
     separation_px: float = 1.0
+    rim_px: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.w0 < math.inf:
@@ -199,6 +210,10 @@ class WeightMapConfig:
             raise InputError(f"sigma is {self.sigma}: it must be above 0, finite")
         if not 0 <= self.separation_px < math.inf:
             raise InputError(f"separation_px is {self.separation_px}: 0 or more, finite is needed")
+        if not 0 <= self.rim_px < math.inf:
+            raise InputError(f"rim_px is {self.rim_px}: 0 or more, finite is needed")
+        if self.rim_px and not self.separate_touching:
+            raise InputError(f"rim_px is {self.rim_px}: it needs separate_touching")
 
 
 @dataclass(frozen=True)
