@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import watershed
+from skimage.segmentation import expand_labels, watershed
 
 from unet_repro.errors import InputError
 
@@ -30,6 +30,9 @@ class InstanceRule:
     border_px
         Cells that lie wholly within so many pixels of the image's border are dropped. Not in the
         paper: 50 px, the release, and the field of interest of the challenge.
+    expand_px
+        Cells grow by so many px, wherever no other cell is nearer: by the rim that they were
+        trained without (`config.WeightMapConfig.rim_px`). Not in the paper.
     fill_holes
         Background that a cell encloses becomes part of it. Not in the paper.
     valley, smoothing_px
@@ -43,6 +46,7 @@ class InstanceRule:
     grow_to: float = 0.5
     least_px: int = 500
     border_px: int = 50
+    expand_px: float = 0.0
     fill_holes: bool = True
     valley: float = 0.0
     smoothing_px: float = 0.0
@@ -54,7 +58,7 @@ class InstanceRule:
         for name in ("least_px", "border_px"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 px or more")
-        for name in ("valley", "smoothing_px"):
+        for name in ("expand_px", "valley", "smoothing_px"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
 
@@ -114,7 +118,9 @@ def _cells_of_peaks(scores: np.ndarray, rule: InstanceRule) -> np.ndarray:
 
 
 def _finished(cells: np.ndarray, rule: InstanceRule) -> np.ndarray:
-    """Return cells without holes, and without those that do not reach the field."""
+    """Return cells expanded, without holes, and without those that do not reach the field."""
+    if rule.expand_px:
+        cells = expand_labels(cells, rule.expand_px)
     if rule.fill_holes:
         cells = _without_holes(cells)
     return _keep(cells, _reaches_field(cells, rule.border_px))

@@ -141,7 +141,10 @@ def start_run(
         targets = data.labels
         if settings.weight_map.separate_touching:
             targets = separate_touching(
-                targets, radius=settings.weight_map.separation_px, workers=2
+                targets,
+                radius=settings.weight_map.separation_px,
+                rim=settings.weight_map.rim_px,
+                workers=2,
             )
         classes = (targets > 0).astype(np.uint8)
         with processes.first_alone():
@@ -248,6 +251,7 @@ def _weight_maps(
         class_balance=balance,
         separate_touching=settings.weight_map.separate_touching,
         separation_px=settings.weight_map.separation_px,
+        rim_px=settings.weight_map.rim_px,
         workers=2,
     )
     if data.known is not None:

@@ -35,6 +35,7 @@ def weight_map(
     ignore_label: int | None = None,
     separate_touching: bool = False,
     separation_px: float = 1,
+    rim_px: float = 0,
     kind: Kind = "auto",
     workers: int = 1,
 ) -> np.ndarray:
@@ -68,8 +69,8 @@ def weight_map(
     separate_touching : bool
         Weight the pixels that the function `separate_touching` removes as background. The
         distances are still those of the cells as given.
-    separation_px : float
-        Its radius in px.
+    separation_px, rim_px : float
+        Its radius and rim in px.
     kind : "auto", "mask" or "ids"
         What the values mean. ``auto``: a bool array, or one whose known values are all in
         {0, 1} or all in {0, 255}, is a mask; every other holds instance ids.
@@ -114,7 +115,8 @@ def weight_map(
     targets = stack
     if separate_touching:
         _check_radius(separation_px, "separation_px")
-        targets = _separate(stack, separation_px, ignore_label, is_mask, workers)
+        _check_radius(rim_px, "rim_px")
+        targets = _separate(stack, separation_px, rim_px, ignore_label, is_mask, workers)
     classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # BACKGROUND or CELL
     if ignore_label is not None:
         classes[targets == ignore_label] = UNKNOWN
@@ -183,6 +185,7 @@ def separate_touching(
     labels: np.ndarray,
     *,
     radius: float = 1,
+    rim: float = 0,
     ignore_label: int | None = None,
     kind: Kind = "auto",
     workers: int = 1,
@@ -198,11 +201,14 @@ def separate_touching(
         As in `weight_map`.
     radius : float
         Of the disc, in px.
+    rim : float
+        Removes the cells' pixels with background at so many px or less, too: a rim all around, so
+        that a network learns outlines where no two cells touch in the images it is trained on.
 
     Returns
     -------
     ndarray, shape and dtype of `labels`
-        A copy with the ridge set to 0. Unknown pixels stay.
+        A copy with ridge and rim set to 0. Unknown pixels stay, and are no background.
 
     Notes
     -----
@@ -210,13 +216,16 @@ def separate_touching(
 
     Examples
     --------
-    >>> separate_touching(np.array([[3, 3, 3, 8, 8, 0]]))
-    array([[3, 3, 0, 0, 8, 0]])
+    >>> separate_touching(np.array([[3, 3, 3, 8, 8, 8, 0]]))
+    array([[3, 3, 0, 0, 8, 8, 0]])
+    >>> separate_touching(np.array([[3, 3, 3, 8, 8, 8, 0]]), rim=1)
+    array([[3, 3, 0, 0, 8, 0, 0]])
     """
     _check_radius(radius, "radius")
+    _check_radius(rim, "rim")
     stack = _checked_stack(labels, ignore_label, kind, workers)
     is_mask = _is_mask(stack, ignore_label, kind)
-    return _separate(stack, radius, ignore_label, is_mask, workers).reshape(np.shape(labels))
+    return _separate(stack, radius, rim, ignore_label, is_mask, workers).reshape(np.shape(labels))
 
 
 def instances(
@@ -373,9 +382,14 @@ def _check_radius(radius: float, name: str) -> None:
 
 
 def _separate(
-    stack: np.ndarray, radius: float, ignore_label: int | None, is_mask: bool, workers: int
+    stack: np.ndarray,
+    radius: float,
+    rim: float,
+    ignore_label: int | None,
+    is_mask: bool,
+    workers: int,
 ) -> np.ndarray:
-    """Return a copy without the cells' pixels that have another cell within `radius`."""
+    """Return a copy without the cells' pixels near another cell, or near background."""
     out = stack.copy()
     for slice_, target in zip(stack, out):
         d1, d2 = two_nearest_distances(
@@ -384,7 +398,10 @@ def _separate(
             kind="mask" if is_mask else "ids",
             workers=workers,
         )
-        target[(d1 == 0) & (d2 <= radius)] = 0
+        is_border = d2 <= radius
+        if rim and not slice_.all():
+            is_border |= ndimage.distance_transform_edt(slice_) <= rim
+        target[(d1 == 0) & is_border] = 0
     return out
 
 
