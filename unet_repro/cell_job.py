@@ -47,8 +47,8 @@ class Experiment:
         As Table 2 has it.
     rule
         How cells are made of scores.
-    separation_px
-        Width of the ridge between cells (`config.WeightMapConfig`).
+    separation_px, rim_px
+        Width of the ridge between cells and of the rim around them (`config.WeightMapConfig`).
     dropout, interpolation
         As in `config.UNetConfig` and `config.AugmentationConfig`; None for the preset's.
     """
@@ -57,6 +57,7 @@ class Experiment:
     title: str
     rule: InstanceRule
     separation_px: float
+    rim_px: float = 0.0
     dropout: float | None = None
     interpolation: config.ImageInterpolation | None = None
 
@@ -72,6 +73,7 @@ class Experiment:
             w0=config.W0,  # Eq. 2: cells that touch need it, whatever the preset has
             separate_touching=True,
             separation_px=self.separation_px,
+            rim_px=self.rim_px,
         )
         model, augmentation = settings.model, settings.augmentation
         if self.dropout is not None:
