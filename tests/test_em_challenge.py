@@ -150,6 +150,23 @@ def test_unusable_hidden_labels_are_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "share"),
+    [([], 0.5), (["--unwarped", "0.25"], 0.25), (["--preset", "release"], 0.0)],
+)
+def test_quick_leaves_some_samples_unwarped(job, folder, tmp_path, monkeypatch, flags, share):
+    seen = []
+
+    def start_run(data, settings, *args, **options):
+        seen.append(settings.augmentation.unwarped)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(job, "start_run", start_run)
+    arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags]
+    assert job.main(arguments) == 2
+    assert seen == [share]
+
+
 def test_default_heldout_block_needs_its_slices(job, folder, tmp_path, capsys):
     flags = [flag for flag in FLAGS if flag not in ("--val", "2:4")]
     assert job.main(["--data", str(folder), "--out", str(tmp_path / "out"), *flags]) == 2
