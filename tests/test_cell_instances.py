@@ -95,8 +95,14 @@ def test_cells_expand_by_their_rims_but_not_into_each_other():
     assert ((found == 1) >= ((one <= 3) & (one < two))).all()
     assert ((found == 2) >= ((two <= 3) & (two < one))).all()
     np.testing.assert_array_equal(found > 0, np.minimum(one, two) <= 3)
-    # too small is what it is before it expands
-    assert not instances_of_scores(scores, InstanceRule(0.5, 0.5, 81, 0, expand_px=3)).any()
+
+
+@pytest.mark.parametrize(("expand_px", "least_px", "cells"), [(0, 80, 1), (0, 81, 0), (3, 81, 1)])
+def test_too_small_is_what_is_small_when_it_has_expanded(expand_px, least_px, cells):
+    y, x = np.mgrid[:30, :30]
+    scores = np.where((y - 14) ** 2 + (x - 12) ** 2 <= 25, 4.0, -4.0)  # 81 px
+    rule = InstanceRule(0.9, 0.5, least_px, 0, expand_px=expand_px, valley=1.0)
+    assert instances_of_scores(scores, rule).max() == cells
 
 
 def test_what_reaches_the_field_is_the_expanded_cell():

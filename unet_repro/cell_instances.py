@@ -25,8 +25,8 @@ class InstanceRule:
     grow_to
         P(cell interior) down to which cores grow; none grows where it is `threshold` or more.
     least_px
-        Cores and cells of so many pixels or fewer are dropped. Not in the paper: 500 px, the
-        authors' release for PhC-U373.
+        Cores by threshold of so many pixels or fewer are dropped, and cells when they have
+        expanded. Not in the paper: 500 px, the authors' release for PhC-U373.
     border_px
         Cells that lie wholly within so many pixels of the image's border are dropped. Not in the
         paper: 50 px, the release, and the field of interest of the challenge.
@@ -94,8 +94,7 @@ def instances_of_scores(scores: np.ndarray, rule: InstanceRule) -> np.ndarray:
     if scores.ndim != 2 or not np.isfinite(scores).all():
         raise InputError(f"scores of shape {scores.shape}: (y, x), all finite, is needed")
     if rule.valley:
-        cells = _cells_of_peaks(scores, rule)
-        return _finished(cells, rule)
+        return _finished(_cells_of_peaks(scores, rule), rule)
     cores, _ = ndimage.label(scores > _log_odds(rule.threshold))
     cores = _keep(cores, np.bincount(cores.ravel()) > rule.least_px)
     if rule.grow_to < rule.threshold:
@@ -113,14 +112,14 @@ def _cells_of_peaks(scores: np.ndarray, rule: InstanceRule) -> np.ndarray:
     inside = scores > _log_odds(rule.grow_to)
     levelled = reconstruction(smooth - rule.valley, smooth)  # peaks cut down by `valley`
     cores, _ = ndimage.label(local_maxima(levelled) & inside)
-    cells = watershed(-smooth, cores, mask=inside)
-    return _keep(cells, np.bincount(cells.ravel()) > rule.least_px)
+    return watershed(-smooth, cores, mask=inside)
 
 
 def _finished(cells: np.ndarray, rule: InstanceRule) -> np.ndarray:
-    """Return cells expanded, without holes, and without those that do not reach the field."""
+    """Return cells expanded and without holes; drop small ones, and those beyond the field."""
     if rule.expand_px:
         cells = expand_labels(cells, rule.expand_px)
+    cells = _keep(cells, np.bincount(cells.ravel()) > rule.least_px)
     if rule.fill_holes:
         cells = _without_holes(cells)
     return _keep(cells, _reaches_field(cells, rule.border_px))
