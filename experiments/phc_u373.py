@@ -26,7 +26,7 @@ EXPERIMENT = cell_job.Experiment(
         grow_to=0.35, least_px=500, border_px=50, expand_px=3.0, valley=2.5, smoothing_px=4.0
     ),
     separation_px=5.0,
-    # no cells touch in sequence 01: only a rim shows where one ends upon another
+    # hardly any cells touch in sequence 01: it is the rim that shows where one ends upon another
     rim_px=3.0,
 )
 
