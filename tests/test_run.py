@@ -124,6 +124,9 @@ def test_a_refused_resume_or_overwrite_changes_no_file(data, tiny, tmp_path):
     before = contents()
     with pytest.raises(InputError, match="was made with seed"):
         start_run(data, replace(settings, seed=3), tmp_path, resume=True)
+    other = replace(settings, augmentation=replace(settings.augmentation, unwarped=0.5))
+    with pytest.raises(InputError, match=r"made with augmentation.unwarped = 0.0, not 0.5; "):
+        start_run(data, other, tmp_path, resume=True)
     flat = replace(data, images=np.full_like(data.images, 7))
     with pytest.raises(InputError, match="nothing to learn"):
         start_run(flat, settings, tmp_path, overwrite=True)
@@ -133,6 +136,28 @@ def test_a_refused_resume_or_overwrite_changes_no_file(data, tiny, tmp_path):
     # going on makes the old figures stale; so does beginning anew
     start_run(data, replace(settings, iterations=13), tmp_path, resume=True, is_quiet=True)
     assert not {"metrics.json", "submission.tif", "heldout_image.tif"} & set(contents())
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(data, tiny, tmp_path):
+    settings = replace(tiny, iterations=4)
+    start_run(data, settings, tmp_path, is_quiet=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    identity = json.loads(state["identity"])
+    del identity["augmentation"]["unwarped"], identity["weight_map"]["rim_px"]
+    torch.save(state | {"identity": json.dumps(identity)}, tmp_path / "checkpoint.pt")
+    longer = replace(settings, iterations=6)
+    assert start_run(data, longer, tmp_path, resume=True, is_quiet=True).iterations == 6
+    torch.save(state | {"identity": json.dumps(identity)}, tmp_path / "checkpoint.pt")
+    how = replace(longer.weight_map, separate_touching=True, rim_px=1.0)
+    with pytest.raises(InputError, match="was made with weight_map"):
+        start_run(data, replace(longer, weight_map=how), tmp_path, resume=True)
+
+
+def test_a_rim_that_leaves_no_cell_is_refused(data, tiny, tmp_path):
+    how = replace(tiny.weight_map, separate_touching=True, rim_px=99.0)
+    with pytest.raises(InputError, match="leaves nothing of the training slices' cells"):
+        start_run(data, replace(tiny, weight_map=how), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def draw(
         nearest multiple of 90 degrees (0 if that is beyond rotation_deg), and nothing is displaced.
     image_size, window
         (height, width) in px. The window's centre lies anywhere in the image, on a pixel's centre
-        for an odd side of the window and on its lower right corner for an even one; what the window
-        covers beyond the border is mirrored.
+        for an odd side of the (turned) window and on its lower right corner for an even one; what
+        the window covers beyond the border is mirrored.
     generator
         A CPU generator: few numbers are drawn, and the same ones whatever the device.
 
@@ -87,8 +87,8 @@ def draw(
     )
     angle_deg = ranges.rotation_deg * (2 * spread[2] - 1)
     if ranges.unwarped and torch.rand((), generator=generator, device="cpu") < ranges.unwarped:
-        angle_deg = 90.0 * round(angle_deg / 90)
-        angle_deg *= abs(angle_deg) <= ranges.rotation_deg
+        turned = 90.0 * round(angle_deg / 90)
+        angle_deg = turned if abs(turned) <= ranges.rotation_deg else 0.0
         displacement = torch.zeros_like(displacement)
     # On whole pixels of the image (half ones for an even window), so that a window without
     # displacement, not turned or turned by 90 degrees, needs no interpolation.

@@ -94,6 +94,7 @@ class CellTracking:
     more than people have drawn; scored is always against the masks that people have drawn.
     In partly annotated frames, pixels that a cell without a mask may cover weigh nothing: those as
     near to its marker as any mask of the sequence reaches from its own. Not in the paper.
+    --expand-px gives the cells back what --rim-px took from them: change both or neither.
 
     Parameters
     ----------

@@ -60,10 +60,11 @@ def restore_checkpoint(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on files that are refused below
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        before = config.to_dict(TrainConfig()) | parse_json(state["identity"])
+        # a setting that did not exist then had the paper's value
+        before = _flat(config.to_dict(TrainConfig())) | _flat(parse_json(state["identity"]))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise _foreign(path) from error
-    for name, now in identity.items():
+    for name, now in _flat(identity).items():
         if before.get(name) != now:
             what = (
                 "other images, labels or weights"
@@ -78,6 +79,15 @@ def restore_checkpoint(
         restore(state)
     except Exception as error:  # a part is missing or does not fit
         raise _foreign(path) from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings within settings as ``group.name``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_group = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return flat
 
 
 def _foreign(path: Path) -> InputError:

@@ -213,7 +213,7 @@ class WeightMapConfig:
         if not 0 <= self.rim_px < math.inf:
             raise InputError(f"rim_px is {self.rim_px}: 0 or more, finite is needed")
         if self.rim_px and not self.separate_touching:
-            raise InputError(f"rim_px is {self.rim_px}: it needs separate_touching")
+            raise InputError(f"rim_px is {self.rim_px}: it needs separate_touching; 0 is none")
 
 
 @dataclass(frozen=True)

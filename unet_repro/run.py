@@ -32,7 +32,7 @@ import numpy as np
 from unet_repro import config
 from unet_repro._version import __version__
 from unet_repro.atomic import atomic_path, check_output
-from unet_repro.config import TrainConfig
+from unet_repro.config import TrainConfig, WeightMapConfig
 from unet_repro.dataset import TrainingSet
 from unet_repro.device import choose_device, choose_precision, describe
 from unet_repro.errors import InputError
@@ -130,23 +130,15 @@ def start_run(
     kept = [z for z in range(len(data.images)) if z not in held_out]
     if not kept:
         raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
+    classes = _classes(data.labels, settings.weight_map)
     for part, name in ((kept, "training"), (list(held_out), "held-out")):
-        _check_both_classes(data.labels[part], name)
+        _check_both_classes(data.labels[part], classes[part], name)
     output_side(settings)
     device = processes.place(choose_device(settings.device))
     settings = replace(settings, precision=choose_precision(settings.precision, device))
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
-        targets = data.labels
-        if settings.weight_map.separate_touching:
-            targets = separate_touching(
-                targets,
-                radius=settings.weight_map.separation_px,
-                rim=settings.weight_map.rim_px,
-                workers=2,
-            )
-        classes = (targets > 0).astype(np.uint8)
         with processes.first_alone():
             weights, held_out_weights = _weight_maps(
                 data, classes, settings, folder, kept, held_out
@@ -198,10 +190,23 @@ def start_run(
         return trained
 
 
-def _check_both_classes(labels: np.ndarray, name: str) -> None:
-    if labels.size and len(np.unique(labels > 0)) == 1:
-        found = "cell interior" if (labels > 0).any() else "background"
+def _classes(labels: np.ndarray, how: WeightMapConfig) -> np.ndarray:
+    """Return what is learned: uint8, 1 in the cells' interiors and 0 elsewhere."""
+    if how.separate_touching:
+        labels = separate_touching(labels, radius=how.separation_px, rim=how.rim_px, workers=2)
+    return (labels > 0).astype(np.uint8)
+
+
+def _check_both_classes(labels: np.ndarray, classes: np.ndarray, name: str) -> None:
+    is_cell = labels > 0
+    if is_cell.size and is_cell.all() == is_cell.any():
+        found = "cell interior" if is_cell.any() else "background"
         raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
+    if classes.size and not classes.any():
+        raise InputError(
+            f"separate_touching leaves nothing of the {name} slices' cells: they need a smaller "
+            "separation_px or rim_px"
+        )
 
 
 def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:

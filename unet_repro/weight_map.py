@@ -399,8 +399,9 @@ def _separate(
             workers=workers,
         )
         is_border = d2 <= radius
-        if rim and not slice_.all():
-            is_border |= ndimage.distance_transform_edt(slice_) <= rim
+        if rim:
+            background = (slice_ == 0).view(np.uint8)
+            is_border |= two_nearest_distances(background, kind="ids", workers=workers)[0] <= rim
         target[(d1 == 0) & is_border] = 0
     return out
 

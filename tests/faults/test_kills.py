@@ -253,7 +253,7 @@ def run_trials(
         assert disturbed > count / 3, codes
 
 
-# train is killed in `test_train`, too
+# train: with -m faults; its loop is killed in `test_train`
 @pytest.mark.parametrize("name", ["predict", "weight-map", "evaluate", "download"])
 def test_nothing_is_lost(name, server, undisturbed, tmp_path):
     run_trials(name, 3, server, undisturbed, tmp_path, seed=1)
