@@ -22,12 +22,8 @@ from unet_repro.cli import program
 EXPERIMENT = cell_job.Experiment(
     dataset="phc-u373",
     title="PhC-U373",
-    rule=InstanceRule(
-        grow_to=0.35, least_px=500, border_px=50, expand_px=3.0, valley=2.5, smoothing_px=4.0
-    ),
+    rule=InstanceRule(grow_to=0.35, least_px=500, border_px=50, valley=2.5, smoothing_px=4.0),
     separation_px=5.0,
-    # hardly any cells touch in sequence 01: it is the rim that shows where one ends upon another
-    rim_px=3.0,
 )
 
 

@@ -85,33 +85,6 @@ def test_holes_are_filled_but_bays_and_enclosed_cells_stay():
     np.testing.assert_array_equal(open_ > 0, scores > 0)
 
 
-def test_cells_expand_by_their_rims_but_not_into_each_other():
-    y, x = np.mgrid[:30, :50]
-    is_core = ((y - 14) ** 2 + (x - 12) ** 2 <= 25) | ((y - 14) ** 2 + (x - 26) ** 2 <= 25)
-    scores = np.where(is_core, 4.0, -4.0)  # two discs, 3 px between them
-    cores = instances_of_scores(scores, InstanceRule(0.5, 0.5, 0, 0))
-    found = instances_of_scores(scores, InstanceRule(0.5, 0.5, 0, 0, expand_px=3))
-    one, two = (ndimage.distance_transform_edt(cores != number) for number in (1, 2))
-    assert ((found == 1) >= ((one <= 3) & (one < two))).all()
-    assert ((found == 2) >= ((two <= 3) & (two < one))).all()
-    np.testing.assert_array_equal(found > 0, np.minimum(one, two) <= 3)
-
-
-@pytest.mark.parametrize(("expand_px", "least_px", "cells"), [(0, 80, 1), (0, 81, 0), (3, 81, 1)])
-def test_too_small_is_what_is_small_when_it_has_expanded(expand_px, least_px, cells):
-    y, x = np.mgrid[:30, :30]
-    scores = np.where((y - 14) ** 2 + (x - 12) ** 2 <= 25, 4.0, -4.0)  # 81 px
-    rule = InstanceRule(0.9, 0.5, least_px, 0, expand_px=expand_px, valley=1.0)
-    assert instances_of_scores(scores, rule).max() == cells
-
-
-def test_what_reaches_the_field_is_the_expanded_cell():
-    scores = np.full((20, 20), -4.0)
-    scores[8:12, :4] = 4.0
-    assert not instances_of_scores(scores, InstanceRule(0.5, 0.5, 0, border_px=5)).any()
-    assert instances_of_scores(scores, InstanceRule(0.5, 0.5, 0, border_px=5, expand_px=3)).any()
-
-
 @pytest.mark.parametrize(("depth", "cells"), [(1.5, 2), (2.5, 1)])
 def test_peaks_are_two_cells_if_the_valley_is_deep_enough(depth, cells):
     profile = np.array([-4.0, 1, 5, 5, 4, 3, 4.5, 5, 1, -4])  # the valley lies 2 below the peaks
@@ -140,7 +113,6 @@ def test_smoothing_removes_peaks_that_are_noise():
         ({"grow_to": 0.0}, "grow_to is 0.0"),
         ({"least_px": -1}, "least_px is -1"),
         ({"border_px": -1}, "border_px is -1"),
-        ({"expand_px": -1.0}, "expand_px is -1"),
         ({"valley": -0.5}, "valley is -0.5"),
         ({"smoothing_px": float("inf")}, "smoothing_px is inf"),
     ],

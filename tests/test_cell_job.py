@@ -167,10 +167,6 @@ def test_unknown_pixels_weigh_nothing_and_ridges_are_background(folder, tmp_path
     assert run(script, folder, tmp_path, "--dropout", "0.25", "--interpolation", "bicubic") == 2
     assert seen["settings"].model.dropout == 0.25  # flags come last
     assert seen["settings"].augmentation.interpolation == "bicubic"
-    assert seen["settings"].weight_map.rim_px == 0
-    script = experiment("phc_u373")
-    assert run(script, folder, tmp_path) == 2
-    assert seen["settings"].weight_map.rim_px == script.EXPERIMENT.rule.expand_px == 3
 
 
 @pytest.mark.parametrize(

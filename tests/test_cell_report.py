@@ -57,14 +57,6 @@ def test_figures_stand_beside_those_of_table_2(folder, cells):
     assert "synthetic" not in page
 
 
-def test_expansion_is_told_where_there_is_one(folder, cells):
-    assert "expanded" not in str(cell_section(folder, {"cells": cells}))
-    cells["rule"]["expand_px"] = 3.0
-    assert "expanded by 3.0 px" in str(cell_section(folder, {"cells": cells}))
-    del cells["rule"]["expand_px"]  # a run from before there was such a rule
-    assert "expanded" not in str(cell_section(folder, {"cells": cells}))
-
-
 def test_best_median_and_worst_frame_are_shown(folder, cells):
     page = str(cell_section(folder, {"cells": cells}))
     places = [

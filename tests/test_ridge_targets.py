@@ -54,19 +54,6 @@ def test_a_ridge_is_background_and_weighs_as_such(ids, tiny, tmp_path, monkeypat
     assert outermost == pytest.approx(background + 10 * np.exp(-(reach**2) / 50), rel=1e-5)
 
 
-def test_a_rim_is_background_all_around_and_weighs_as_such(ids, tiny, tmp_path, monkeypatch):
-    how = WeightMapConfig(separate_touching=True, separation_px=1, rim_px=3)
-    classes, weights = captured(ids, replace(tiny, weight_map=how), tmp_path, monkeypatch)
-    expected = np.zeros(ids.shape[1:], bool)
-    for x0, x1 in ((7, 19), (21, 33), (43, 53)):  # 3 px within the cells, 1 px from each other
-        expected[8:32, x0:x1] = True
-    np.testing.assert_array_equal(classes, np.stack([expected] * 2))
-    background, cell = frequency_weights(int((classes == 0).sum()), int((classes == 1).sum()))
-    np.testing.assert_allclose(weights[classes == 1], cell, rtol=1e-6)
-    # the rim of the second cell, seen by the third: d1 = 0, d2 = 40 - 35
-    assert weights[0, 20, 35] == pytest.approx(background + 10 * np.exp(-(5**2) / 50), rel=1e-5)
-
-
 def test_without_the_ridge_all_of_a_cell_is_cell(ids, tiny, tmp_path, monkeypatch):
     classes, _ = captured(ids, tiny, tmp_path, monkeypatch)
     np.testing.assert_array_equal(classes, ids > 0)
@@ -104,19 +91,9 @@ def test_the_cache_tells_separations_apart(ids, tmp_path):
     np.testing.assert_array_equal(one, weight_map(ids, class_balance=None, separate_touching=True))
     assert (plain != one).any() and (one != two).any()
     np.testing.assert_array_equal(cached(separate_touching=True, separation_px=2), two)
-    rim = cached(separate_touching=True, separation_px=2, rim_px=3)
-    assert (rim != two).any()
-    np.testing.assert_array_equal(cached(separate_touching=True, separation_px=2), two)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
 def test_separations_out_of_range_are_refused(value):
     with pytest.raises(InputError, match="separation_px is"):
         WeightMapConfig(separation_px=value)
-    with pytest.raises(InputError, match=r"rim_px is .*: 0 or more"):
-        WeightMapConfig(separate_touching=True, rim_px=value)
-
-
-def test_a_rim_without_separation_is_refused():
-    with pytest.raises(InputError, match=r"rim_px is 2\.0: it needs separate_touching"):
-        WeightMapConfig(rim_px=2.0)

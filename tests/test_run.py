@@ -143,18 +143,18 @@ def test_a_run_begun_before_a_setting_existed_goes_on(data, tiny, tmp_path):
     start_run(data, settings, tmp_path, is_quiet=True)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     identity = json.loads(state["identity"])
-    del identity["augmentation"]["unwarped"], identity["weight_map"]["rim_px"]
+    del identity["augmentation"]["unwarped"]
     torch.save(state | {"identity": json.dumps(identity)}, tmp_path / "checkpoint.pt")
     longer = replace(settings, iterations=6)
     assert start_run(data, longer, tmp_path, resume=True, is_quiet=True).iterations == 6
     torch.save(state | {"identity": json.dumps(identity)}, tmp_path / "checkpoint.pt")
-    how = replace(longer.weight_map, separate_touching=True, rim_px=1.0)
-    with pytest.raises(InputError, match="was made with weight_map"):
-        start_run(data, replace(longer, weight_map=how), tmp_path, resume=True)
+    other = replace(longer, augmentation=replace(longer.augmentation, unwarped=0.5))
+    with pytest.raises(InputError, match="was made with augmentation"):
+        start_run(data, other, tmp_path, resume=True)
 
 
-def test_a_rim_that_leaves_no_cell_is_refused(data, tiny, tmp_path):
-    how = replace(tiny.weight_map, separate_touching=True, rim_px=99.0)
+def test_a_ridge_that_leaves_no_cell_is_refused(data, tiny, tmp_path):
+    how = replace(tiny.weight_map, separate_touching=True, separation_px=99.0)
     with pytest.raises(InputError, match="leaves nothing of the training slices' cells"):
         start_run(data, replace(tiny, weight_map=how), tmp_path / "run")
     assert not (tmp_path / "run").exists()

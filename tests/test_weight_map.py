@@ -357,36 +357,6 @@ def test_ridge_leaves_unknown_pixels() -> None:
     assert separate_touching(labels, ignore_label=9).tolist() == [[3, 3, 9, 0, 0]]
 
 
-@pytest.mark.parametrize("rim", [1, 2])
-def test_rim_is_what_a_dilation_of_the_background_covers(rim: int) -> None:
-    rng = np.random.default_rng(6)
-    ids = np.stack([np.kron(rng.integers(0, 4, (6, 6)), np.ones((6, 6), int)) for _ in range(2)])
-    y, x = np.mgrid[-rim : rim + 1, -rim : rim + 1]
-    disc = y**2 + x**2 <= rim**2
-    near = np.stack([ndimage.binary_dilation(slice_ == 0, disc) for slice_ in ids])
-    expected = np.where(near, 0, separate_touching(ids, radius=1))
-    assert np.array_equal(separate_touching(ids, radius=1, rim=rim), expected)
-    assert expected.any() and (expected != separate_touching(ids, radius=1)).any()
-
-
-def test_rim_leaves_unknown_pixels_and_takes_them_for_no_background() -> None:
-    labels = np.array([[9, 0, 9, 9, 3, 3, 9, 3, 3, 0, 9]])
-    assert separate_touching(labels, radius=0, rim=2, ignore_label=9).tolist() == [
-        [9, 0, 9, 9, 3, 3, 9, 0, 0, 0, 9]
-    ]
-
-
-def test_a_cell_that_fills_its_slice_has_no_rim() -> None:
-    labels = np.full((4, 5), 3)
-    assert np.array_equal(separate_touching(labels, rim=2), labels)
-
-
-def test_rim_weighs_as_background() -> None:
-    labels = np.array([[0, 1, 1, 1, 1, 0]])
-    weights = weight_map(labels, separate_touching=True, rim_px=1, class_balance=(3, 1))
-    assert weights.tolist() == [[3, 3, 1, 1, 3, 3]]
-
-
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 4, 4), (2, 0, 5)])
 def test_empty_arrays_give_empty_maps(shape: tuple[int, ...]) -> None:
     for dtype in (int, bool):
@@ -433,10 +403,6 @@ def test_bad_input_is_named(labels: np.ndarray, options: dict, message: str) -> 
 def test_bad_radius_is_named() -> None:
     with pytest.raises(InputError, match="radius is -1: it must be 0 px or more"):
         separate_touching(GAPPED, radius=-1)
-    with pytest.raises(InputError, match="rim is -1: it must be 0 px or more"):
-        separate_touching(GAPPED, rim=-1)
-    with pytest.raises(InputError, match="rim_px is nan: it must be 0 px or more"):
-        weight_map(GAPPED, separate_touching=True, rim_px=math.nan)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "i8"])

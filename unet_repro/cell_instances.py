@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import expand_labels, watershed
+from skimage.segmentation import watershed
 
 from unet_repro.errors import InputError
 
@@ -25,14 +25,11 @@ class InstanceRule:
     grow_to
         P(cell interior) down to which cores grow; none grows where it is `threshold` or more.
     least_px
-        Cores by threshold of so many pixels or fewer are dropped, and cells when they have
-        expanded. Not in the paper: 500 px, the authors' release for PhC-U373.
+        Cores and cells of so many pixels or fewer are dropped. Not in the paper: 500 px, the
+        authors' release for PhC-U373.
     border_px
         Cells that lie wholly within so many pixels of the image's border are dropped. Not in the
         paper: 50 px, the release, and the field of interest of the challenge.
-    expand_px
-        Cells grow by so many px, wherever no other cell is nearer: by the rim that they were
-        trained without (`config.WeightMapConfig.rim_px`). Not in the paper.
     fill_holes
         Background that a cell encloses becomes part of it. Not in the paper.
     valley, smoothing_px
@@ -46,7 +43,6 @@ class InstanceRule:
     grow_to: float = 0.5
     least_px: int = 500
     border_px: int = 50
-    expand_px: float = 0.0
     fill_holes: bool = True
     valley: float = 0.0
     smoothing_px: float = 0.0
@@ -58,7 +54,7 @@ class InstanceRule:
         for name in ("least_px", "border_px"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 px or more")
-        for name in ("expand_px", "valley", "smoothing_px"):
+        for name in ("valley", "smoothing_px"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
 
@@ -94,7 +90,8 @@ def instances_of_scores(scores: np.ndarray, rule: InstanceRule) -> np.ndarray:
     if scores.ndim != 2 or not np.isfinite(scores).all():
         raise InputError(f"scores of shape {scores.shape}: (y, x), all finite, is needed")
     if rule.valley:
-        return _finished(_cells_of_peaks(scores, rule), rule)
+        cells = _cells_of_peaks(scores, rule)
+        return _finished(cells, rule)
     cores, _ = ndimage.label(scores > _log_odds(rule.threshold))
     cores = _keep(cores, np.bincount(cores.ravel()) > rule.least_px)
     if rule.grow_to < rule.threshold:
@@ -112,14 +109,12 @@ def _cells_of_peaks(scores: np.ndarray, rule: InstanceRule) -> np.ndarray:
     inside = scores > _log_odds(rule.grow_to)
     levelled = reconstruction(smooth - rule.valley, smooth)  # peaks cut down by `valley`
     cores, _ = ndimage.label(local_maxima(levelled) & inside)
-    return watershed(-smooth, cores, mask=inside)
+    cells = watershed(-smooth, cores, mask=inside)
+    return _keep(cells, np.bincount(cells.ravel()) > rule.least_px)
 
 
 def _finished(cells: np.ndarray, rule: InstanceRule) -> np.ndarray:
-    """Return cells expanded and without holes; drop small ones, and those beyond the field."""
-    if rule.expand_px:
-        cells = expand_labels(cells, rule.expand_px)
-    cells = _keep(cells, np.bincount(cells.ravel()) > rule.least_px)
+    """Return cells without holes, and without those that do not reach the field."""
     if rule.fill_holes:
         cells = _without_holes(cells)
     return _keep(cells, _reaches_field(cells, rule.border_px))

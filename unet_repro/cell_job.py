@@ -47,8 +47,8 @@ class Experiment:
         As Table 2 has it.
     rule
         How cells are made of scores.
-    separation_px, rim_px
-        Width of the ridge between cells and of the rim around them (`config.WeightMapConfig`).
+    separation_px
+        Width of the ridge between cells (`config.WeightMapConfig`).
     dropout, interpolation
         As in `config.UNetConfig` and `config.AugmentationConfig`; None for the preset's.
     """
@@ -57,7 +57,6 @@ class Experiment:
     title: str
     rule: InstanceRule
     separation_px: float
-    rim_px: float = 0.0
     dropout: float | None = None
     interpolation: config.ImageInterpolation | None = None
 
@@ -73,7 +72,6 @@ class Experiment:
             w0=config.W0,  # Eq. 2: cells that touch need it, whatever the preset has
             separate_touching=True,
             separation_px=self.separation_px,
-            rim_px=self.rim_px,
         )
         model, augmentation = settings.model, settings.augmentation
         if self.dropout is not None:
@@ -94,7 +92,6 @@ class CellTracking:
     more than people have drawn; scored is always against the masks that people have drawn.
     In partly annotated frames, pixels that a cell without a mask may cover weigh nothing: those as
     near to its marker as any mask of the sequence reaches from its own. Not in the paper.
-    --expand-px gives the cells back what --rim-px took from them: change both or neither.
 
     Parameters
     ----------

@@ -190,10 +190,6 @@ class WeightMapConfig:
     separation_px
         The pixels of a cell that lie so near to another cell become ridge. Not in the paper; the
         authors' later code has 1.
-    rim_px
-        With separate_touching, the pixels of a cell that lie so near to background become
-        background too: cells have an outline wherever they end, which is learned even from images
-        in which none touch. What is predicted are then cells without their rims. Not in the paper.
     """
 
     w0: float = W0  # Eq. 2
@@ -201,7 +197,6 @@ class WeightMapConfig:
     class_balance: Literal["frequency", "none"] = "frequency"  # not in the paper: how
     separate_touching: bool = False
     separation_px: float = 1.0
-    rim_px: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.w0 < math.inf:
@@ -210,10 +205,6 @@ class WeightMapConfig:
             raise InputError(f"sigma is {self.sigma}: it must be above 0, finite")
         if not 0 <= self.separation_px < math.inf:
             raise InputError(f"separation_px is {self.separation_px}: 0 or more, finite is needed")
-        if not 0 <= self.rim_px < math.inf:
-            raise InputError(f"rim_px is {self.rim_px}: 0 or more, finite is needed")
-        if self.rim_px and not self.separate_touching:
-            raise InputError(f"rim_px is {self.rim_px}: it needs separate_touching; 0 is none")
 
 
 @dataclass(frozen=True)

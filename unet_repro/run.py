@@ -193,7 +193,7 @@ def start_run(
 def _classes(labels: np.ndarray, how: WeightMapConfig) -> np.ndarray:
     """Return what is learned: uint8, 1 in the cells' interiors and 0 elsewhere."""
     if how.separate_touching:
-        labels = separate_touching(labels, radius=how.separation_px, rim=how.rim_px, workers=2)
+        labels = separate_touching(labels, radius=how.separation_px, workers=2)
     return (labels > 0).astype(np.uint8)
 
 
@@ -205,7 +205,7 @@ def _check_both_classes(labels: np.ndarray, classes: np.ndarray, name: str) -> N
     if classes.size and not classes.any():
         raise InputError(
             f"separate_touching leaves nothing of the {name} slices' cells: they need a smaller "
-            "separation_px or rim_px"
+            "separation_px"
         )
 
 
@@ -256,7 +256,6 @@ def _weight_maps(
         class_balance=balance,
         separate_touching=settings.weight_map.separate_touching,
         separation_px=settings.weight_map.separation_px,
-        rim_px=settings.weight_map.rim_px,
         workers=2,
     )
     if data.known is not None:

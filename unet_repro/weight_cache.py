@@ -25,14 +25,13 @@ def cached_weight_map(
     class_balance: Literal["frequency"] | tuple[float, float] | None,
     separate_touching: bool = False,
     separation_px: float = 1,
-    rim_px: float = 0,
     workers: int = 1,
 ) -> np.ndarray:
     """Return the weight map of labels, from a file in the folder if it was computed before.
 
     Parameters
     ----------
-    labels, w0, sigma, class_balance, separate_touching, separation_px, rim_px, workers
+    labels, w0, sigma, class_balance, separate_touching, separation_px, workers
         As in `weight_map`.
     folder : pathlib.Path
         Where ``weight_map_<key>.npz`` is kept, the last one only. The key is a SHA-256 of the
@@ -54,7 +53,6 @@ def cached_weight_map(
         "sigma": float(sigma),
         "class_balance": class_balance,
         "separation_px": float(separation_px) if separate_touching else None,
-        "rim_px": float(rim_px) if separate_touching else None,
     }
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     path = folder / f"weight_map_{key[:32]}.npz"
@@ -67,7 +65,6 @@ def cached_weight_map(
             class_balance=class_balance,
             separate_touching=separate_touching,
             separation_px=separation_px,
-            rim_px=rim_px,
             workers=workers,
         )
         with atomic_path(path, overwrite=True) as part, part.open("wb") as file:

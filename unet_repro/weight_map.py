@@ -35,7 +35,6 @@ def weight_map(
     ignore_label: int | None = None,
     separate_touching: bool = False,
     separation_px: float = 1,
-    rim_px: float = 0,
     kind: Kind = "auto",
     workers: int = 1,
 ) -> np.ndarray:
@@ -69,8 +68,8 @@ def weight_map(
     separate_touching : bool
         Weight the pixels that the function `separate_touching` removes as background. The
         distances are still those of the cells as given.
-    separation_px, rim_px : float
-        Its radius and rim in px.
+    separation_px : float
+        Its radius in px.
     kind : "auto", "mask" or "ids"
         What the values mean. ``auto``: a bool array, or one whose known values are all in
         {0, 1} or all in {0, 255}, is a mask; every other holds instance ids.
@@ -115,8 +114,7 @@ def weight_map(
     targets = stack
     if separate_touching:
         _check_radius(separation_px, "separation_px")
-        _check_radius(rim_px, "rim_px")
-        targets = _separate(stack, separation_px, rim_px, ignore_label, is_mask, workers)
+        targets = _separate(stack, separation_px, ignore_label, is_mask, workers)
     classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # BACKGROUND or CELL
     if ignore_label is not None:
         classes[targets == ignore_label] = UNKNOWN
@@ -185,7 +183,6 @@ def separate_touching(
     labels: np.ndarray,
     *,
     radius: float = 1,
-    rim: float = 0,
     ignore_label: int | None = None,
     kind: Kind = "auto",
     workers: int = 1,
@@ -201,14 +198,11 @@ def separate_touching(
         As in `weight_map`.
     radius : float
         Of the disc, in px.
-    rim : float
-        Removes the cells' pixels with background at so many px or less, too: a rim all around, so
-        that a network learns outlines where no two cells touch in the images it is trained on.
 
     Returns
     -------
     ndarray, shape and dtype of `labels`
-        A copy with ridge and rim set to 0. Unknown pixels stay, and are no background.
+        A copy with the ridge set to 0. Unknown pixels stay.
 
     Notes
     -----
@@ -216,16 +210,13 @@ def separate_touching(
 
     Examples
     --------
-    >>> separate_touching(np.array([[3, 3, 3, 8, 8, 8, 0]]))
-    array([[3, 3, 0, 0, 8, 8, 0]])
-    >>> separate_touching(np.array([[3, 3, 3, 8, 8, 8, 0]]), rim=1)
-    array([[3, 3, 0, 0, 8, 0, 0]])
+    >>> separate_touching(np.array([[3, 3, 3, 8, 8, 0]]))
+    array([[3, 3, 0, 0, 8, 0]])
     """
     _check_radius(radius, "radius")
-    _check_radius(rim, "rim")
     stack = _checked_stack(labels, ignore_label, kind, workers)
     is_mask = _is_mask(stack, ignore_label, kind)
-    return _separate(stack, radius, rim, ignore_label, is_mask, workers).reshape(np.shape(labels))
+    return _separate(stack, radius, ignore_label, is_mask, workers).reshape(np.shape(labels))
 
 
 def instances(
@@ -382,14 +373,9 @@ def _check_radius(radius: float, name: str) -> None:
 
 
 def _separate(
-    stack: np.ndarray,
-    radius: float,
-    rim: float,
-    ignore_label: int | None,
-    is_mask: bool,
-    workers: int,
+    stack: np.ndarray, radius: float, ignore_label: int | None, is_mask: bool, workers: int
 ) -> np.ndarray:
-    """Return a copy without the cells' pixels near another cell, or near background."""
+    """Return a copy without the cells' pixels that have another cell within `radius`."""
     out = stack.copy()
     for slice_, target in zip(stack, out):
         d1, d2 = two_nearest_distances(
@@ -398,11 +384,7 @@ def _separate(
             kind="mask" if is_mask else "ids",
             workers=workers,
         )
-        is_border = d2 <= radius
-        if rim:
-            background = (slice_ == 0).view(np.uint8)
-            is_border |= two_nearest_distances(background, kind="ids", workers=workers)[0] <= rim
-        target[(d1 == 0) & is_border] = 0
+        target[(d1 == 0) & (d2 <= radius)] = 0
     return out
 
 
