@@ -15,9 +15,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from collections.abc import Sequence
 
-from unet_repro import cell_job
-from unet_repro.cell_instances import InstanceRule
-from unet_repro.cli import program
+from unet_repro.challenges import cell_job
+from unet_repro.prediction.instances import InstanceRule
+from unet_repro.program import program
 
 EXPERIMENT = cell_job.Experiment(
     dataset="phc-u373",

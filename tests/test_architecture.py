@@ -1,4 +1,4 @@
-"""The layers: imports inside the package point one way, and its lower half needs no torch."""
+"""The house: imports run one way, between packages and inside them; half of it needs no torch."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,57 +7,98 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "unet_repro"
-NO_TORCH = [
-    *("config", "errors", "geometry", "quantities", "tiling", "weight_map", "nearest_cells"),
-    *("phantom", "tissue", "stack_io", "image_files", "download", "metrics", "atomic"),
-    *("network_cost", "resumable", "threads", "stack_reader", "tiff_output", "calibration"),
-]
+FLOORS = (  # from the ground up: each may import from those before it
+    *("_version", "errors", "quantities", "threads", "config"),
+    *("files", "images", "metrics", "network", "weight_maps", "augmentation"),
+    *("prediction", "training", "reports", "program", "run", "challenges", "cli", "__main__"),
+)
+NO_TORCH = (
+    *("config", "threads", "files", "images", "metrics", "weight_maps"),
+    *("network.geometry", "network.cost", "prediction.tiling", "prediction.instances"),
+    *("challenges.download", "challenges.phantom", "challenges.tissue", "challenges.ctc"),
+)
 
 
-def imports(path: Path) -> set[str]:
-    """Return the top-level modules of the package, or the libraries, that a file imports."""
+def name_of(path: Path) -> str:
+    """Return a module's name below the package: "files.atomic", or "files" for the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE}
+MODULES |= {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the full names of all modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "unet_repro":
-                found |= {f"unet_repro.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports hide where they lead"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = {n for n in names if n.removeprefix("unet_repro.") in MODULES}
+            found |= submodules if len(submodules) == len(names) else {node.module, *submodules}
     return found
 
 
-def graph() -> dict[str, set[str]]:
-    """Return the package's modules (a sub-package counts as one) and what each imports."""
-    edges: dict[str, set[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name != "__init__":
-            inside = {i.split(".")[1] for i in imports(path) if i.startswith("unet_repro.")}
-            edges[name] = edges.get(name, set()) | inside - {name}
-    return edges
+def inside(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    names = {name.removeprefix("unet_repro.") for name in imported(path)}
+    return {name for name in names if name in MODULES}
 
 
-def test_imports_have_no_cycle():
-    order = list(TopologicalSorter(graph()).static_order())
-    assert order.index("config") < order.index("model") < order.index("train")
-    assert order.index("train") < order.index("run") < order.index("cli")
+GRAPH = {name: inside(path) - {name} for name, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("module", NO_TORCH)
-def test_arrays_and_arithmetic_need_no_torch(module):
-    edges = graph()
+def reached(module: str) -> set[str]:
+    """Return what a module leads to, directly or not."""
     pending, seen = [module], set()
     while pending:
         name = pending.pop()
-        seen.add(name)
-        pending += edges.get(name, set()) - seen
-    for name in seen:
-        files = [PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")]
-        for path in filter(Path.exists, files):
-            assert not any(i.split(".")[0] == "torch" for i in imports(path)), path.name
+        if name not in seen:
+            seen.add(name)
+            pending += GRAPH.get(name, ())
+    return seen
 
 
-def test_prediction_knows_no_model_class():
-    assert "model" not in graph()["predict"]
+def floor(module: str) -> int:
+    return FLOORS.index(module.partition(".")[0])
+
+
+def test_every_module_has_a_floor():
+    assert {name.partition(".")[0] for name in GRAPH} == set(FLOORS)
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_lead_to_the_same_floor_or_below(module):
+    above = {name for name in reached(module) if floor(name) > floor(module)}
+    assert not above
+
+
+def test_no_module_imports_itself_through_others():
+    order = list(TopologicalSorter(GRAPH).static_order())  # raises where there is a circle
+    assert order.index("network.geometry") < order.index("prediction.tiling")
+
+
+@pytest.mark.parametrize("place", NO_TORCH)
+def test_arrays_and_arithmetic_need_no_torch(place):
+    starts = [name for name in GRAPH if name == place or name.startswith(f"{place}.")]
+    assert starts
+    for name in set().union(*map(reached, starts)):
+        libraries = {library.partition(".")[0] for library in imported(MODULES[name])}
+        assert not libraries & {"torch", "safetensors"}, name
+
+
+def test_prediction_in_memory_knows_no_model_class():
+    assert "network.model" not in GRAPH["prediction.predictor"]
+
+
+def test_every_package_says_what_it_is_for():
+    for path in PACKAGE.glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_module_is_a_drawer():
+    assert not {name.rpartition(".")[2] for name in GRAPH} & {"utils", "helpers", "common", "misc"}

@@ -12,11 +12,12 @@ import pytest
 import tifffile
 import torch
 
-from unet_repro import cli
+from unet_repro import cli, program
 from unet_repro.config import PRESETS, UNetConfig
-from unet_repro.model import UNet, load_model, save_model
-from unet_repro.predict import OverlapTilePredictor
-from unet_repro.weight_map import weight_map
+from unet_repro.network.model import UNet
+from unet_repro.network.model_file import load_model, save_model
+from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.weight_maps.weight_map import weight_map
 
 TINY_FLAGS = [
     *("--preset", "quick", "--depth", "2", "--base-channels", "4", "--tile", "76"),
@@ -270,19 +271,19 @@ def test_cells_of_a_mask_are_its_components(files, capsys):
 
 def test_preset_decides_the_defaults_of_all_flags():
     arguments = ["train", "a", "b", "--out", "c", "--preset", "quick", "--seed", "7"]
-    assert cli.preset_settings(arguments, "paper") == PRESETS["quick"]
-    assert cli.preset_settings(["--preset=release"], "paper") == PRESETS["release"]
-    assert cli.preset_settings([], "paper") == PRESETS["paper"]
+    assert program.preset_settings(arguments, "paper") == PRESETS["quick"]
+    assert program.preset_settings(["--preset=release"], "paper") == PRESETS["release"]
+    assert program.preset_settings([], "paper") == PRESETS["paper"]
     twice = ["my --preset port/a.tif", "--preset", "port", "--preset", "quick"]
-    assert cli.preset_settings(twice, "paper") == PRESETS["quick"]
-    assert cli.preset_settings(twice[:1], "paper") == PRESETS["paper"]
+    assert program.preset_settings(twice, "paper") == PRESETS["quick"]
+    assert program.preset_settings(twice[:1], "paper") == PRESETS["paper"]
 
 
 def test_ctrl_c_is_exit_code_130(capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert cli.guarded(interrupted) == 130
+    assert program.guarded(interrupted) == 130
     assert error_line(capsys) == "error: interrupted\n"
 
 
@@ -290,14 +291,14 @@ def test_ctrl_c_inside_a_compiled_function_too(capsys):
     def interrupted():
         raise SystemError("a compiled function") from KeyboardInterrupt()
 
-    assert cli.guarded(interrupted) == 130
+    assert program.guarded(interrupted) == 130
     error_line(capsys)
 
     def broken():
         raise SystemError("something else")
 
     with pytest.raises(SystemError, match="something else"):
-        cli.guarded(broken)
+        program.guarded(broken)
 
 
 def test_a_wish_to_end_is_a_ctrl_c(capsys):
@@ -307,7 +308,7 @@ def test_a_wish_to_end_is_a_ctrl_c(capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    assert cli.guarded(ended) == 130
+    assert program.guarded(ended) == 130
     assert error_line(capsys) == "error: interrupted\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -316,7 +317,7 @@ def test_full_disk_is_one_line(capsys):
     def full():
         raise OSError(28, "No space left on device", "out.tif")
 
-    assert cli.guarded(full) == 2
+    assert program.guarded(full) == 2
     assert error_line(capsys) == "error: out.tif: No space left on device\n"
 
 

@@ -15,8 +15,8 @@ import pytest
 import tifffile
 
 from unet_repro import cli
-from unet_repro.stack_io import read_stack
-from unet_repro.weight_map import weight_map
+from unet_repro.images.stacks import read_stack
+from unet_repro.weight_maps.weight_map import weight_map
 
 
 @pytest.fixture
@@ -136,7 +136,8 @@ def test_bad_labels_are_one_line_and_leave_nothing(files, capsys):
 
 SLOWED = """
 import sys, time
-from unet_repro import cli, weight_stack
+from unet_repro import cli
+from unet_repro.weight_maps import stack as weight_stack
 weight_map = weight_stack.weight_map
 def slow_weight_map(labels, **settings):
     time.sleep(0.05)

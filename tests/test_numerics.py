@@ -20,11 +20,11 @@ from unet_repro import (
     weight_map,
 )
 from unet_repro.config import TrainConfig
-from unet_repro.dataset import TrainingSet
 from unet_repro.errors import InputError
-from unet_repro.loss import weighted_cross_entropy
-from unet_repro.stack_io import write_stack
-from unet_repro.train import train
+from unet_repro.images.stacks import write_stack
+from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.loss import weighted_cross_entropy
+from unet_repro.training.train import train
 
 FLOAT32 = np.finfo(np.float32)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unet_repro import cli
+from unet_repro import program
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 PROJECT = Path(__file__).parents[1]
@@ -81,8 +81,8 @@ def test_a_program_listens_only_while_it_runs(interrupts, capsys):
 
     interrupts(signal.SIG_DFL)
     with pytest.raises(SystemExit) as caught:
-        cli.program(interrupted)
-    assert caught.value.code == cli.INTERRUPTED
+        program.program(interrupted)
+    assert caught.value.code == program.INTERRUPTED
     assert capsys.readouterr().err == "error: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
@@ -90,12 +90,12 @@ def test_a_program_listens_only_while_it_runs(interrupts, capsys):
 def test_a_program_that_ignores_ctrl_c_does_so_to_its_end(interrupts):
     interrupts(signal.SIG_IGN)
     with pytest.raises(SystemExit) as caught:
-        cli.program(lambda: os.kill(os.getpid(), signal.SIGINT) or 3)
+        program.program(lambda: os.kill(os.getpid(), signal.SIGINT) or 3)
     assert caught.value.code == 3
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_the_package_leaves_the_handlers_of_other_programs_alone(interrupts):
     interrupts(signal.default_int_handler)
-    runpy.run_path(str(PROJECT / "unet_repro/loading.py"))  # what it imports first
+    runpy.run_path(str(PROJECT / "unet_repro/__init__.py"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -8,11 +8,11 @@ import torch
 
 from unet_repro.config import WeightMapConfig
 from unet_repro.errors import InputError
-from unet_repro.lock import exclusive, run_lock
-from unet_repro.model import load_model, read_metadata
+from unet_repro.files.lock import exclusive, run_lock
+from unet_repro.images.stacks import read_stack
+from unet_repro.network.model_file import load_model, read_metadata
 from unet_repro.run import LabelledStack, evaluate_run, start_run
-from unet_repro.stack_io import read_stack
-from unet_repro.weight_map import weight_map
+from unet_repro.weight_maps.weight_map import weight_map
 
 
 @pytest.fixture

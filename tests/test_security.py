@@ -19,15 +19,17 @@ import pytest
 import tifffile
 import torch
 
-from unet_repro import cli, evaluation
-from unet_repro.atomic import atomic_path
-from unet_repro.checkpoint import restore_checkpoint
+from unet_repro import cli
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
-from unet_repro.file_access import open_binary
-from unet_repro.model import UNet, load_model, save_model
-from unet_repro.report import write_report
-from unet_repro.train_log import COLUMNS
+from unet_repro.files.atomic import atomic_path
+from unet_repro.files.file_access import open_binary
+from unet_repro.network.model import UNet
+from unet_repro.network.model_file import load_model, save_model
+from unet_repro.reports import evaluation
+from unet_repro.reports.report import write_report
+from unet_repro.training.checkpoint import restore_checkpoint
+from unet_repro.training.log import COLUMNS
 
 PACKAGE = Path(__file__).parents[1] / "unet_repro"
 TRAIN = [

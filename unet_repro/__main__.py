@@ -3,9 +3,10 @@
 
 def main() -> None:
     """Run the command line and end the process."""
-    from unet_repro import cli
+    from unet_repro.cli import main as run_command
+    from unet_repro.program import program
 
-    cli.program(cli.main)
+    program(run_command)
 
 
 if __name__ == "__main__":

@@ -7,46 +7,40 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
-import os
 import re
 import shlex
-import signal
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TextIO, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, Union
 
-import torch
 import tyro
 
-from unet_repro import evaluation, parallel, quantities
-from unet_repro.atomic import atomic_path, check_output
-from unet_repro.backend import Backend
-from unet_repro.config import PRESETS, TILE_INPUT_PX, AugmentationConfig, Preset, TrainConfig
-from unet_repro.device import choose_device, choose_precision
+from unet_repro import quantities
+from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
-from unet_repro.lock import run_lock
-from unet_repro.model import load_model
-from unet_repro.preview import augmentation_preview
-from unet_repro.report import write_report
+from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.files.lock import run_lock
+from unet_repro.images.stacks import read_labels, read_pair, read_stack
+from unet_repro.images.tiff_writer import Compression
+from unet_repro.network.backends import Backend
+from unet_repro.network.device import choose_device, choose_precision
+from unet_repro.network.model_file import load_model
+from unet_repro.prediction.outputs import Kind as OutputKind
+from unet_repro.prediction.predict_stack import StackPrediction
+from unet_repro.prediction.views import Average
+from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
+from unet_repro.reports import evaluation
+from unet_repro.reports.preview import augmentation_preview
+from unet_repro.reports.report import write_report
 from unet_repro.run import LabelledStack, evaluate_run, start_run
-from unet_repro.stack_io import read_labels, read_pair, read_stack
-from unet_repro.stack_output import Kind as OutputKind
-from unet_repro.stack_prediction import StackPrediction
-from unet_repro.tiff_output import Compression
-from unet_repro.views import Average
-from unet_repro.weight_map import Kind, Variant, instances
-from unet_repro.weight_stack import write_weight_map
+from unet_repro.training import parallel
+from unet_repro.weight_maps.stack import write_weight_map
+from unet_repro.weight_maps.weight_map import Kind, Variant, instances
 
-Options = TypeVar("Options")
 Labels = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LABELS")]
-Settings = tyro.conf.OmitArgPrefixes[TrainConfig]
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -437,115 +431,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text: it is its bytes
         sys.stdout.reconfigure(errors="surrogateescape")
     return guarded(lambda: parse(command, arguments, prog="unet-repro").run())
-
-
-def preset_settings(arguments: Sequence[str], default: Preset) -> TrainConfig:
-    """Return the settings that the flags start from: those of the last ``--preset`` given."""
-    name: str = default
-    for flag, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        if flag == "--preset":
-            name = value
-        elif flag.startswith("--preset="):
-            name = flag.partition("=")[2]
-    return PRESETS[name if name in get_args(Preset) else default]  # type: ignore[index]
-
-
-def parse(
-    options: type[Options], arguments: Sequence[str], *, prog: str, default: Options | None = None
-) -> Options:
-    """Parse arguments into an options dataclass; bad usage raises an `InputError` of one line."""
-    printed = io.StringIO()
-    if default is None:
-        default = tyro.MISSING
-    try:
-        with contextlib.redirect_stderr(printed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # tyro's, on the missing defaults
-            return tyro.cli(options, args=list(arguments), prog=prog, default=default)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        raise InputError(f"{_said(printed.getvalue())} (see {prog} --help)") from None
-
-
-def _said(framed: str) -> str:
-    """Return the words of tyro's framed message, without frame, title, help texts and advice."""
-    words: list[str] = []
-    for line in framed.splitlines()[1:]:
-        text = line.strip("│")
-        is_rule = not text.strip(" ─-╰╯")
-        if is_rule and words:
-            break
-        if not is_rule and not text.startswith(" " * 9):  # deeper: the help of an option
-            words += text.split()
-    return re.sub(r"^Error parsing \S*(settings\S*|dummy\S*): ", "", " ".join(words))
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; turn bad input, full disks, Ctrl-C and SIGTERM into a line and an exit code.
-
-    The codes are those of `main`. Whatever standard error cannot take, being full, goes untold.
-    """
-    try:
-        with _termination_as_interrupt():
-            code = command()
-            sys.stdout.flush()  # at exit it would be too late to tell
-        return code
-    except InputError as error:
-        message, code = str(error), 2
-    except (KeyboardInterrupt, SystemError) as error:
-        # numba wraps what interrupts a compiled function into a SystemError
-        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
-            raise
-        message, code = "interrupted", INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough
-        _silence(sys.stdout)
-        return 0
-    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        message, code = f"out of memory: smaller tiles need less (--tile): {error}", 2
-    except OSError as error:
-        message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _silence(sys.stdout)
-    try:
-        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
-    except OSError:
-        _silence(sys.stderr)
-    return code
-
-
-def program(main: Callable[[], int]) -> NoReturn:
-    """Run a program and end the process; before and after, Ctrl-C does so without more words."""
-    try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = main()
-    except KeyboardInterrupt:  # before `guarded` or after it
-        print("error: interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    finally:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(code)
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, where nobody handles it, do what Ctrl-C does: clean up, then end."""
-    is_ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if is_ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if is_ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _silence(stream: TextIO) -> None:
-    """Send what a stream still holds nowhere, or the interpreter would complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

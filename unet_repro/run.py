@@ -31,25 +31,25 @@ import numpy as np
 
 from unet_repro import config
 from unet_repro._version import __version__
-from unet_repro.atomic import atomic_path, check_output
 from unet_repro.config import TrainConfig, WeightMapConfig
-from unet_repro.dataset import TrainingSet
-from unet_repro.device import choose_device, choose_precision, describe
 from unet_repro.errors import InputError
-from unet_repro.evaluation import evaluate_em
-from unet_repro.lock import run_lock
-from unet_repro.model import load_model
-from unet_repro.parallel import ALONE, Processes, check_alone
-from unet_repro.predict import OverlapTilePredictor, predict_volume
+from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.files.lock import run_lock
+from unet_repro.images.stacks import write_stack
+from unet_repro.network.device import choose_device, choose_precision, describe
+from unet_repro.network.model_file import load_model
+from unet_repro.prediction.predictor import OverlapTilePredictor, predict_volume
+from unet_repro.prediction.views import Average
 from unet_repro.quantities import index_range
-from unet_repro.report import write_report
-from unet_repro.stack_io import write_stack
-from unet_repro.train import Progress, Start, Trained, train
-from unet_repro.training_state import output_side
-from unet_repro.validation import HeldOut
-from unet_repro.views import Average
-from unet_repro.weight_cache import cached_weight_map
-from unet_repro.weight_map import frequency_weights, separate_touching
+from unet_repro.reports.evaluation import evaluate_em
+from unet_repro.reports.report import write_report
+from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.parallel import ALONE, Processes, check_alone
+from unet_repro.training.state import output_side
+from unet_repro.training.train import Progress, Start, Trained, train
+from unet_repro.training.validation import HeldOut
+from unet_repro.weight_maps.weight_cache import cached_weight_map
+from unet_repro.weight_maps.weight_map import frequency_weights, separate_touching
 
 TRAINED = (
     *("checkpoint.pt", "model.safetensors", "best.safetensors"),

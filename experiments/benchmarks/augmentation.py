@@ -25,11 +25,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from unet_repro import augment
-from unet_repro.atomic import atomic_path
-from unet_repro.cli import guarded, parse
+from unet_repro.augmentation import augment
 from unet_repro.config import TILE_INPUT_PX, TILE_OUTPUT_PX, AugmentationConfig
-from unet_repro.device import describe
+from unet_repro.files.atomic import atomic_path
+from unet_repro.network.device import describe
+from unet_repro.program import guarded, parse
 
 TARGET_MS, TARGET_RATIO = 40.0, 4.0
 IMAGE_SIZE = (512, 512)

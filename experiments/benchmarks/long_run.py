@@ -28,15 +28,15 @@ import numpy as np
 import torch
 
 from unet_repro import load_model, predict_stack
-from unet_repro.atomic import atomic_path
-from unet_repro.cli import guarded, parse
+from unet_repro.challenges.phantom import em_phantom
 from unet_repro.config import PRESETS, UNetConfig
-from unet_repro.device import describe
 from unet_repro.errors import InputError
-from unet_repro.phantom import em_phantom
+from unet_repro.files.atomic import atomic_path
+from unet_repro.images.stacks import write_stack
+from unet_repro.network.device import describe
+from unet_repro.program import guarded, parse
 from unet_repro.run import LabelledStack, start_run
-from unet_repro.stack_io import write_stack
-from unet_repro.weight_stack import write_weight_map
+from unet_repro.weight_maps.stack import write_weight_map
 
 FLAT_MIB_PER_HOUR = 10.0
 

@@ -33,11 +33,11 @@ import torch
 from scipy import ndimage
 
 from unet_repro import __version__
-from unet_repro.backend import make_network
 from unet_repro.config import UNetConfig
-from unet_repro.model import UNet
-from unet_repro.predict import OverlapTilePredictor
-from unet_repro.stack_prediction import predict_stack
+from unet_repro.network.backends import make_network
+from unet_repro.network.model import UNet
+from unet_repro.prediction.predict_stack import predict_stack
+from unet_repro.prediction.predictor import OverlapTilePredictor
 
 SEED = 0
 WINDOW, STRIDE = 572, 384  # the paper's tile; 384 of its 388 px keep to the pooling grid

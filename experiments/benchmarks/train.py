@@ -33,17 +33,17 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet_repro import augment
-from unet_repro.atomic import atomic_path
-from unet_repro.cli import guarded, parse
+from unet_repro.augmentation import augment
+from unet_repro.challenges.phantom import em_phantom
 from unet_repro.config import PRESETS, TrainConfig, UNetConfig
-from unet_repro.dataset import TrainingSet
-from unet_repro.device import choose_device, choose_precision, describe, reused_memory
-from unet_repro.loss import weighted_cross_entropy
-from unet_repro.model import UNet
-from unet_repro.phantom import em_phantom
-from unet_repro.training_state import TrainingState, output_side
-from unet_repro.weight_map import weight_map
+from unet_repro.files.atomic import atomic_path
+from unet_repro.network.device import choose_device, choose_precision, describe, reused_memory
+from unet_repro.network.model import UNet
+from unet_repro.program import guarded, parse
+from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.loss import weighted_cross_entropy
+from unet_repro.training.state import TrainingState, output_side
+from unet_repro.weight_maps.weight_map import weight_map
 
 TARGET = 1.5
 BLOCK = 5  # steps of one side at a time

@@ -31,7 +31,7 @@ import numpy as np
 import scipy
 from scipy import ndimage
 
-from unet_repro.weight_map import two_nearest_distances, weight_map
+from unet_repro.weight_maps.weight_map import two_nearest_distances, weight_map
 
 SEED = 0
 TIMED_CELLS = 20

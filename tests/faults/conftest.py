@@ -17,10 +17,11 @@ import torch
 from fault_inputs import NAMES, Inputs
 from warm_server import Server
 
+from unet_repro.challenges.phantom import em_phantom
 from unet_repro.config import UNetConfig
-from unet_repro.model import UNet, save_model
-from unet_repro.phantom import em_phantom
-from unet_repro.stack_io import write_stack
+from unet_repro.images.stacks import write_stack
+from unet_repro.network.model import UNet
+from unet_repro.network.model_file import save_model
 
 if not hasattr(os, "fork"):
     collect_ignore_glob = ["test_*.py"]

@@ -122,7 +122,7 @@ def test_folder_that_cannot_be_written_is_told(job, server, tmp_path):
 
 VANISHING = """
 import os, shutil
-from unet_repro.stack_reader import StackReader
+from unet_repro.images.stack_reader import StackReader
 read, count = StackReader._read, 0
 def read_and_lose(self, *arguments, **options):
     global count

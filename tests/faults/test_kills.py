@@ -30,7 +30,7 @@ from fault_inputs import NAMES, Inputs
 from safetensors.torch import load_file
 from warm_server import Child, Server
 
-from unet_repro.run_folder import read_run
+from unet_repro.reports.run_folder import read_run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PREPARE = Path(__file__).parents[2] / "data/isbi2012/prepare.py"
@@ -269,6 +269,6 @@ def test_nothing_is_lost_in_many_trials(name, count, server, undisturbed, tmp_pa
 
 
 def test_the_set_of_names_is_that_of_the_data_set():
-    from unet_repro.download import DATASETS
+    from unet_repro.challenges.download import DATASETS
 
     assert DATASETS["isbi2012"].required == NAMES

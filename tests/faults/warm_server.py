@@ -114,9 +114,6 @@ def load() -> None:
     import torch
     from numba.core.registry import cpu_target
 
-    import unet_repro.cli
-    import unet_repro.prepare  # noqa: F401
-
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])
     cpu_target.target_context.refresh()
@@ -145,7 +142,8 @@ def become(job: dict[str, Any]) -> None:
     import runpy
     import signal
 
-    from unet_repro import cli, prepare
+    from unet_repro import cli
+    from unet_repro.challenges import prepare
 
     for number, path in ((1, job["out"]), (2, job["err"])):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

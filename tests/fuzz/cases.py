@@ -17,10 +17,13 @@ import tifffile
 import torch
 
 from unet_repro import cli
+from unet_repro.challenges.ctc import read_ctc_sequence
 from unet_repro.config import UNetConfig
-from unet_repro.ctc import read_ctc_sequence
-from unet_repro.model import UNet, save_model
-from unet_repro.resumable import Parts
+from unet_repro.files.resumable import Parts
+from unet_repro.network.model import UNet
+from unet_repro.network.model_file import save_model
+from unet_repro.prediction.outputs import Destination
+from unet_repro.program import INTERRUPTED, guarded
 
 from .file_bytes import (
     ODD_TEXTS,
@@ -88,10 +91,10 @@ class Templates:
         """Keep the parts of an output as a kill leaves them."""
         with (
             mock.patch.object(Parts, "finish", side_effect=KeyboardInterrupt),
-            mock.patch("unet_repro.stack_output.Destination.write", side_effect=KeyboardInterrupt),
+            mock.patch.object(Destination, "write", side_effect=KeyboardInterrupt),
         ):
             code = cli.main([*arguments, str(self.folder / name)])
-        assert code == cli.INTERRUPTED
+        assert code == INTERRUPTED
         self.unfinished[name] = self.folder / f".{name}.parts"
         assert (self.unfinished[name] / "manifest.json").exists()
 
@@ -350,7 +353,7 @@ def run(arguments: list[str]) -> int:
         read_ctc_sequence(Path("."), sequence, unknown_radius_px=reach)  # type: ignore[arg-type]
         return 0
 
-    return cli.guarded(read)
+    return guarded(read)
 
 
 def _end_at_others(event: str, arguments: tuple[Any, ...]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unet_repro.errors import InputError
-from unet_repro.stack_io import StackReader, read_calibration
+from unet_repro.images.stacks import StackReader, read_calibration
 
 from .tiff_bytes import assemble, directory_ends, grey_pages
 

@@ -1,0 +1,241 @@
+"""Every backend against the plain model in float32, and what the user's model goes through."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unet_repro.config import UNetConfig
+from unet_repro.errors import InputError
+from unet_repro.network import backends as backend_module
+from unet_repro.network.backends import make_network
+from unet_repro.network.model import UNet
+
+SHAPES = {
+    "the paper's": {},
+    "of the release": {"up_relu": True, "wide_last_up": True},
+    "channels and classes": {
+        "in_channels": 2,
+        "classes": 3,
+        "input_mean": (30000.0, -4.0),
+        "input_std": (50.0, 0.1),
+    },
+    "padded": {"padding": True, "batch_norm": True},
+    "bilinear": {"padding": True, "bilinear": True},
+}
+
+
+def network_of(depth: int = 2, seed: int = 0, **shape: object) -> UNet:
+    """Return a network with He weights, whose other tensors are not at their neutral values."""
+    generator = torch.Generator().manual_seed(seed)
+    config = UNetConfig(depth=depth, base_channels=4, **shape)  # type: ignore[arg-type]
+    network = UNet(config, generator=generator).eval()
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 1 and tensor.is_floating_point():  # biases; those of batch norm, too
+            noise = 0.3 * torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(1 + noise.abs() if name.endswith("var") else tensor + noise)
+    return network
+
+
+def window_for(network: UNet, height: int, width: int, count: int = 1, seed: int = 0) -> Tensor:
+    """Return grey values around the mean that the network takes off, channels last."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(count, height, width, network.config.in_channels, generator=generator)
+    pixels = pixels.permute(0, 3, 1, 2)
+    return pixels * network.input_std + network.input_mean
+
+
+@torch.inference_mode()
+def differences(network: UNet, window: Tensor, logits: Tensor) -> tuple[float, float]:
+    """Return the largest and the mean difference from the plain model, in ranges of its logits."""
+    expected = network(window)
+    assert logits.shape == expected.shape
+    assert logits.dtype == torch.float32
+    difference = (logits - expected).abs() / (expected.max() - expected.min())
+    return difference.max().item(), difference.mean().item()
+
+
+@pytest.fixture(params=["torch", "openvino"])
+def backend(request) -> str:
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    return request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_float32_is_the_plain_model(backend, shape):
+    network = network_of(**shape)
+    run = make_network(network, backend=backend)
+    # other sizes with the same function; two windows; height and width that differ
+    for height, width, count in ((44, 52, 1), (60, 44, 2), (44, 44, 1)):
+        window = window_for(network, height, width, count)
+        assert differences(network, window, run(window))[0] < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_bfloat16_is_near_the_plain_model(backend, shape):
+    # grey values around 30000 +- 50 would be 128 apart in bfloat16: they are normalised before
+    network = network_of(**shape)
+    run = make_network(network, backend=backend, precision="bfloat16")
+    window = window_for(network, 60, 76)
+    largest, mean = differences(network, window, run(window))
+    assert 1e-5 < mean < 5e-3
+    assert largest < 3e-2
+
+
+def test_the_paper_s_depth(backend):
+    network = network_of(depth=4)
+    window = window_for(network, 188, 204)
+    with torch.inference_mode():
+        expected = network(window).softmax(1)
+    for precision, limit in (("float32", 1e-5), ("bfloat16", 3e-2)):
+        run = make_network(network, backend=backend, precision=precision)
+        assert differences(network, window, run(window))[0] < limit
+        assert (run(window).softmax(1) - expected).abs().max() < 10 * limit
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 21), (18, 16), (23, 17)])
+def test_padded_windows_off_the_pooling_grid(backend, height, width):
+    network = network_of(padding=True)
+    run = make_network(network, backend=backend)
+    for more in (0, 8):  # the same place on the grid
+        window = window_for(network, height + more, width)
+        assert differences(network, window, run(window))[0] < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_logits_outlive_the_next_call(backend, precision):
+    network = network_of()
+    run = make_network(network, backend=backend, precision=precision)
+    first, second = (window_for(network, 76, 76, seed=seed) for seed in (1, 2))
+    logits = run(first)
+    kept = logits.clone()
+    assert not torch.equal(run(second), kept)
+    assert torch.equal(logits, kept)
+
+
+def test_bfloat16_does_not_round_the_logits_of_torch():
+    network = network_of()
+    logits = make_network(network, precision="bfloat16")(window_for(network, 76, 76))
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_model_stays_as_it_was(backend, precision):
+    network = network_of(padding=True, batch_norm=True, dropout=0.5).train()
+    network.expanding_path[0].eval()  # a part apart
+    before = copy.deepcopy(network.state_dict())
+    modes = [part.training for part in network.modules()]
+    window = window_for(network, 44, 44)
+    run = make_network(network, backend=backend, precision=precision)
+    assert torch.equal(run(window), run(window))  # no dropout, no statistics of the batch
+    assert [part.training for part in network.modules()] == modes
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype
+        assert tensor.stride() == before[name].stride()
+        assert not tensor.is_inference()
+    assert not [hook for part in network.modules() for hook in part._forward_pre_hooks]
+    assert all(weight.requires_grad for weight in network.parameters())
+
+
+def test_plain_float32_follows_the_weights_and_needs_no_second_copy():
+    network = network_of()
+    run = make_network(network)
+    window = window_for(network, 44, 44)
+    before = run(window)
+    with torch.no_grad():
+        network.classifier.bias += 1
+    torch.testing.assert_close(run(window), before + 1)
+    copied = make_network(network, precision="bfloat16")
+    before = copied(window)
+    with torch.no_grad():
+        network.classifier.bias += 1
+    assert torch.equal(copied(window), before)
+
+
+def test_a_float64_model_stays_float64():
+    network = network_of().double()
+    window = window_for(network, 44, 44)
+    with torch.inference_mode():
+        expected = network(window)
+    logits = make_network(network)(window)
+    assert logits.dtype == torch.float64
+    assert torch.equal(logits, expected)
+    assert make_network(network, precision="bfloat16")(window.float()).dtype == torch.float32
+
+
+def test_wrong_windows_are_refused_as_by_the_model(backend):
+    network = network_of()
+    run = make_network(network, backend=backend)
+    for shape in ((1, 1, 45, 44), (1, 2, 44, 44), (1, 44, 44)):
+        with pytest.raises(InputError) as expected:
+            network(torch.zeros(shape))
+        with pytest.raises(InputError) as found:
+            run(torch.zeros(shape))
+        assert str(found.value) == str(expected.value)
+
+
+def test_no_gradients_are_kept(backend):
+    network = network_of()
+    assert not make_network(network, backend=backend)(window_for(network, 44, 44)).requires_grad
+
+
+def test_any_callable_runs_as_it_is():
+    layer = nn.Conv2d(1, 2, 3)
+    window = torch.rand(1, 1, 9, 9)
+    with torch.inference_mode():
+        expected = layer(window)
+    assert torch.equal(make_network(layer)(window), expected)
+    assert torch.equal(make_network(lambda x: 2 * x)(window), 2 * window)
+    rounded = make_network(layer, precision="bfloat16")(window)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    torch.testing.assert_close(rounded, expected, atol=0.02, rtol=0.02)
+    with pytest.raises(InputError, match="backend openvino runs a UNet only"):
+        make_network(layer, backend="openvino")
+
+
+def test_what_cannot_run_is_told_in_one_line(monkeypatch):
+    network = network_of()
+    with pytest.raises(InputError, match="one of torch, compile, openvino is needed"):
+        make_network(network, backend="onnx")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="float32 or bfloat16 is needed"):
+        make_network(network, precision="float16")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="openvino runs on the CPU, not on cuda"):
+        make_network(network, backend="openvino", device="cuda")
+    monkeypatch.setattr(backend_module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'unet_repro\[openvino\]'"):
+        make_network(network, backend="openvino")
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(InputError, match=r"C\+\+ compiler, and no-such-compiler"):
+        make_network(network, backend="compile")
+
+
+def test_openvino_sends_no_report_of_its_use(monkeypatch):
+    pytest.importorskip("openvino")
+    telemetry = pytest.importorskip("openvino_telemetry")
+
+    def send(*_: object, **__: object) -> None:
+        raise AssertionError("telemetry")
+
+    monkeypatch.setattr(telemetry.Telemetry, "__init__", send)
+    network = network_of()
+    make_network(network, backend="openvino")(window_for(network, 44, 44))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_is_near_and_silent(precision, capfd):
+    network = network_of()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = make_network(network, backend="compile", precision=precision)
+        for height, width in ((44, 52), (60, 44)):
+            window = window_for(network, height, width)
+            limit = 1e-5 if precision == "float32" else 3e-2
+            assert differences(network, window, run(window))[0] < limit
+    assert capfd.readouterr() == ("", "")

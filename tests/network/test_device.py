@@ -1,0 +1,150 @@
+"""Which device and precision are chosen, on machines that are only pretended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from unet_repro.errors import InputError
+from unet_repro.network.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    describe,
+    reused_memory,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def has_cuda(monkeypatch):
+    """Pretend that there is a CUDA device, or none."""
+
+    def pretend(is_there: bool, *, has_bfloat16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Titan 6 GB")
+
+    return pretend
+
+
+@pytest.fixture
+def cpu_info(monkeypatch):
+    """Pretend that /proc/cpuinfo says this; None: that there is no such file."""
+
+    def pretend(text: str | None) -> None:
+        def read_text(path: Path) -> str:
+            assert path == Path("/proc/cpuinfo")
+            if text is None:
+                raise FileNotFoundError(path)
+            return text
+
+        monkeypatch.setattr(Path, "read_text", read_text)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("name", "is_there", "expected"),
+    [("auto", False, CPU), ("auto", True, CUDA), ("cpu", True, CPU), ("cuda", True, CUDA)],
+)
+def test_device(has_cuda, name, is_there, expected):
+    has_cuda(is_there)
+    assert choose_device(name) == expected
+
+
+def test_cuda_that_is_not_there_is_refused(has_cuda):
+    has_cuda(False)
+    message = "^device cuda: PyTorch finds no CUDA device here; use --device cpu$"
+    with pytest.raises(InputError, match=message):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_precision_that_is_named_is_taken(has_cuda, cpu_info, name, device):
+    has_cuda(True, has_bfloat16=False)
+    cpu_info("flags\t\t: fpu sse2\n")
+    assert choose_precision(name, device) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512_bf16 sse\n", "bfloat16"),
+        ("processor\t: 0\nflags\t\t: fpu amx_bf16\n", "bfloat16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16x\n", "float32"),
+        ("model name\t: avx512_bf16\nflags\t\t: fpu\n", "float32"),
+        ("Features\t: fp asimd\n", "float32"),
+        ("", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_automatic_precision_on_a_cpu_is_what_it_multiplies_in(cpu_info, text, expected):
+    cpu_info(text)
+    assert choose_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_automatic_precision_on_cuda(has_cuda, has_bfloat16, expected):
+    has_cuda(True, has_bfloat16=has_bfloat16)
+    assert choose_precision("auto", CUDA) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_autocast_runs_convolutions_in_the_precision(precision, expected):
+    image, kernel = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
+    with autocast(precision, CPU):
+        assert torch.nn.functional.conv2d(image, kernel).dtype == expected
+    assert torch.nn.functional.conv2d(image, kernel).dtype == torch.float32
+
+
+def test_description_of_a_cpu(cpu_info):
+    cpu_info("processor\t: 0\nmodel name\t: Abacus: 9 beads\nmodel name\t: other\n")
+    found = describe(CPU)
+    assert found["device"] == "cpu"
+    assert found["cpu"] == "Abacus: 9 beads"
+    assert found["cores"] == os.cpu_count()
+    assert found["threads"] == torch.get_num_threads()
+    assert "gpu" not in found
+
+
+def test_description_without_cpuinfo_still_names_a_processor(cpu_info):
+    cpu_info(None)
+    assert describe(CPU)["cpu"]
+
+
+def test_description_of_a_gpu(has_cuda, cpu_info):
+    has_cuda(True)
+    cpu_info("model name\t: Abacus\n")
+    found = describe(CUDA)
+    assert (found["device"], found["gpu"], found["cpu"]) == ("cuda", "Titan 6 GB", "Abacus")
+
+
+def test_memory_is_reused_until_the_outermost_end(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr("unet_repro.network.device.ctypes.CDLL", lambda name: Library())
+    monkeypatch.setattr("unet_repro.network.device.sys.platform", "linux")
+    with reused_memory(CPU):
+        with pytest.raises(KeyError), reused_memory(CPU):
+            raise KeyError
+        assert (-4, 0) in calls and "trim" not in calls  # M_MMAP_MAX 0: no block is mapped alone
+        calls.clear()
+    assert calls[-1] == "trim" and (-4, 65536) in calls  # glibc's default
+    calls.clear()
+    with reused_memory(CUDA):
+        assert not calls

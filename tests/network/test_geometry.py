@@ -1,0 +1,322 @@
+"""Sizes and tiles against a simulation of the layers, and the network itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from unet_repro.config import UNetConfig
+from unet_repro.errors import InputError
+from unet_repro.network import geometry
+from unet_repro.network.model import UNet
+
+DEPTHS = [1, 2, 3, 4, 5]
+
+
+def simulated_output(size: int, depth: int) -> int | None:
+    """Walk one side through Fig. 1, layer by layer; None where a pooling would drop a pixel."""
+    for _ in range(depth):
+        size -= 2  # 3x3 convolution
+        size -= 2
+        if size < 2 or size % 2:
+            return None
+        size //= 2
+    size -= 4
+    for _ in range(depth):
+        if size < 1:
+            return None
+        size *= 2
+        size -= 4
+    return size if size >= 1 else None
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_valid_sizes_are_those_that_pass_the_layers(depth: int) -> None:
+    for size in range(1, 900):
+        output = simulated_output(size, depth)
+        assert geometry.is_valid_input(size, depth) == (output is not None), size
+        if output is not None:
+            assert geometry.output_size(size, depth) == output
+            assert size - output == 2 * geometry.margin(depth)
+
+
+def test_paper_sizes() -> None:
+    assert geometry.output_size(572, 4) == 388
+    assert geometry.margin(4) == 92
+    assert geometry.halo(4) == 107
+    assert geometry.alignment(4) == 16
+    assert geometry.smallest_input(4) == 188
+    valid = [n for n in range(1000) if geometry.is_valid_input(n, 4)]
+    assert valid == [n for n in range(1000) if n % 16 == 12 and n >= 188]
+    assert {geometry.output_size(n, 4) % 16 for n in valid} == {4}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_input_size_is_the_smallest_whose_output_covers(depth: int) -> None:
+    outputs = {n: simulated_output(n, depth) for n in range(1, 900)}
+    for wanted in range(1, 300):
+        smallest = min(n for n, output in outputs.items() if output and output >= wanted)
+        assert geometry.input_size(wanted, depth) == smallest
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (570, r"side 570 is not a U-Net input size \(n % 16 == 12, n >= 188\); nearest: 556, 572$"),
+        (573, "nearest: 572, 588$"),
+        (571, "nearest: 556, 572$"),
+        (172, "nearest: 188$"),
+        (1, "nearest: 188$"),
+        (0, "nearest: 188$"),
+        (-5, "nearest: 188$"),
+        (189, "nearest: 188, 204$"),
+    ],
+)
+def test_wrong_size_names_the_nearest(size: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        geometry.output_size(size, 4)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_receptive_field_is_what_gradients_reach(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean-pooling and weights of 1 let every path through; the extents are then the gradient's."""
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)
+    network = UNet(UNetConfig(depth=depth, base_channels=1, dropout=0)).double()
+    for weights in network.parameters():
+        weights.data.fill_(1)
+    grid, margin = 2**depth, 6 * 2**depth - 4
+    least = geometry.smallest_input(depth)
+    image = torch.ones(1, 1, least, geometry.input_size(2 * grid, depth), dtype=torch.float64)
+    image.requires_grad = True
+    output = network(image)
+    reach, widths = [], set()
+    for x in range(grid + 1):  # every phase, the first one twice
+        (gradient,) = torch.autograd.grad(output[0, 0, 0, x], image, retain_graph=True)
+        seen = gradient[0, 0].sum(dim=0).nonzero().flatten()
+        first, last = int(seen[0]), int(seen[-1])
+        reach += [x + margin - first, last - x - margin]
+        widths.add(last - first + 1)
+    assert min(reach) == geometry.margin(depth)
+    assert max(reach) == geometry.halo(depth)
+    if depth == 4:
+        assert widths == {188, 204}
+
+
+@st.composite
+def axes(draw: st.DrawFn, largest: int = 3000) -> tuple[int, dict[str, Any]]:
+    """Draw the size of an axis, and the other arguments of `plan_axis` but the stride."""
+    size = draw(st.integers(1, largest))
+    start = draw(st.integers(0, size - 1))
+    region = draw(
+        st.sampled_from([{}, {"start": start, "stop": draw(st.integers(start + 1, size))}])
+    )
+    flags = {"padding": draw(st.booleans()), "is_reversed": draw(st.booleans())}
+    return size, {"depth": draw(st.integers(1, 5)), **region, **flags}
+
+
+def check_tile(tile: geometry.Tile, depth: int, padding: bool) -> None:
+    """Hold a tile against the layers: a valid window on the grid, that computes all it keeps."""
+    grid = 2**depth
+    window = tile.window_stop - tile.window_start
+    if padding:  # no kept pixel sees the zeros
+        assert window % grid == tile.window_start % grid == 0
+        assert tile.start - tile.window_start >= geometry.halo(depth)
+        assert tile.window_stop - tile.stop >= geometry.halo(depth)
+    else:
+        output, first = simulated_output(window, depth), tile.window_start + 6 * grid - 4
+        assert output is not None
+        assert first % grid == 0
+        assert first <= tile.start < first + grid
+        assert tile.stop <= first + output
+
+
+@settings(deadline=None)
+@given(axis=axes(), strides=st.integers(1, 40))
+@example(axis=(1, {"depth": 4, "padding": False}), strides=1)
+@example(axis=(768, {"depth": 4, "padding": False}), strides=24)
+@example(axis=(380, {"depth": 4, "padding": False, "is_reversed": True}), strides=24)
+def test_tiles_cover_the_region_once_and_lie_on_the_grid(
+    axis: tuple[int, dict[str, Any]], strides: int
+) -> None:
+    size, arguments = axis
+    depth, padding = arguments["depth"], arguments["padding"]
+    start, stop = arguments.get("start", 0), arguments.get("stop", size)
+    stride = strides * 2**depth
+    tiles = geometry.plan_axis(size, stride, **arguments)
+    assert [n for tile in tiles for n in range(tile.start, tile.stop)] == list(range(start, stop))
+    assert len({tile.window_stop - tile.window_start for tile in tiles}) == 1
+    origin = start - start % 2**depth
+    assert all(tile.start == origin + n * stride for n, tile in enumerate(tiles) if n)
+    for tile in tiles:
+        check_tile(tile, depth, padding)
+        if arguments.get("is_reversed"):
+            turned = geometry.reversed_tile(tile, size, depth, padding=padding)
+            assert turned.window_stop - turned.window_start == tile.window_stop - tile.window_start
+            assert (turned.start, turned.stop) == (size - tile.stop, size - tile.start)
+            check_tile(turned, depth, padding)
+
+
+@settings(deadline=None)
+@given(axis=axes(), strides=st.integers(1, 10))
+def test_windows_are_no_larger_and_tiles_no_more_than_needed(
+    axis: tuple[int, dict[str, Any]], strides: int
+) -> None:
+    size, arguments = axis
+    depth, padding = arguments["depth"], arguments["padding"]
+    grid = 2**depth
+    tiles = geometry.plan_axis(size, strides * grid, **arguments)
+    window = tiles[0].window_stop - tiles[0].window_start
+    plain = geometry.window_of(strides * grid, depth, padding=padding)
+    assert window in ((plain, plain + grid) if arguments["is_reversed"] else (plain,))
+    if len(tiles) > 1:  # the last two cannot be one
+        start, stop = tiles[-2].start, tiles[-1].stop
+        with pytest.raises(InputError, match="does not cover"):
+            geometry.place_window(start, stop, window, depth, padding=padding)
+            assert arguments["is_reversed"]
+            geometry.place_window(size - stop, size - start, window, depth, padding=padding)
+            # one tile needs no more than the plain window, which then is too small
+            geometry.place_window(start, stop, plain, depth, padding=padding)
+            geometry.place_window(size - stop, size - start, plain, depth, padding=padding)
+
+
+def test_spare_px_of_the_papers_window_are_kept() -> None:
+    """572 -> 388 px: one tile of 388, though two strides of 384 differ by 384."""
+    assert geometry.plan_axis(388, 384, 4) == (geometry.Tile(0, 388, -92, 480),)
+    assert [(t.start, t.stop) for t in geometry.plan_axis(389, 384, 4)] == [(0, 384), (384, 389)]
+    assert len(geometry.plan_axis(388, 384, 4, padding=True)) == 2
+
+
+def test_region_keeps_the_grid_of_the_whole_image() -> None:
+    assert geometry.plan_axis(1000, 384, 4, start=37, stop=500) == (
+        geometry.Tile(37, 416, 32 - 92, 32 - 92 + 572),
+        geometry.Tile(416, 500, 416 - 92, 416 - 92 + 572),
+    )
+
+
+def test_reversed_tile_begins_at_the_grid_point_below() -> None:
+    """Of 1000 px, 37 to 416 are 584 to 963 from the other end; 584 = 36 * 16 + 8."""
+    (tile, _) = geometry.plan_axis(1000, 384, 4, start=37, stop=500, is_reversed=True)
+    assert (tile.window_start, tile.window_stop) == (-60, -60 + 588)  # 384 + 8 px from the grid on
+    turned = geometry.reversed_tile(tile, 1000, 4)
+    assert turned == geometry.Tile(584, 963, 576 - 92, 576 - 92 + 588)
+    plain = geometry.plan_axis(1000, 384, 4, start=16, stop=500)[0]
+    with pytest.raises(InputError, match="572 px does not cover the px 600 to 984"):
+        geometry.reversed_tile(plain, 1000, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((5, 5, 572), "the px 5 to 5 are no tile"),
+        ((-1, 5, 572), "0 <= start < stop"),
+        ((0, 5, 570), "window 570 .* nearest: 556, 572"),
+        ((0, 389, 572), "572 px does not cover the px 0 to 389: at least 588"),
+        ((15, 389, 572), "at least 588"),
+    ],
+)
+def test_bad_window_is_refused(arguments: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        geometry.place_window(*arguments, 4)
+    with pytest.raises(InputError, match="window 570 is not a multiple"):
+        geometry.place_window(0, 5, 570, 4, padding=True)
+
+
+@pytest.mark.parametrize("region", [(5, 5), (-1, 5), (0, 101), (50, 20)])
+def test_region_outside_the_image_is_refused(region: tuple[int, int]) -> None:
+    with pytest.raises(
+        InputError, match=f"px {region[0]} to {region[1]} are no region of a side of"
+    ):
+        geometry.plan_axis(100, 16, 4, start=region[0], stop=region[1])
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_skip_margins_are_those_of_the_layers(depth: int) -> None:
+    """From the sizes on the way down and up: Fig. 1 crops 88, 40, 16 and 4 px."""
+    side, down = geometry.input_size(2**depth, depth), []
+    for _ in range(depth):
+        down.append(side - 4)
+        side = (side - 4) // 2
+    for level in reversed(range(depth)):
+        side = 2 * (side - 4)
+        assert 2 * geometry.skip_margin(level, depth) == down[level] - side
+
+
+def test_paper_tiles_of_an_em_slice() -> None:
+    assert geometry.stride_of_window(572, 4) == 384
+    assert geometry.plan_axis(512, 384, 4) == (
+        geometry.Tile(0, 384, -92, 480),
+        geometry.Tile(384, 512, 292, 864),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 16, 4), "image side of 0 px cannot be tiled"),
+        ((100, 0, 4), "stride 0 is not a positive multiple of 2.depth = 16"),
+        ((100, 24, 4), "stride 24 is not"),
+        ((100, -16, 4), "stride -16 is not"),
+    ],
+)
+def test_bad_axis_is_refused(arguments: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        geometry.plan_axis(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("window", "depth", "padding", "message"),
+    [
+        (570, 4, False, "tile 570 .* nearest: 556, 572"),
+        (188, 4, False, "tile 188 keeps no 16 aligned px: at least 204 is needed"),
+        (100, 4, True, "tile 100 is not a multiple of 2.depth = 16"),
+        (224, 4, True, "tile 224 keeps no 16 aligned px: at least 240 is needed"),
+    ],
+)
+def test_window_without_an_aligned_tile_is_refused(
+    window: int, depth: int, padding: bool, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        geometry.stride_of_window(window, depth, padding=padding)
+
+
+@settings(deadline=None)
+@given(window=st.integers(1, 3000), depth=st.integers(1, 5), padding=st.booleans())
+def test_stride_of_window_is_the_largest_it_allows(window: int, depth: int, padding: bool) -> None:
+    try:
+        stride = geometry.stride_of_window(window, depth, padding=padding)
+    except InputError:
+        return
+    tile = geometry.plan_axis(10_000, stride, depth, padding=padding)[0]
+    assert tile.window_stop - tile.window_start <= window
+    larger = geometry.plan_axis(10_000, stride + 2**depth, depth, padding=padding)[0]
+    assert larger.window_stop - larger.window_start > window
+
+
+@settings(deadline=None)
+@given(axis=axes(largest=200), tiles=st.integers(1, 12))
+@example(axis=(388, {"depth": 4, "padding": False, "is_reversed": False}), tiles=1)
+def test_least_stride_is_the_first_of_all_that_makes_so_few_tiles(
+    axis: tuple[int, dict[str, Any]], tiles: int
+) -> None:
+    size, arguments = axis
+    grid = 2 ** arguments["depth"]
+    stride = grid
+    while len(geometry.plan_axis(size, stride, **arguments)) > tiles:
+        stride += grid
+    region = arguments.get("start", 0), arguments.get("stop", size)
+    line = geometry.Axis(
+        size, arguments["depth"], arguments["padding"], *region, arguments["is_reversed"]
+    )
+    assert line.least_stride(tiles) == stride
+    cut = geometry.plan_axis(size, stride, **arguments)
+    assert line.layout(stride) == (len(cut), cut[0].window_stop - cut[0].window_start)
+    assert line.longest(stride) == max(tile.stop - tile.start for tile in cut)
+    if region == (0, size) and not (arguments["padding"] or arguments["is_reversed"]):
+        assert geometry.aligned_stride(size, tiles, arguments["depth"]) == stride

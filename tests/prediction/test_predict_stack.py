@@ -1,0 +1,497 @@
+"""Streamed predictions against those of the same slices in memory; kinds, regions, plans."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from unet_repro.config import UNetConfig
+from unet_repro.errors import InputError
+from unet_repro.images.stacks import read_info, read_stack, write_stack
+from unet_repro.network.model import UNet
+from unet_repro.network.model_file import save_model
+from unet_repro.prediction.predict_stack import StackPrediction, predict_stack
+from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.prediction.tile_runner import TileRunner
+
+
+def network(seed: int = 0, **shape: Any) -> UNet:
+    shape = {"depth": 2, "base_channels": 4, "input_mean": (100.0,), "input_std": (50.0,)} | shape
+    return UNet(UNetConfig(**shape), generator=torch.Generator().manual_seed(seed)).eval()
+
+
+def grey_stack(*shape: int, dtype: str = "uint8") -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, shape).astype(dtype)
+
+
+@pytest.fixture(scope="module")
+def stack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stack") / "stack.tif"
+    write_stack(path, grey_stack(3, 70, 90), voxel_size_um=(0.05, 0.004, 0.008))
+    return path
+
+
+def in_memory(path: Path, model: UNet, **options: Any) -> np.ndarray:
+    """P(class), (z, classes, y, x)."""
+    predictor = OverlapTilePredictor(model, **options)
+    return np.stack([predictor(image) for image in read_stack(path)])
+
+
+TILE = {"tile": 76}  # keeps 40 px: 2 x 3 tiles of 70 x 90 px
+
+
+@pytest.mark.parametrize("average", ["none", "seven"])
+@pytest.mark.parametrize("options", [{}, TILE], ids=["whole", "tiles"])
+def test_probability_is_that_of_each_slice_in_memory(
+    stack_file: Path, tmp_path: Path, average: Any, options: dict[str, Any]
+) -> None:
+    model = network()
+    out = predict_stack(stack_file, model, tmp_path / "p.tif", average=average, **options)
+    probability = tifffile.imread(out)
+    assert (probability.dtype, probability.shape) == (np.float32, (3, 70, 90))
+    expected = in_memory(stack_file, model, average=average)[:, 1]
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-5)
+
+
+def test_kinds_are_what_their_names_say(stack_file: Path, tmp_path: Path) -> None:
+    model = network(classes=3)
+    expected = in_memory(stack_file, model)
+    scores = np.stack([OverlapTilePredictor(model).logits(i) for i in read_stack(stack_file)])
+
+    def predicted(**options: Any) -> np.ndarray:
+        return tifffile.imread(
+            predict_stack(stack_file, model, tmp_path / "o.tif", overwrite=True, **TILE, **options)
+        )
+
+    rounded = predicted(kind="uint8")
+    assert rounded.dtype == np.uint8
+    assert np.abs(rounded - 255 * expected[:, 1]).max() <= 0.5 + 1e-3
+    labels = predicted(kind="labels")
+    assert labels.dtype == np.uint8
+    top = np.sort(expected, axis=1)
+    is_clear = top[:, -1] - top[:, -2] > 1e-5
+    assert np.array_equal(labels[is_clear], expected.argmax(axis=1)[is_clear])
+    assert set(np.unique(labels)) == {0, 1, 2}
+    wide = predicted(kind="labels", dtype="uint16", threshold=0.6)
+    assert wide.dtype == np.uint16
+    is_clear = np.abs(expected[:, 1] - 0.6) > 1e-5
+    assert np.array_equal(wide[is_clear], (expected[:, 1] > 0.6)[is_clear])
+    for dtype, tolerance in (("float32", 1e-4), ("float16", 1e-2)):
+        logits = predicted(kind="logits", dtype=dtype)
+        assert (logits.dtype, logits.shape) == (dtype, (3, 3, 70, 90))  # z, class, y, x
+        np.testing.assert_allclose(logits, scores, rtol=1e-3, atol=tolerance)
+
+
+def test_region_and_slices_are_that_part_of_the_whole(stack_file: Path, tmp_path: Path) -> None:
+    model = network()
+    options: dict[str, Any] = {"average": "dihedral", "tile": 60}
+    whole = tifffile.imread(predict_stack(stack_file, model, tmp_path / "w.tif", **options))
+    part = tifffile.imread(
+        predict_stack(stack_file, model, tmp_path / "p.tif", z="1:3", roi="13:70,5:58", **options)
+    )
+    np.testing.assert_allclose(part, whole[1:3, 13:70, 5:58], rtol=0, atol=1e-5)
+
+
+def test_several_channels_in(tmp_path: Path) -> None:
+    model = network(in_channels=3)
+    image = grey_stack(61, 50, 3)
+    tifffile.imwrite(tmp_path / "rgb.tif", image, photometric="rgb")
+    out = predict_stack(tmp_path / "rgb.tif", model, tmp_path / "p.tif", **TILE)
+    expected = OverlapTilePredictor(model)(np.moveaxis(image, 2, 0))[1]
+    np.testing.assert_allclose(tifffile.imread(out), expected, rtol=0, atol=1e-5)
+
+
+def test_scale_and_settings_are_carried_over(stack_file: Path, tmp_path: Path) -> None:
+    model = network()
+    save_model(model, tmp_path / "m.safetensors")
+    out = predict_stack(stack_file, tmp_path / "m.safetensors", tmp_path / "p.tif", kind="uint8")
+    with tifffile.TiffFile(out) as file:
+        described = file.imagej_metadata
+        resolution = file.pages.first.tags.valueof("XResolution")
+    assert described["unit"] == "um" and described["spacing"] == pytest.approx(0.05)
+    assert resolution[0] / resolution[1] == pytest.approx(125)  # px per um
+    facts = json.loads(read_info(out))
+    assert facts["settings"]["kind"] == "uint8" and facts["source"] == "stack.tif"
+    again = predict_stack(stack_file, model, tmp_path / "q.tif", kind="uint8")
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_folder_gives_a_folder_of_the_same_names(tmp_path: Path) -> None:
+    images = grey_stack(3, 40, 44)
+    source = tmp_path / "in"
+    source.mkdir()
+    for name, image in zip(("a1.png", "a2.png"), images):
+        (source / name).write_bytes(imagecodecs.png_encode(image))
+    tifffile.imwrite(source / "a10.tif", images[2])
+    model = network()
+    out = predict_stack(source, model, tmp_path / "labels", kind="labels")
+    assert sorted(file.name for file in out.iterdir()) == ["a1.png", "a10.tif", "a2.png"]
+    expected = [OverlapTilePredictor(model)(image).argmax(axis=0) for image in images]
+    assert np.array_equal(read_stack(out), expected)
+    predict_stack(source, model, tmp_path / "p", kind="probability")
+    names = sorted(file.name for file in (tmp_path / "p").iterdir())
+    assert names == ["a1.tif", "a10.tif", "a2.tif"]
+    single = predict_stack(source, model, tmp_path / "p.tif", kind="labels")
+    assert np.array_equal(tifffile.imread(single), expected)
+    (tmp_path / "labels" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds notes.txt, which is none of the files to write"):
+        predict_stack(source, model, tmp_path / "labels", kind="labels", overwrite=True)
+    (tmp_path / "labels" / "notes.txt").unlink()
+    predict_stack(source, model, tmp_path / "labels", kind="uint8", overwrite=True)
+    assert read_stack(tmp_path / "labels").max() > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(kind="mask"), "kind is 'mask': one of probability, uint8, labels, logits"),
+        (dict(threshold=0.5), "a threshold makes labels; the kind is probability"),
+        (dict(kind="labels", threshold=1.0), r"threshold 1.0 is not in \[0, 1\)"),
+        (dict(dtype="float16"), "dtype is float16: probability is stored as float32"),
+        (dict(kind="labels", dtype="float32"), "labels is stored as uint8 or uint16"),
+        (dict(z="2:4"), "--z '2:4': a range a:b with 0 <= a < b <= 3 is needed"),
+        (dict(roi="0:10"), "rows and columns y0:y1,x0:x1 are needed"),
+        (dict(roi="0:10,80:91"), "--roi, columns, '80:91': a range a:b with .* <= 90"),
+        (dict(tile=570), "tile 570 .* nearest"),
+        (dict(memory=10_000), "10000 bytes of memory are too few"),
+        (dict(memory=0), "memory is 0"),
+        (dict(memory=10**9, tile=76), "tile and memory exclude each other"),
+    ],
+)
+def test_bad_option_is_refused(
+    stack_file: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        predict_stack(stack_file, network(), tmp_path / "o.tif", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_must_have_a_place_of_its_own(stack_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="would be among the images"):
+        predict_stack(stack_file, network(), stack_file, overwrite=True)
+    with pytest.raises(InputError, match=r"a name that ends in .tif is needed"):
+        predict_stack(stack_file, network(), tmp_path / "o.png")
+    (tmp_path / "o.tif").write_text("mine")
+    with pytest.raises(InputError, match="exists already; give --overwrite"):
+        predict_stack(stack_file, network(), tmp_path / "o.tif")
+    assert (tmp_path / "o.tif").read_text() == "mine"
+
+
+def test_pixel_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    stack = grey_stack(3, 70, 90, dtype="float32")
+    stack[1, 61, 85] = np.nan
+    write_stack(tmp_path / "s.tif", stack)
+    with pytest.raises(InputError, match=r"s.tif: slice 1 is nan at y = 61, x = 85"):
+        predict_stack(tmp_path / "s.tif", network(), tmp_path / "o.tif", **TILE)
+    assert not (tmp_path / "o.tif").exists()
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts computed tiles; a number in it ends the run when it is reached."""
+    log: list[int] = []
+    compute = TileRunner.compute
+
+    def counting(self: TileRunner, *arguments: Any, **options: Any) -> np.ndarray:
+        log.append(1)
+        return compute(self, *arguments, **options)
+
+    monkeypatch.setattr(TileRunner, "compute", counting)
+    return log
+
+
+@pytest.mark.parametrize("stop_after", [1, 7, 17])
+def test_resumed_run_computes_only_what_is_missing(
+    stack_file: Path,
+    tmp_path: Path,
+    computed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: int,
+) -> None:
+    model = network()
+    undisturbed = predict_stack(stack_file, model, tmp_path / "u.tif", **TILE)
+    total = len(computed)
+    assert total == 3 * 2 * 3
+    computed.clear()
+    fetch = TileRunner.fetch
+    fetched: list[int] = []
+
+    def failing(self: TileRunner, *arguments: Any, **options: Any) -> Any:
+        fetched.append(1)
+        if len(fetched) > stop_after:
+            raise Failure
+        return fetch(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TileRunner, "fetch", failing)
+        with pytest.raises(Failure):
+            predict_stack(stack_file, model, tmp_path / "o.tif", **TILE)
+    assert not (tmp_path / "o.tif").exists()
+    with pytest.raises(InputError, match="an unfinished run of it is there; --resume"):
+        predict_stack(stack_file, model, tmp_path / "o.tif", **TILE)
+    out = predict_stack(stack_file, model, tmp_path / "o.tif", resume=True)  # takes over the tiles
+    assert out.read_bytes() == undisturbed.read_bytes()
+    assert len(computed) <= total + 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["o.tif", "u.tif"]
+    computed.clear()
+    predict_stack(stack_file, model, tmp_path / "o.tif", resume=True, **TILE)
+    assert not computed  # complete already
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(kind="uint8"), 'settings.kind "probability", not "uint8"'),
+        (dict(average="rotations"), 'settings.average "none", not "rotations"'),
+        (dict(z="0:2"), r"settings.z \[0, 3\], not \[0, 2\]"),
+        (dict(tile=92), "plan.columns|plan.rows"),
+        (dict(seed=1), "model "),
+        (dict(touch=True), "source.files"),
+    ],
+    ids=str,
+)
+def test_resume_of_something_else_is_refused(
+    stack_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    source = tmp_path / "s.tif"
+    source.write_bytes(stack_file.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(StackPrediction, "info", property(lambda self: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            predict_stack(source, network(), tmp_path / "o.tif", **TILE)
+    model = network(seed=change.pop("seed", 0))
+    if change.pop("touch", False):
+        source.write_bytes(stack_file.read_bytes() + b" ")
+    with pytest.raises(InputError, match=message):
+        predict_stack(source, model, tmp_path / "o.tif", resume=True, **(TILE | change))
+
+
+def test_source_that_changes_under_way_is_noticed(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "s.tif"
+    source.write_bytes(stack_file.read_bytes())
+    compute = TileRunner.compute
+
+    def touching(self: TileRunner, *arguments: Any, **options: Any) -> np.ndarray:
+        with source.open("ab") as file:
+            file.write(b" ")
+        return compute(self, *arguments, **options)
+
+    monkeypatch.setattr(TileRunner, "compute", touching)
+    with pytest.raises(InputError, match=r"s.tif.*chang"):
+        predict_stack(source, network(), tmp_path / "o.tif", **TILE)
+    assert not (tmp_path / "o.tif").exists()
+
+
+def test_truncated_page_in_the_middle_keeps_what_was_done(tmp_path: Path) -> None:
+    stack = grey_stack(4, 70, 90)
+    tifffile.imwrite(tmp_path / "s.tif", stack, compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(tmp_path / "s.tif") as file:
+        page = file.pages[2]
+        offset, count = page.dataoffsets[0], page.databytecounts[0]
+    content = bytearray((tmp_path / "s.tif").read_bytes())
+    content[offset + 10 : offset + count] = bytes(count - 10)
+    (tmp_path / "s.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"s.tif.*slice 2"):
+        predict_stack(tmp_path / "s.tif", network(), tmp_path / "o.tif")
+    kept = [file.name for file in (tmp_path / ".o.tif.parts").glob("*.zst")]
+    assert kept and not (tmp_path / "o.tif").exists()
+
+
+def test_failing_allocation_goes_on_with_smaller_tiles(
+    stack_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = network()
+    expected = tifffile.imread(
+        predict_stack(stack_file, model, tmp_path / "e.tif", average="dihedral")
+    )
+    run = TileRunner._run
+
+    def limited(self: TileRunner, windows: torch.Tensor) -> torch.Tensor:
+        if windows.numel() > 90 * 90:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return run(self, windows)
+
+    monkeypatch.setattr(TileRunner, "_run", limited)
+    out = predict_stack(stack_file, model, tmp_path / "o.tif", average="dihedral")
+    np.testing.assert_allclose(tifffile.imread(out), expected, rtol=0, atol=1e-5)
+    assert "going on with smaller tiles" in caplog.text
+    monkeypatch.setattr(
+        TileRunner, "_run", lambda self, windows: (_ for _ in ()).throw(MemoryError)
+    )
+    with pytest.raises(InputError, match="out of memory even with the smallest tile"):
+        predict_stack(stack_file, model, tmp_path / "f.tif")
+
+
+@pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
+def test_verify_passes_what_is_right(stack_file: Path, tmp_path: Path, kind: Any) -> None:
+    predict_stack(
+        stack_file,
+        network(),
+        tmp_path / "o.tif",
+        kind=kind,
+        average="rotations",
+        verify=True,
+        **TILE,
+    )
+    assert (tmp_path / "o.tif").exists()
+
+
+@pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
+def test_verify_finds_tiles_off_the_pooling_grid(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """As if tiles abutted without regard to the grid: their windows read 1 px beside."""
+    fetch = TileRunner.fetch
+    calls: list[int] = []
+
+    def beside(self: TileRunner, read: Callable, *arguments: Any, **options: Any) -> Any:
+        region = fetch(self, read, *arguments, **options)
+        calls.append(1)
+        if len(calls) <= 18:  # all tiles, but not the places that are computed again
+            region.pixels[:] = np.roll(region.pixels, 1, axis=0)
+        return region
+
+    monkeypatch.setattr(TileRunner, "fetch", beside)
+    with pytest.raises(InputError, match=r"verification failed at slice \d, y = \d+:\d+"):
+        predict_stack(stack_file, network(), tmp_path / "o.tif", kind=kind, verify=True, **TILE)
+    assert not (tmp_path / "o.tif").exists()
+
+
+def test_plan_keeps_to_the_memory_and_says_so(stack_file: Path, tmp_path: Path) -> None:
+    model = network(base_channels=8)
+    with StackPrediction(stack_file, model, tmp_path / "o.tif") as prediction:
+        whole = prediction.describe()
+    memory = whole.peak_bytes - whole.tiles.peak_bytes // 2
+    with StackPrediction(stack_file, model, tmp_path / "o.tif", memory=memory) as prediction:
+        plan = prediction.describe()
+    assert len(whole.tiles) == 1 < len(plan.tiles)
+    assert plan.peak_bytes <= memory
+    assert plan.output_bytes == 3 * 70 * 90 * 4
+    assert plan.seconds > 0
+    shown = str(plan)
+    for word in ("tiles per slice", "redundant compute", "peak memory", "output", "time"):
+        assert word in shown
+    assert not list(tmp_path.iterdir())
+
+
+MEASURE_PEAK = """
+import sys
+import torch
+from unet_repro import UNet, UNetConfig
+from unet_repro.prediction.predict_stack import predict_stack
+
+def kilobytes(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key))
+
+torch.set_num_threads(1)
+network = UNet(UNetConfig(base_channels=2, depth=2, input_std=(50.0,)))
+stack, out = sys.argv[1:]
+predict_stack(stack, network, out, z="0:2")  # libraries and kernels are loaded
+with open("/proc/self/clear_refs", "w") as clear:
+    clear.write("5")  # the high-water mark starts anew
+before = kilobytes("VmRSS")
+predict_stack(stack, network, out, overwrite=True)
+print(kilobytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_slices(tmp_path: Path) -> None:
+    peaks = []
+    for slices in (8, 80):
+        stack = grey_stack(slices, 256, 256)
+        tifffile.imwrite(tmp_path / "s.tif", stack, compression="zlib", photometric="minisblack")
+        command = [sys.executable, "-c", MEASURE_PEAK, tmp_path / "s.tif", tmp_path / "o.tif"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+        (tmp_path / "o.tif").unlink()
+    assert peaks[1] - peaks[0] < 72 * 256 * 256 * 4 / 1024 / 2  # half of what 72 slices take
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
+def test_buffers_leave_room_for_a_plan(tmp_path: Path, share: float) -> None:
+    """A narrow network: windows are cheap, and what is read and written counts."""
+    model = network(base_channels=1, depth=4)
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, shape=(3000, 3000), dtype="uint8", tile=(256, 256))
+    with StackPrediction(path, model, tmp_path / "o.tif") as prediction:
+        whole = prediction.describe()
+    memory = int(share * whole.peak_bytes)
+    with StackPrediction(path, model, tmp_path / "o.tif", memory=memory) as prediction:
+        plan = prediction.describe()
+    assert plan.peak_bytes <= memory
+    assert len(plan.tiles) <= 100  # of 3000 x 3000 px
+
+
+def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path: Path) -> None:
+    source = tmp_path / "s.tif"
+    source.write_bytes(stack_file.read_bytes())
+    out = predict_stack(source, network(), tmp_path / "o.tif")
+    before = out.stat().st_mtime_ns
+    predict_stack(source, network(), out, resume=True)
+    assert out.stat().st_mtime_ns == before
+    stack = read_stack(source)
+    write_stack(source, 255 - stack, overwrite=True)
+    os.utime(source, ns=(0, 0))  # older than the output
+    with pytest.raises(InputError, match="exists already"):
+        predict_stack(source, network(), out, resume=True)
+
+
+def test_capital_suffix_stays_a_png(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "A.PNG").write_bytes(imagecodecs.png_encode(grey_stack(20, 20)))
+    out = predict_stack(source, network(), tmp_path / "out", kind="uint8")
+    assert imagecodecs.png_decode((out / "A.PNG").read_bytes()).shape == (20, 20)
+
+
+@pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
+def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path, kind: Any) -> None:
+    model = network()
+    with torch.no_grad():
+        model.classifier.bias[0] = np.nan  # type: ignore[index]
+    with pytest.raises(InputError, match=r"slice 0.* y = 0, x = 0 .*values that are not finite"):
+        predict_stack(stack_file, model, tmp_path / "o.tif", kind=kind)
+    assert not (tmp_path / "o.tif").exists()
+
+
+def test_full_disc_while_the_output_is_written(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_repro.prediction.outputs.write_pages", full)
+        with pytest.raises(InputError, match=r"o.tif: cannot be written: No space left"):
+            predict_stack(stack_file, network(), tmp_path / "o.tif", **TILE)
+    assert not (tmp_path / "o.tif").exists()
+    predict_stack(stack_file, network(), tmp_path / "o.tif", resume=True)
+    expected = in_memory(stack_file, network())[:, 1]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,256 @@
+"""What the pictures show is what augmentation and weight map give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import _pylab_helpers
+from matplotlib.contour import QuadContourSet
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from unet_repro import weight_map
+from unet_repro.augmentation import augment
+from unet_repro.config import AugmentationConfig
+from unet_repro.errors import InputError
+from unet_repro.reports import preview
+from unet_repro.reports.preview import augmentation_preview, weight_map_preview
+
+
+def two_cells() -> np.ndarray:
+    """Two cells with a gap of 2 px, the same in three slices of 60 x 50 px."""
+    labels = np.zeros((3, 60, 50), np.uint8)
+    labels[:, 5:55, 5:24] = 9
+    labels[:, 5:55, 26:45] = 200
+    return labels
+
+
+def shades(labels: np.ndarray) -> np.ndarray:
+    """An image that differs from pixel to pixel and from slice to slice."""
+    z, y, x = np.indices(labels.shape)
+    return (40 * z + 2 * y + 0.5 * x).astype(np.float32)
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draw without rendering; return the figure."""
+
+    def figure(draw, *arguments, **options) -> Figure:
+        kept = []
+        monkeypatch.setattr(preview, "_save", lambda figure, *_, **__: kept.append(figure))
+        draw(*arguments, tmp_path / "unused.png", **options)
+        return kept[0]
+
+    return figure
+
+
+def panels(figure: Figure) -> list:
+    return [axes for axes in figure.axes if axes.images and axes.get_title()]
+
+
+def contours(axes) -> list[QuadContourSet]:
+    return [one for one in axes.get_children() if isinstance(one, QuadContourSet)]
+
+
+class TestAugmentation:
+    def test_png_is_complete_and_pyplot_untouched(self, tmp_path):
+        labels, path = two_cells(), tmp_path / "new" / "grid.png"
+        augmentation_preview(shades(labels), labels, path, window=28, samples=1)
+        picture = imread(path)
+        # four panels of 3.6 in beside each other at 160 dpi, and what is around them
+        assert picture.shape[1] == round(4 * (0.4 + 3.6 + 0.5) * 160)
+        assert np.unique(picture[..., 0]).size > 100
+        assert not _pylab_helpers.Gcf.get_all_fig_managers()
+        assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
+
+    def test_original_is_the_middle_slice_mirrored_about_its_border(self, drawn):
+        labels = two_cells()
+        labels[0] = 0  # the class balance is the whole stack's
+        figure = drawn(augmentation_preview, shades(labels), labels, window=70, samples=2)
+        left, right = panels(figure)[:2]
+        # 70 px about the middle of 60 x 50: 5 more px above and below, 10 at the sides
+        around = ((5, 5), (10, 10))
+        expected = np.pad(shades(labels)[1], around, mode="reflect")
+        assert np.array_equal(left.images[0].get_array(), expected)
+        weights = weight_map(labels)[1]
+        assert np.array_equal(right.images[0].get_array(), np.pad(weights, around, mode="reflect"))
+        assert left.get_title() == "original"
+
+    def test_grid_is_regular_on_the_original(self, drawn):
+        labels = two_cells()
+        figure = drawn(augmentation_preview, shades(labels), labels, window=70, samples=1)
+        rows, border_rows, columns, border_columns = contours(panels(figure)[0])
+        # The window begins at y = -5, x = -10. 50 / 12 is 4.2 px; the next round number is 5.
+        for lines, size, first in ((rows, 60, -5), (columns, 50, -10)):
+            wanted = [place for place in range(-10, 70, 5) if first < place < size - first - 1]
+            assert lines.levels.tolist() == wanted
+        assert border_rows.levels.tolist() == [-0.5, 59.5]
+        assert border_columns.levels.tolist() == [-0.5, 49.5]
+        for lines, axis, first in ((rows, 1, -5), (columns, 0, -10)):
+            for level, path in zip(lines.levels, lines.get_paths()):
+                np.testing.assert_allclose(path.vertices[:, axis], level - first, atol=1e-6)
+
+    def test_samples_are_what_training_would_see(self, drawn):
+        labels, settings = two_cells(), AugmentationConfig(flips=True)
+        image = shades(labels)
+        figure = drawn(
+            augmentation_preview, image, labels, settings=settings, window=33, samples=4, seed=5
+        )
+        found = panels(figure)
+        assert len(found) == 10
+        generator = torch.Generator().manual_seed(5)
+        for left, right in zip(found[2::2], found[3::2]):
+            one = augment.draw(settings, image_size=(60, 50), window=(33, 33), generator=generator)
+            sample = augment.apply(
+                one,
+                torch.from_numpy(image[1])[None],
+                torch.from_numpy(labels[1]),
+                torch.from_numpy(weight_map(labels)[1]),
+                window=(33, 33),
+                mean=torch.tensor(image.mean()),
+                std=torch.tensor(image.std()),
+            )
+            np.testing.assert_allclose(
+                left.images[0].get_array(), sample.image[0], rtol=1e-4, atol=1e-3
+            )
+            np.testing.assert_allclose(right.images[0].get_array(), sample.weights, rtol=1e-5)
+            assert f"{one.angle_deg:+.0f}°" in left.get_title()
+            assert ("flipped" in left.get_title()) == one.is_flipped
+            tinted = left.images[1].get_array()[..., 3] > 0
+            ids = np.pad(sample.labels.numpy().astype(int), 1, mode="edge")
+            around = [ids[:-2, 1:-1], ids[2:, 1:-1], ids[1:-1, :-2], ids[1:-1, 2:]]
+            inside = ids[1:-1, 1:-1]
+            is_boundary = (inside > 0) & np.any([inside != other for other in around], axis=0)
+            assert np.array_equal(tinted, is_boundary)
+
+    def test_all_share_one_grey_scale_and_one_colour_scale(self, drawn):
+        labels = two_cells()
+        found = panels(drawn(augmentation_preview, shades(labels), labels, window=28, samples=3))
+        highest = pytest.approx(float(weight_map(labels)[1].max()))
+        assert {one.images[0].get_clim() for one in found[::2]} == {(0.0, 80 + 118 + 24.5)}
+        assert all(one.images[0].get_clim() == (0, highest) for one in found[1::2])
+        assert all(one.images[0].colorbar is not None for one in found[1::2])
+
+    def test_a_slice_without_weight_or_contrast_can_be_drawn(self, drawn):
+        labels = np.zeros((20, 20), bool)
+        found = panels(drawn(augmentation_preview, labels, labels, window=12, samples=1))
+        assert len(found) == 4
+
+    @pytest.mark.parametrize(
+        ("images", "labels", "options", "message"),
+        [
+            ((3, 4, 5), (4, 5), {}, r"images are \(3, 4, 5\), labels \(4, 5\): both \(y, x\) or"),
+            ((4, 5, 1, 1), (4, 5, 1, 1), {}, r"both \(y, x\) or both \(z, y, x\) are needed"),
+            ((0, 4, 5), (0, 4, 5), {}, r"images are \(0, 4, 5\)"),
+            ((4, 5), (4, 5), {"window": 0}, "window is 0 px, samples 8: both must be 1 or more"),
+            ((4, 5), (4, 5), {"samples": 0}, "window is 572 px, samples 0"),
+        ],
+    )
+    def test_errors_say_what_is_wrong(self, tmp_path, images, labels, options, message):
+        with pytest.raises(InputError, match=message):
+            augmentation_preview(
+                np.zeros(images), np.zeros(labels, int), tmp_path / "grid.png", **options
+            )
+        assert not list(tmp_path.iterdir())
+
+    def test_values_that_cannot_be_drawn_are_refused(self, tmp_path):
+        labels = two_cells()
+        for draw, message in (
+            (lambda: shades(labels) * np.nan, "the images hold a value that is not finite"),
+            (lambda: labels / 2, "labels are float64: integers or a bool mask are needed"),
+        ):
+            given = draw()
+            pair = (given, labels) if "images" in message else (shades(labels), given)
+            with pytest.raises(InputError, match=message):
+                augmentation_preview(*pair, tmp_path / "grid.png")
+        assert not list(tmp_path.iterdir())
+
+
+class TestWeightMap:
+    def test_png_replaces_another_only_if_asked(self, tmp_path):
+        path = tmp_path / "weights.png"
+        path.write_bytes(b"mine")
+        with pytest.raises(InputError, match=r"weights.png: exists already; give --overwrite"):
+            weight_map_preview(two_cells(), path)
+        assert path.read_bytes() == b"mine"
+        weight_map_preview(two_cells(), path, overwrite=True)
+        assert imread(path).shape[2] == 4
+        assert [file.name for file in tmp_path.iterdir()] == ["weights.png"]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"w0": 3.0, "sigma": 2.0, "class_balance": None},
+            {"class_balance": (2.0, 5.0)},
+            {"variant": "short"},
+            {"variant": "falk2019"},
+            {"separate_touching": True},
+            {"ignore_label": 9},
+            {"w0": 0.0},
+        ],
+    )
+    def test_class_weight_and_border_term_add_up_to_the_weight_map(self, drawn, options):
+        labels = two_cells()
+        labels[0] = 0  # the class balance is the whole stack's
+        figure = drawn(weight_map_preview, labels, **options)
+        _, class_weight, border, total = (one.images[0].get_array() for one in panels(figure))
+        expected = weight_map(labels, kind="ids", **options)[1]
+        np.testing.assert_allclose(total, expected, rtol=1e-5)
+        np.testing.assert_allclose(class_weight + border, total, rtol=1e-6)
+        assert not border[labels[1] > 0].any()
+        if not options:
+            # a gap of 2 px: d1 + d2 = 3; 10 exp(-9 / 50)
+            np.testing.assert_allclose(border[20:40, 24:26], 10 * np.exp(-9 / 50), rtol=1e-6)
+            assert np.unique(class_weight).size == 2
+
+    def test_each_label_has_its_own_fixed_colour(self, drawn):
+        labels = two_cells()
+        for _ in range(2):
+            colours = panels(drawn(weight_map_preview, labels))[0].images[0].get_array()
+            found = [np.unique(colours[labels[1] == k], axis=0) for k in (0, 9, 200)]
+            assert [len(one) for one in found] == [1, 1, 1]
+            assert not found[0].any()
+            assert np.abs(found[1] - found[2]).max() > 0.3
+        many = preview._label_colours(np.arange(101))
+        assert np.unique(many.round(3), axis=0).shape == (101, 3)
+        assert (many[1:].max(axis=1) > 0.6).all()  # none is as dark as the background
+
+    def test_mask_is_told_from_ids_by_the_whole_stack(self, drawn):
+        mask = (two_cells() > 0).astype(np.uint8)
+        assert panels(drawn(weight_map_preview, mask))[0].get_title() == "labels: 2 cells"
+        mask[0, 0, 0] = 7  # now 1 is an id
+        assert panels(drawn(weight_map_preview, mask))[0].get_title() == "labels: 1 cell"
+
+    def test_slice_is_the_one_asked_for(self, drawn):
+        labels = two_cells()
+        labels[2] = 0
+        title = panels(drawn(weight_map_preview, labels, z=2))[0].get_title()
+        assert title == "labels: 0 cells"
+
+    def test_unknown_pixels_are_grey_and_no_cell(self, drawn):
+        found = panels(drawn(weight_map_preview, two_cells(), ignore_label=9))
+        assert found[0].get_title() == "labels: 1 cell, unknown pixels grey"
+        assert (found[0].images[0].get_array()[10, 10] == 0.5).all()
+        assert found[3].images[0].get_array()[10, 10] == 0
+
+    @pytest.mark.parametrize(
+        ("labels", "options", "message"),
+        [
+            (
+                np.zeros(5, int),
+                {},
+                r"labels have shape \(5,\): \(y, x\) or \(z, y, x\) with pixels",
+            ),
+            (np.zeros((0, 4, 4), int), {}, r"labels have shape \(0, 4, 4\)"),
+            (two_cells(), {"z": 3}, r"z is 3: the stack has slices 0 ... 2"),
+            (two_cells(), {"z": -1}, r"z is -1: the stack"),
+            (two_cells(), {"sigma": 0.0}, r"sigma is 0.0: a finite number of px above 0"),
+            (two_cells(), {"variant": "short", "w0": 2.0}, r"w0 is 2.0: the variant 'short'"),
+        ],
+    )
+    def test_errors_say_what_is_wrong(self, tmp_path, labels, options, message):
+        with pytest.raises(InputError, match=message):
+            weight_map_preview(labels, tmp_path / "weights.png", **options)
+        assert not list(tmp_path.iterdir())

@@ -1,0 +1,557 @@
+"""Weight maps of stacks on disc: equal to those of arrays, and whole whatever kills the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+
+from unet_repro.errors import InputError
+from unet_repro.images import stacks as stack_io
+from unet_repro.images.stacks import read_calibration, read_info, read_stack
+from unet_repro.weight_maps import stack as weight_stack
+from unet_repro.weight_maps.stack import write_weight_map
+from unet_repro.weight_maps.weight_map import weight_map
+
+
+def ids(depth: int = 5, side: int = 40, dtype: str = "uint16") -> np.ndarray:
+    """Rectangles of 1 to 6 cells a slice, some of them touching."""
+    rng = np.random.default_rng(7)
+    stack = np.zeros((depth, side, side), dtype)
+    for slice_ in stack:
+        for cell in range(1, rng.integers(2, 7)):
+            y, x = rng.integers(side - 5, size=2)
+            slice_[y : y + rng.integers(4, 15), x : x + rng.integers(4, 15)] = cell
+    return stack
+
+
+def masks() -> np.ndarray:
+    """0/255, the first slice empty: seen alone it could be a 0/1 mask as well."""
+    stack = np.where(ids(dtype="uint8") > 0, 255, 0).astype(np.uint8)
+    stack[0] = 0
+    return stack
+
+
+def unknown_pixels() -> np.ndarray:
+    stack = ids(dtype="int32")
+    stack[:, :6] = -1
+    return stack
+
+
+def single_cells() -> np.ndarray:
+    """Each slice alone could be a mask; together they hold the ids 1 and 255."""
+    stack = np.zeros((2, 9, 20), np.uint8)
+    stack[0, :, :5] = stack[0, :, 8:] = 1
+    stack[1, :, :5] = stack[1, :, 8:] = 255
+    return stack
+
+
+def save(path: Path, stack: np.ndarray, **options) -> Path:
+    tifffile.imwrite(path, stack, photometric="minisblack", **options)
+    return path
+
+
+CASES = {
+    "ids": (ids(), {}),
+    "mask, first slice empty": (masks(), {}),
+    "1-bit mask": (masks() > 0, {}),
+    "ids that look like masks": (single_cells(), {}),
+    "ids by force": (masks(), {"kind": "ids"}),
+    "mask by force": (ids(), {"kind": "mask"}),
+    "touching": (ids(), {"separate_touching": True}),
+    "touching masks": (masks(), {"separate_touching": True}),
+    "touching, no balance": (ids(), {"separate_touching": True, "class_balance": None}),
+    "unknown pixels": (unknown_pixels(), {"ignore_label": -1}),
+    "touching and unknown": (unknown_pixels(), {"ignore_label": -1, "separate_touching": True}),
+    "settings": (ids(), {"w0": 3.5, "sigma": 2.0, "class_balance": None}),
+    "pair": (ids(), {"class_balance": (0.5, 2.0)}),
+    "short": (ids(), {"variant": "short"}),
+    "falk2019": (ids(), {"variant": "falk2019", "sigma": 4.0}),
+    "no cell": (np.zeros((2, 7, 9), np.uint8), {}),
+    "all cell": (np.full((2, 7, 9), 3, np.uint8), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_equals_the_weight_map_of_the_whole_stack(tmp_path, case, workers):
+    stack, settings = CASES[case]
+    labels = save(tmp_path / "labels.tif", stack)
+    write_weight_map(labels, tmp_path / "w.tif", workers=workers, progress=False, **settings)
+    written = read_stack(tmp_path / "w.tif")
+    assert written.dtype == np.float32
+    np.testing.assert_array_equal(written, weight_map(stack, **settings))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["labels.tif", "w.tif"]
+
+
+def test_class_balance_is_the_stacks_not_the_slices(tmp_path):
+    stack = np.zeros((2, 2, 5), np.uint8)
+    stack[0] = 9  # 10 pixels of cells, 10 of background: both weigh 1
+    labels = save(tmp_path / "labels.tif", stack)
+    write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), np.ones_like(stack))
+
+
+def test_one_slice_is_solved_by_all_threads(tmp_path):
+    labels = save(tmp_path / "labels.tif", ids(1))
+    write_weight_map(labels, tmp_path / "w.tif", workers=4, progress=False)
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(ids(1)))
+
+
+def test_folder_of_png_labels(tmp_path):
+    stack = masks()
+    (tmp_path / "labels").mkdir()
+    for z, slice_ in enumerate(stack):
+        (tmp_path / f"labels/{z + 8}.png").write_bytes(imagecodecs.png_encode(slice_))  # 8 ... 12
+    write_weight_map(tmp_path / "labels", tmp_path / "w.tif", progress=False)
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(stack))
+
+
+METADATA = {
+    "imagej": (
+        {"imagej": True, "resolution": (2.5, 4.0)},
+        {"axes": "ZYX", "unit": "um", "spacing": 0.25},
+    ),
+    "imagej, nm, time": (
+        {"imagej": True, "resolution": (0.5, 0.5)},
+        {"axes": "TYX", "unit": "nm", "finterval": 1.5},
+    ),
+    "micro sign": ({"imagej": True, "resolution": (3.0, 3.0)}, {"unit": "\\u00B5m", "axes": "ZYX"}),
+    "tags, inch": ({"resolution": (300, 300), "resolutionunit": "inch"}, None),
+    "tags, cm": ({"resolution": (1e4, 2e4), "resolutionunit": "centimeter"}, {"axes": "TYX"}),
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_axes_and_scale_are_carried_over(tmp_path, case):
+    options, metadata = METADATA[case]
+    labels = save(tmp_path / "labels.tif", ids(), metadata=metadata, **options)
+    write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    with tifffile.TiffFile(tmp_path / "w.tif") as file:
+        page, described = file.pages.first, file.imagej_metadata
+        assert page.resolution == options["resolution"]
+        assert page.resolutionunit == {"inch": 2, "centimeter": 3}.get(
+            options.get("resolutionunit"), 1
+        )
+        assert file.series[0].axes == (metadata or {}).get("axes", "ZYX")
+        for key in ("unit", "spacing", "finterval"):
+            assert described.get(key) == (metadata or {}).get(key)
+    assert read_calibration(tmp_path / "w.tif") == read_calibration(labels)
+
+
+def test_big_stack_is_bigtiff_with_the_same_metadata(tmp_path, monkeypatch):
+    monkeypatch.setattr(stack_io, "_CLASSIC_TIFF_BYTES", 1000)
+    options = {"resolution": (2.0, 2.0), "metadata": {"axes": "TYX", "unit": "um"}}
+    labels = save(tmp_path / "labels.tif", ids(), imagej=True, **options)
+    write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    with tifffile.TiffFile(tmp_path / "w.tif") as file:
+        assert file.is_bigtiff and not file.is_imagej
+        assert file.series[0].axes == "TYX"
+        assert json.loads(file.shaped_metadata[0]["Info"])["settings"]["sigma"] == 5
+    assert read_calibration(tmp_path / "w.tif") == read_calibration(labels)
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(ids()))
+
+
+@pytest.mark.parametrize(("compression", "tag"), [(None, 1), ("lzw", 5), ("zlib", 8)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_compression(tmp_path, compression, tag, workers):
+    stack = ids(side=300)  # more than one strip a slice
+    labels = save(tmp_path / "labels.tif", stack)
+    options = {"compression": compression, "workers": workers, "progress": False}
+    write_weight_map(labels, tmp_path / "w.tif", **options)
+    with tifffile.TiffFile(tmp_path / "w.tif") as file:
+        assert file.is_imagej and len(file.pages) == 5
+        assert {page.keyframe.compression for page in file.pages} == {tag}
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(stack))
+    assert ((tmp_path / "w.tif").stat().st_size < 4 * stack.size / 2) == (compression is not None)
+
+
+def test_zstd(tmp_path):
+    labels = save(tmp_path / "labels.tif", ids())
+    write_weight_map(labels, tmp_path / "w.tif", compression="zstd", progress=False)
+    with tifffile.TiffFile(tmp_path / "w.tif") as file:
+        assert file.pages.first.compression == tifffile.COMPRESSION.ZSTD
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(ids()))
+
+
+def test_settings_are_recorded_in_the_file(tmp_path):
+    labels = save(tmp_path / "labels.tif", ids())
+    write_weight_map(labels, tmp_path / "w.tif", variant="falk2019", progress=False)
+    with tifffile.TiffFile(tmp_path / "w.tif") as file:
+        record = json.loads(file.imagej_metadata["Info"])
+    assert record == json.loads(read_info(tmp_path / "w.tif"))
+    assert record["settings"] == {
+        "w0": 50.0,
+        "sigma": 6.0,
+        "class_balance": None,
+        "variant": "falk2019",
+        "ignore_label": None,
+        "separate_touching": False,
+        "kind": "auto",
+        "compression": None,
+    }
+    assert record["labels"]["name"] == "labels.tif" and len(record["labels"]["sha256"]) == 64
+
+
+def test_preview_shows_the_middle_slice_with_the_stacks_balance(tmp_path, monkeypatch):
+    seen = {}
+
+    def draw(slice_, path, **settings):
+        seen.update(settings, slice_=slice_)
+
+    labels = save(tmp_path / "labels.tif", masks())
+    options = {"preview": tmp_path / "p.png", "progress": False}
+    write_weight_map(labels, tmp_path / "w.tif", **options)
+    assert imagecodecs.png_decode((tmp_path / "p.png").read_bytes()).ndim == 3
+    with pytest.raises(InputError, match=r"p\.png: exists already"):
+        write_weight_map(labels, tmp_path / "w2.tif", **options)
+    monkeypatch.setattr(weight_stack, "weight_map_preview", draw)
+    write_weight_map(labels, tmp_path / "w.tif", overwrite=True, **options)
+    np.testing.assert_array_equal(seen["slice_"], masks()[2])
+    cells = int(np.count_nonzero(masks()))
+    assert seen["class_balance"][1] == pytest.approx(masks().size / (2 * cells))
+    assert seen["kind"] == "mask" and seen["overwrite"]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_does_not_grow_with_the_number_of_slices(tmp_path, compression, workers):
+    write_weight_map(save(tmp_path / "warm.tif", ids()), tmp_path / "w.tif", progress=False)
+    output_bytes, peaks = 4 * 256**2, []  # of a slice
+    for depth in (4, 60):
+        labels = save(tmp_path / f"{depth}.tif", np.tile(ids(1, side=256), (depth, 1, 1)))
+        options = {"compression": compression, "workers": workers, "progress": False}
+        tracemalloc.start()
+        write_weight_map(labels, tmp_path / f"w{depth}.tif", **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # How far two threads overlap is chance: a slice at work takes 20 bytes a pixel.
+    assert peaks[1] < peaks[0] + (output_bytes if workers == 1 else 6 * output_bytes)
+    assert peaks[1] < 15 * output_bytes
+
+
+# Interruptions
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def half_done(tmp_path, monkeypatch):
+    """A call that broke off at its fourth slice of five."""
+    labels = save(tmp_path / "labels.tif", ids())
+    count_calls(monkeypatch, stop_at=4)
+    with pytest.raises(Stop):
+        write_weight_map(labels, tmp_path / "w.tif", workers=1, progress=False)
+    monkeypatch.undo()
+    return tmp_path
+
+
+def count_calls(monkeypatch, stop_at: int = 0) -> list[int]:
+    """Count the slices that are weighted; raise at one of them."""
+    weighted = []
+
+    def weigh(labels, **settings):
+        if labels.size > 1:  # not the check of the settings
+            weighted.append(1)
+            if len(weighted) == stop_at:
+                raise Stop
+        return weight_map(labels, **settings)
+
+    monkeypatch.setattr(weight_stack, "weight_map", weigh)
+    return weighted
+
+
+def test_resume_computes_only_what_is_missing(half_done, monkeypatch):
+    assert not (half_done / "w.tif").exists()
+    weighted = count_calls(monkeypatch)
+    options = {"workers": 1, "progress": False}
+    write_weight_map(half_done / "labels.tif", half_done / "w.tif", resume=True, **options)
+    assert len(weighted) == 2
+    write_weight_map(half_done / "labels.tif", half_done / "again.tif", **options)
+    assert (half_done / "w.tif").read_bytes() == (half_done / "again.tif").read_bytes()
+    assert sorted(file.name for file in half_done.iterdir()) == ["again.tif", "labels.tif", "w.tif"]
+
+
+def test_unfinished_output_is_neither_resumed_nor_dropped_unasked(half_done, monkeypatch):
+    common = (half_done / "labels.tif", half_done / "w.tif")
+    with pytest.raises(InputError, match="an unfinished run of it is there; --resume"):
+        write_weight_map(*common, progress=False)
+    weighted = count_calls(monkeypatch)
+    write_weight_map(*common, overwrite=True, progress=False)
+    assert len(weighted) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma": 4}, r"w\.tif: cannot be resumed, it was begun with settings.sigma 5.0, not 4.0"),
+        ({"class_balance": None}, 'settings.class_balance "frequency", not null'),
+        ({"compression": "lzw"}, 'settings.compression null, not "lzw"'),
+        ({"separate_touching": True}, "settings.separate_touching false, not true"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(half_done, settings, message):
+    common = (half_done / "labels.tif", half_done / "w.tif")
+    with pytest.raises(InputError, match=message):
+        write_weight_map(*common, resume=True, progress=False, **settings)
+    write_weight_map(*common, resume=True, progress=False)  # nothing was lost
+
+
+def test_resume_with_other_labels_is_refused(half_done):
+    stack = ids()
+    stack[4, 39, 39] += 1
+    save(half_done / "labels.tif", stack)
+    with pytest.raises(InputError, match=r"begun with labels\.sha256 \"\w{64}\", not"):
+        write_weight_map(half_done / "labels.tif", half_done / "w.tif", resume=True, progress=False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "missing"])
+def test_damaged_finished_slice_is_computed_again(half_done, damage, monkeypatch):
+    part = half_done / ".w.tif.parts/000001.zst"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "missing":
+        part.unlink()
+    else:
+        part.write_bytes({"cut": content[:20], "empty": b"", "flipped": content}[damage])
+    weighted = count_calls(monkeypatch)
+    write_weight_map(half_done / "labels.tif", half_done / "w.tif", resume=True, progress=False)
+    assert len(weighted) == 3
+    np.testing.assert_array_equal(read_stack(half_done / "w.tif"), weight_map(ids()))
+
+
+def test_resume_without_anything_there_begins(tmp_path):
+    labels = save(tmp_path / "labels.tif", ids())
+    write_weight_map(labels, tmp_path / "w.tif", resume=True, progress=False)
+    np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(ids()))
+
+
+def test_resume_keeps_the_output_if_it_is_complete(tmp_path, monkeypatch):
+    labels = save(tmp_path / "labels.tif", ids())
+    write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    before = (tmp_path / "w.tif").stat()
+    weighted = count_calls(monkeypatch)
+    write_weight_map(labels, tmp_path / "w.tif", resume=True, progress=False)
+    assert (tmp_path / "w.tif").stat().st_ino == before.st_ino and not weighted
+    with pytest.raises(InputError, match="exists already; give --overwrite"):
+        write_weight_map(labels, tmp_path / "w.tif", sigma=2, resume=True, progress=False)
+    assert (tmp_path / "w.tif").stat().st_ino == before.st_ino
+    assert not (tmp_path / ".w.tif.parts").exists()
+
+
+def test_resume_remembers_that_an_old_output_may_be_replaced(tmp_path, monkeypatch):
+    labels, out = save(tmp_path / "labels.tif", ids()), tmp_path / "w.tif"
+    out.write_text("old")
+    count_calls(monkeypatch, stop_at=2)
+    with pytest.raises(Stop):
+        write_weight_map(labels, out, overwrite=True, workers=1, progress=False)
+    assert out.read_text() == "old"
+    monkeypatch.undo()
+    write_weight_map(labels, out, resume=True, progress=False)
+    np.testing.assert_array_equal(read_stack(out), weight_map(ids()))
+
+
+# One process that forks a child for each trial: only the first import is paid for.
+TRIALS = """
+import itertools, os, random, signal, sys, time
+from pathlib import Path
+from unet_repro.images.stacks import read_stack
+from unet_repro.weight_maps.weight_map import weight_map
+from unet_repro.weight_maps.stack import write_weight_map
+
+labels, folder, random_trials = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+weight_map(read_stack(labels)[:1])  # compiled
+
+def start(out, die=lambda: None, **options):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        die()
+        write_weight_map(labels, out, workers=2, progress=False, compression="zlib", **options)
+    except BaseException as error:
+        print(error, file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
+
+def end(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def check(name):
+    out = folder / name
+    is_there = out.exists()
+    assert not is_there or out.read_bytes() == expected, name  # whole or absent
+    assert end(start(out, resume=True)) == 0, name
+    assert out.read_bytes() == expected, name
+    out.unlink()
+    assert not list(folder.iterdir()), list(folder.iterdir())
+    return is_there
+
+whole = folder.parent / "whole.tif"
+begun = time.monotonic()
+assert end(start(whole)) == 0
+duration = time.monotonic() - begun
+expected = whole.read_bytes()
+
+# All that is seen from outside happens by os.replace: die before and after each call of it.
+def dying(at, after):
+    def die():
+        replace, calls = os.replace, itertools.count(1)
+        def counting(*paths):
+            call = next(calls)
+            if call == at and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*paths)
+            if call == at and after:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = counting
+    return die
+
+at, found_there = 1, []
+while True:
+    codes = []
+    for after in (False, True):
+        codes.append(end(start(folder / "w.tif", dying(at, after))))
+        found_there.append(check("w.tif"))
+    if codes == [0, 0]:
+        break
+    assert codes == [-signal.SIGKILL] * 2, codes
+    at += 1
+assert found_there[-4:] == [False, True, True, True]  # before and after the last; undisturbed
+print(at - 1, "replacements")
+
+random.seed(1)
+for trial in range(random_trials):
+    child = start(folder / "w.tif")
+    time.sleep(random.uniform(0, duration))
+    os.kill(child, signal.SIGKILL)
+    end(child)
+    check("w.tif")
+"""
+
+
+def kill_trials(tmp_path, *, depth: int, side: int, random_trials: int) -> str:
+    labels = save(tmp_path / "labels.tif", ids(depth, side))
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", TRIALS, labels, tmp_path / "out", str(random_trials)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_killed_at_any_moment_it_is_resumed_to_the_same_bytes(tmp_path):
+    printed = kill_trials(tmp_path, depth=4, side=64, random_trials=8)
+    # the record, four slices, the file in the private folder, the output
+    assert printed == "7 replacements\n"
+
+
+@pytest.mark.slow
+def test_killed_at_many_random_moments_it_is_resumed_to_the_same_bytes(tmp_path):
+    kill_trials(tmp_path, depth=12, side=200, random_trials=120)
+
+
+def test_second_process_on_the_same_output_is_refused(half_done):
+    program = (
+        "import sys; from unet_repro.files.resumable import Parts\n"
+        "with Parts(sys.argv[1], resume=True): print('locked', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, half_done / "w.tif"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        for options in ({"resume": True}, {"overwrite": True}, {}):
+            with pytest.raises(InputError, match="another process is writing it"):
+                write_weight_map(half_done / "labels.tif", half_done / "w.tif", **options)
+        other.communicate("go on\n")
+    write_weight_map(half_done / "labels.tif", half_done / "w.tif", resume=True, progress=False)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"w0": -1}, "w0 is -1"),
+        ({"sigma": 0}, "sigma is 0"),
+        ({"variant": "long"}, "variant is 'long'"),
+        ({"variant": "short", "w0": 2}, "'short' means 1"),
+        ({"class_balance": "median"}, "class_balance is 'median'"),
+        ({"kind": "cells"}, "kind is 'cells'"),
+        ({"ignore_label": 0.5}, "ignore_label is 0.5"),
+        ({"compression": "jpeg"}, "compression is 'jpeg': one of zlib, zstd, lzw or None"),
+        ({"workers": 0}, "workers is 0"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, settings, message):
+    labels = save(tmp_path / "labels.tif", ids())
+    with pytest.raises(InputError, match=message):
+        write_weight_map(labels, tmp_path / "w.tif", **settings)
+    assert [file.name for file in tmp_path.iterdir()] == ["labels.tif"]
+
+
+def test_bad_labels_are_refused_and_leave_nothing(tmp_path):
+    stack = ids(dtype="int16")
+    stack[3, 2, 1] = -7
+    labels = save(tmp_path / "labels.tif", stack)
+    with pytest.raises(InputError, match=r"labels\.tif: slice 3: labels hold -7"):
+        write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    save(labels, np.zeros((2, 5, 6), np.float32))
+    with pytest.raises(InputError, match="labels must be integers, not float32"):
+        write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    save(labels, ids())
+    labels.write_bytes(labels.read_bytes()[:-99])
+    with pytest.raises(InputError, match="truncated"):
+        write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["labels.tif"]
+
+
+def test_existing_output_is_kept_without_overwrite(tmp_path):
+    labels, out = save(tmp_path / "labels.tif", ids()), tmp_path / "w.tif"
+    out.write_text("precious")
+    for options in ({}, {"resume": True}):
+        with pytest.raises(InputError, match="exists already; give --overwrite"):
+            write_weight_map(labels, out, progress=False, **options)
+        assert out.read_text() == "precious"
+    write_weight_map(labels, out, overwrite=True, progress=False)
+    np.testing.assert_array_equal(read_stack(out), weight_map(ids()))
+
+
+def test_labels_are_never_replaced(tmp_path):
+    labels = save(tmp_path / "labels.tif", ids())
+    before = labels.read_bytes()
+    (tmp_path / "link.tif").symlink_to(labels)
+    for out in (labels, tmp_path / "link.tif"):
+        with pytest.raises(InputError, match="would be among the labels"):
+            write_weight_map(labels, out, overwrite=True)
+    assert labels.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    save(tmp_path / "folder/0.tif", ids()[0])
+    with pytest.raises(InputError, match="would be among the labels"):
+        write_weight_map(tmp_path / "folder", tmp_path / "folder/w.tif")
+    write_weight_map(tmp_path / "folder", tmp_path / "folder/maps/w.tif", progress=False)
+
+
+def test_short_work_shows_no_bar_and_long_work_does(tmp_path, capsys, monkeypatch):
+    labels = save(tmp_path / "labels.tif", ids())
+    write_weight_map(labels, tmp_path / "w.tif")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(weight_stack, "_BAR_DELAY_S", 0)
+    write_weight_map(labels, tmp_path / "w.tif", overwrite=True)
+    shown = capsys.readouterr()
+    assert "weight maps" in shown.err and "5/5" in shown.err and shown.out == ""

@@ -1,0 +1,200 @@
+"""Image files one level below stacks: the images of a folder, each a TIFF of one slice or a PNG."""
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from unet_repro.errors import InputError
+from unet_repro.files.file_access import as_input_errors
+from unet_repro.images.png_files import png_header, read_png
+from unet_repro.images.tiff_pages import TiffPages, tag_ratio
+from unet_repro.images.tiff_segments import CACHE_BYTES
+
+__all__ = [
+    "PngImage",
+    "TiffPages",
+    "as_input_errors",
+    "image_files",
+    "image_header",
+    "open_image",
+    "read_image",
+    "tag_ratio",
+]
+
+PathLike = str | os.PathLike[str]
+
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_IMAGE_SUFFIXES = (*_TIFF_SUFFIXES, ".png")
+
+
+def image_files(folder: PathLike) -> list[Path]:
+    """List the TIFF and PNG files of a folder in natural order.
+
+    Parameters
+    ----------
+    folder : path-like
+        Hidden files and files of other suffixes are passed over.
+
+    Returns
+    -------
+    list of pathlib.Path
+        At least one; numbers in names count as numbers: ``2.png`` before ``10.png``.
+
+    Raises
+    ------
+    InputError
+        If there is no image, or if two differ in nothing but the suffix.
+    """
+    try:
+        entries = list(Path(folder).iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    files = [
+        entry
+        for entry in entries
+        if entry.suffix.lower() in _IMAGE_SUFFIXES and not entry.name.startswith(".")
+    ]
+    if not files:
+        raise InputError(f"{folder}: holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+    files.sort(key=_natural_key)
+    for file, following in pairwise(files):
+        if file.stem == following.stem:
+            raise InputError(
+                f"{folder}: holds both {file.name} and {following.name}; keep one of them"
+            )
+    return files
+
+
+def _natural_key(file: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", file.stem)  # text and digits take turns, text first
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], file.name
+
+
+class PngImage:
+    """Give a PNG file as a stack of one slice, as `TiffPages` gives a TIFF; it is decoded once.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+    channels : int, optional
+        As in `TiffPages`.
+
+    Attributes
+    ----------
+    shape, channels, dtype
+        As in `TiffPages`.
+
+    Raises
+    ------
+    InputError
+        As `unet_repro.images.png_files.read_png`.
+    """
+
+    def __init__(self, path: Path, *, channels: int | None = None) -> None:
+        self.channels = channels or 1
+        self._pixels = read_png(path, channels=self.channels)
+        self.shape = (1, *self._pixels.shape[1:])
+        self.dtype = self._pixels.dtype
+
+    def read_region(self, z: int, rows: slice, columns: slice, *, keep: bool = True) -> np.ndarray:
+        """Copy a rectangle, as `TiffPages.read_region`; the image is kept in any case."""
+        return np.array(self._pixels[:, rows, columns], order="C")
+
+    def close(self) -> None:
+        """Do nothing: the file is closed already."""
+
+
+def open_image(
+    path: Path,
+    *,
+    palette: bool = False,
+    channels: int | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> TiffPages | PngImage:
+    """Open one image of a folder.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A TIFF file of one slice or a PNG file.
+    palette, channels, cache_bytes
+        As in `TiffPages`.
+
+    Raises
+    ------
+    InputError
+        If the file is not one such image.
+    """
+    if path.suffix.lower() not in _TIFF_SUFFIXES:
+        return PngImage(path, channels=channels)
+    pages = TiffPages(path, palette=palette, channels=channels, cache_bytes=cache_bytes)
+    if pages.shape[0] != 1:
+        pages.close()
+        raise InputError(
+            f"{path}: is a stack of {pages.shape[0]} slices inside a folder of images; give the "
+            "file itself, or a folder with one slice a file"
+        )
+    return pages
+
+
+def image_header(
+    path: Path, *, palette: bool = False, channels: int | None = None
+) -> tuple[tuple[int, int], np.dtype]:
+    """Give (y, x) and the dtype of one image without decoding it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A TIFF file of one slice or a PNG file.
+    palette, channels
+        As in `TiffPages`.
+
+    Returns
+    -------
+    shape : tuple of int
+        (y, x).
+    dtype : numpy.dtype
+        uint8 or uint16 for PNG.
+
+    Raises
+    ------
+    InputError
+        If the file is not one such image.
+    """
+    if path.suffix.lower() not in _TIFF_SUFFIXES:
+        return png_header(path, channels=channels or 1)
+    pages = open_image(path, palette=palette, channels=channels)
+    pages.close()
+    return (pages.shape[1], pages.shape[2]), pages.dtype
+
+
+def read_image(path: Path, *, palette: bool = False) -> np.ndarray:
+    """Read one grey image of a folder.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A TIFF file of one page or a PNG file.
+    palette : bool
+        Accept a TIFF page with a colour table and give its indices.
+
+    Returns
+    -------
+    ndarray, shape (y, x)
+        The pixels as stored; a 1-bit PNG gives uint8 of 0 and 255.
+
+    Raises
+    ------
+    InputError
+        If the file is not one grey image or cannot be decoded.
+    """
+    image = open_image(path, palette=palette)
+    try:
+        _, height, width = image.shape
+        return image.read_region(0, slice(0, height), slice(0, width), keep=False)[0]
+    finally:
+        image.close()

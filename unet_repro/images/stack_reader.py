@@ -1,0 +1,290 @@
+"""Lazy reading of stacks: TIFF files, and folders of TIFF or PNG images, by slice or rectangle.
+
+Whatever is read is checked first, so that a damaged file is an error and never a stack of zeros.
+"""
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from unet_repro.errors import InputError
+from unet_repro.files.file_access import FileState
+from unet_repro.images.image_files import PngImage, image_files, image_header, open_image
+from unet_repro.images.tiff_axes import describe_size
+from unet_repro.images.tiff_pages import TiffPages
+from unet_repro.images.tiff_segments import CACHE_BYTES
+
+PathLike = str | os.PathLike[str]
+
+
+class StackReader:
+    """Read a stack by slice or rectangle: a TIFF file, or a folder of images in natural order.
+
+    Opening reads the structure only and checks it. Then a slice or rectangle is held in memory at
+    a time; besides, strips and tiles of a TIFF that rectangles touched last are kept decoded, up
+    to `cache_bytes` and at least one of each channel, and of a folder the PNG image read last.
+    Threads may share a reader.
+
+    Parameters
+    ----------
+    path : path-like
+        A TIFF file of one or more pages of equal shape and dtype, or a folder of TIFF and PNG
+        images (one slice each; hidden files and other suffixes are passed over).
+    palette : bool
+        Accept TIFF pages with a colour table and give their indices. Right for labels, whose
+        colours are for display; wrong for images.
+    channels : int, optional
+        How many channels the file must declare; None for grey, as 1. More than one are an axis C
+        of a TIFF series or the samples of its pages (RGB, RGBA), or those of colour PNG files.
+        No other number is taken, and besides the channels there may be one axis of slices,
+        whatever its name.
+    cache_bytes : int
+        Rectangles that go from left to right through a TIFF of compressed strips decode each
+        strip once only if the strips of their rows fit.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    axes : str
+        Always ``"ZYX"``.
+    shape : tuple of int
+        (z, y, x); no side is 0.
+    channels : int
+    dtype : numpy.dtype
+        As stored, in native byte order.
+    names : list of str
+        Where each slice comes from: the file's name, or ``"slice k"`` in a TIFF stack.
+    voxel_size_um : tuple of float or None
+        (z, y, x) in micrometres where the file says so; z is NaN if only the pixel size is known.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is no readable stack of such channels: not a TIFF,
+        truncated, other channels, pages of different shape, no slice at all.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from unet_repro.images.stacks import write_stack
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_stack(f"{folder}/stack.tif", np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+    ...     with StackReader(f"{folder}/stack.tif") as stack:
+    ...         print(stack.shape, [int(stack.read_slice(z).sum()) for z in range(2)])
+    ...         print(stack.read_region(1, slice(0, 2), slice(1, 3)))
+    (2, 3, 4) [66, 210]
+    [[[13 14]
+      [17 18]]]
+    """
+
+    axes = "ZYX"
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        palette: bool = False,
+        channels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.path = Path(path)
+        if channels is not None and channels < 1:
+            raise InputError(f"{self.path}: {channels} channels are asked for; 1 is the least")
+        if not self.path.exists():
+            raise InputError(f"{self.path}: no such file or folder")
+        self.channels = channels or 1
+        self._options: dict[str, Any] = {
+            "palette": palette,
+            "channels": channels,
+            "cache_bytes": cache_bytes,
+        }
+        self._lock = threading.RLock()
+        self._image: TiffPages | PngImage | None = None  # what is open
+        self._image_z = 0
+        self.voxel_size_um: tuple[float, float, float] | None = None
+        self._is_folder = self.path.is_dir()
+        files = image_files(self.path) if self._is_folder else [self.path]
+        self._states = [FileState.of(file) for file in files]
+        if self._is_folder:
+            self._open_folder(files, palette, channels)
+        else:
+            self._image = tiff = TiffPages(self.path, **self._options)
+            self.shape, self.dtype = tiff.shape, tiff.dtype
+            self.names = [f"slice {z}" for z in range(self.shape[0])]
+            self.voxel_size_um = tiff.voxel_size_um
+
+    def _open_folder(self, files: list[Path], palette: bool, channels: int | None) -> None:
+        headers = [image_header(file, palette=palette, channels=channels) for file in files]
+        for file, header in zip(files, headers, strict=True):
+            if header != headers[0]:
+                (shape, dtype), (shape0, dtype0) = header, headers[0]
+                raise InputError(
+                    f"{file}: is {describe_size(shape)} {dtype}, but {files[0].name} is "
+                    f"{describe_size(shape0)} {dtype0}; all slices of a stack must agree"
+                )
+        (height, width), self.dtype = headers[0]
+        self.shape = (len(files), height, width)
+        self.names = [file.name for file in files]
+
+    def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
+        """Read a rectangle of slice `z`; of a TIFF, only the strips and tiles that it touches.
+
+        A page that is neither compressed nor tiled is read row by row, the wanted columns only. A
+        page that is one compressed strip must be decoded as a whole, once for all its rectangles
+        that follow.
+
+        Parameters
+        ----------
+        z : int
+            0 … shape[0] − 1.
+        rows, columns : slice
+            Not empty and inside the slice, step 1; ``slice(None)`` is all of them.
+
+        Returns
+        -------
+        ndarray, shape (channels, h, w)
+            A new array of the stack's dtype, in native byte order.
+
+        Raises
+        ------
+        InputError
+            If the pixels cannot be read or decoded, with slice and position.
+        IndexError
+            If there is no such slice or rectangle.
+        """
+        return self._read(z, rows, columns, keep=True)
+
+    def read_slice(self, z: int) -> np.ndarray:
+        """Read slice `z` of a stack of one channel.
+
+        Parameters
+        ----------
+        z : int
+            0 … shape[0] − 1.
+
+        Returns
+        -------
+        ndarray, shape (y, x)
+            A new array of the stack's dtype.
+
+        Raises
+        ------
+        InputError
+            If the pixels cannot be decoded.
+        IndexError
+            If there is no such slice.
+        ValueError
+            If there are several channels; `read_region` reads them.
+        """
+        if self.channels != 1:
+            raise ValueError(f"a slice has {self.channels} channels; read_region reads them")
+        return self._read(z, slice(None), slice(None), keep=False)[0]
+
+    def _read(self, z: int, rows: slice, columns: slice, *, keep: bool) -> np.ndarray:
+        depth, height, width = self.shape
+        if not 0 <= z < depth:
+            raise IndexError(f"slice {z} of a stack of {depth}")
+        rows, columns = _inside(rows, height), _inside(columns, width)
+        if not self._is_folder:
+            assert self._image is not None
+            return self._image.read_region(z, rows, columns, keep=keep)
+        with self._lock:
+            return self._image_of(z).read_region(0, rows, columns, keep=keep)
+
+    def _image_of(self, z: int) -> TiffPages | PngImage:
+        if self._image is not None and self._image_z == z:
+            return self._image
+        if self._image is not None:
+            self._image.close()
+            self._image = None
+        file = self._states[z].path
+        image = open_image(file, **self._options)
+        if (image.shape[1:], image.dtype) != (self.shape[1:], self.dtype):
+            image.close()
+            raise InputError(f"{file}: has another shape or dtype than when reading began")
+        self._image, self._image_z = image, z
+        return image
+
+    def read(self) -> np.ndarray:
+        """Read a stack of one channel into an array (z, y, x); see `read_slice` for the errors."""
+        try:
+            stack = np.empty(self.shape, self.dtype)
+        except (MemoryError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: {describe_size(self.shape)} pixels of {self.dtype} do not fit into "
+                "memory"
+            ) from error
+        for z in range(self.shape[0]):
+            stack[z] = self.read_slice(z)
+        return stack
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describe what is read, so that a later run can tell whether it is the same.
+
+        Returns
+        -------
+        dict
+            To be written as JSON: ``files`` (of each the ``name`` without folders, the ``size`` in
+            bytes and ``mtime_ns``, all as they were on opening), ``shape`` (z, y, x), ``channels``
+            and ``dtype``.
+        """
+        files = [
+            {"name": state.path.name, "size": state.size, "mtime_ns": state.mtime_ns}
+            for state in self._states
+        ]
+        return {
+            "files": files,
+            "shape": list(self.shape),
+            "channels": self.channels,
+            "dtype": self.dtype.name,
+        }
+
+    def check_unchanged(self, z: int | None = None) -> None:
+        """Make sure that no file was changed since the stack was opened.
+
+        One look at each file's size and time.
+
+        Parameters
+        ----------
+        z : int, optional
+            Only the file of this slice.
+
+        Raises
+        ------
+        InputError
+            If a file has another size or time of change, or is gone.
+        """
+        states = self._states
+        if z is not None and len(states) > 1:
+            states = [states[z]]
+        for state in states:
+            state.check_unchanged()
+
+    def close(self) -> None:
+        """Close the file; reading from it is then an error."""
+        if self._image is not None:
+            self._image.close()
+
+    def __enter__(self) -> "StackReader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _inside(part: slice, size: int) -> slice:
+    """Return the slice with its ends; it must not be empty and must lie inside 0 … size."""
+    start = 0 if part.start is None else part.start
+    stop = size if part.stop is None else part.stop
+    if part.step not in (None, 1) or not 0 <= start < stop <= size:
+        raise IndexError(f"{part} is no range of 0 … {size}")
+    return slice(start, stop)

@@ -1,0 +1,310 @@
+"""Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
+
+import os
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from unet_repro.errors import InputError
+from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.images.calibration import UNCALIBRATED, Calibration, read_calibration, read_info
+from unet_repro.images.image_files import image_files
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_axes import describe_size
+
+__all__ = [
+    "Calibration",
+    "StackReader",
+    "atomic_path",
+    "check_output",
+    "check_pair",
+    "read_calibration",
+    "read_images",
+    "read_info",
+    "read_labels",
+    "read_pair",
+    "read_stack",
+    "write_slices",
+    "write_stack",
+]
+
+PathLike = str | os.PathLike[str]
+
+_CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are left for the tags
+_IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
+
+
+def read_stack(path: PathLike) -> np.ndarray:
+    """Read a grey stack into memory.
+
+    Parameters
+    ----------
+    path : path-like
+        A TIFF stack, or a folder of grey TIFF or PNG images in natural order (2 before 10).
+
+    Returns
+    -------
+    ndarray, shape (z, y, x)
+        The pixels as stored, in native byte order. A single image is a stack of one slice.
+
+    Raises
+    ------
+    InputError
+        As `StackReader`.
+    """
+    with StackReader(path) as reader:
+        return reader.read()
+
+
+def read_images(path: PathLike) -> np.ndarray:
+    """Read a stack to be segmented: `read_stack` that also refuses NaN and infinite pixels.
+
+    Parameters
+    ----------
+    path : path-like
+        As in `read_stack`.
+
+    Returns
+    -------
+    ndarray of integer, bool or float, shape (z, y, x)
+        Grey values as stored; nothing is scaled.
+
+    Raises
+    ------
+    InputError
+        As `StackReader`; also for the first pixel that is not finite, with its position.
+    """
+    with StackReader(path) as reader:
+        stack = reader.read()
+        if stack.dtype.kind == "f":
+            for z, image in enumerate(stack):
+                _check_finite(image, where=f"{reader.path}: {reader.names[z]}")
+    return stack
+
+
+def read_labels(path: PathLike) -> np.ndarray:
+    """Read labels: instance numbers, or a mask of 0 and 255 (or 0 and 1).
+
+    Parameters
+    ----------
+    path : path-like
+        As in `read_stack`; TIFF pages with a colour table are accepted and give their indices.
+
+    Returns
+    -------
+    ndarray of integer, shape (z, y, x)
+        As stored, 0 = background or membrane; 1-bit masks become uint8 of 0 and 1.
+
+    Raises
+    ------
+    InputError
+        As `StackReader`; also for floating-point or negative labels.
+    """
+    with StackReader(path, palette=True) as reader:
+        if reader.dtype.kind == "f":
+            raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
+        stack = reader.read()
+        if stack.dtype.kind == "i" and stack.min() < 0:
+            z, y, x = np.unravel_index(int(np.argmax(stack < 0)), stack.shape)
+            raise InputError(
+                f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
+                f"y = {y}, x = {x}; labels are 0 for background and positive for cells"
+            )
+    return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
+
+
+def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
+    """Make sure that a stack and its labels can be trained on together.
+
+    Parameters
+    ----------
+    images : ndarray, shape (z, y, x)
+    labels : ndarray of integer, shape (z, y, x)
+
+    Raises
+    ------
+    InputError
+        If the shapes differ, or if all labels are the same, so that there is one class only.
+    """
+    if images.shape != labels.shape:
+        raise InputError(
+            f"the images are {describe_size(images.shape)} but the labels "
+            f"{describe_size(labels.shape)} (z × y × x)"
+        )
+    first = labels.flat[0]
+    if (labels == first).all():
+        raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
+
+
+def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read images and their labels.
+
+    Parameters
+    ----------
+    images, labels : path-like
+        TIFF stacks or folders. Where both are folders, each image needs the label file of the
+        same stem (``image/7.png``, ``label/7.tif``), and the other way round.
+
+    Returns
+    -------
+    images : ndarray, shape (z, y, x)
+        As from `read_images`.
+    labels : ndarray of integer, shape (z, y, x)
+        As from `read_labels`.
+
+    Raises
+    ------
+    InputError
+        As `read_images`, `read_labels` and `check_pair`; also for a file without a partner.
+    """
+    if Path(images).is_dir() and Path(labels).is_dir():
+        image_stems = [file.stem for file in image_files(images)]
+        label_stems = [file.stem for file in image_files(labels)]
+        for stems, others, folder in (
+            (image_stems, set(label_stems), labels),
+            (label_stems, set(image_stems), images),
+        ):
+            alone = [stem for stem in stems if stem not in others]
+            if alone:
+                raise InputError(
+                    f"{folder}: has no partner for {alone[0]} ({len(alone)} of {len(stems)} lack "
+                    "one); images and labels need the same file names"
+                )
+    pair = read_images(images), read_labels(labels)
+    check_pair(*pair)
+    return pair
+
+
+def write_stack(
+    path: PathLike,
+    array: np.ndarray,
+    *,
+    overwrite: bool = False,
+    compression: str | None = None,
+    voxel_size_um: tuple[float, float, float] | None = None,
+) -> None:
+    """Write a grey stack as a TIFF that is either complete or absent.
+
+    uint8, uint16 and float32 below 4 GiB are written as ImageJ stacks; everything else as plain
+    TIFF, BigTIFF from 4 GiB on. The axes are recorded as ZYX in either case.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to make; missing parent folders are created.
+    array : ndarray of uint8, uint16, float32, uint32 or int32, shape (z, y, x) or (y, x)
+        The pixels, stored as they are.
+    overwrite : bool
+        Replace an existing file.
+    compression : str, optional
+        A lossless scheme of tifffile: ``"zlib"``, ``"lzw"``, ``"zstd"``.
+    voxel_size_um : tuple of float, optional
+        (z, y, x) in micrometres.
+
+    Raises
+    ------
+    InputError
+        If the array has another dtype, another number of axes or no pixels; if the file exists
+        and `overwrite` is false; if it cannot be written.
+    """
+    if array.dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
+        raise InputError(f"{path}: cannot store {array.dtype} in a TIFF stack; convert it first")
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise InputError(f"{path}: an array of shape {array.shape} is not a stack (z, y, x)")
+    stack = array[np.newaxis] if array.ndim == 2 else array
+    calibration = Calibration()
+    if voxel_size_um is not None:
+        z, y, x = voxel_size_um
+        calibration = Calibration(resolution=(1 / x, 1 / y), unit="um", spacing=z)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        options = _tiff_options(stack.shape, stack.dtype, calibration)
+        tifffile.imwrite(temporary, stack, compression=compression, **options)
+
+
+def write_slices(
+    path: PathLike,
+    slices: Iterable[np.ndarray],
+    *,
+    shape: tuple[int, int, int],
+    dtype: npt.DTypeLike,
+    overwrite: bool = False,
+    compression: str | None = None,
+    calibration: Calibration = UNCALIBRATED,
+    info: str = "",
+    workers: int = 1,
+) -> None:
+    """Write slices as they come as a TIFF that is either complete or absent; see `write_stack`.
+
+    Besides the slices that the iterable itself keeps, it holds one in memory, or, to compress
+    it, two and their compressed form.
+
+    Parameters
+    ----------
+    path, overwrite, compression
+        As in `write_stack`.
+    slices : iterable of ndarray, shape (y, x)
+        shape[0] of them, of `dtype`.
+    shape : tuple of int
+        (z, y, x).
+    dtype : uint8, uint16, float32, uint32 or int32
+    calibration : Calibration
+        Axes and scale to record.
+    info : str
+        A text to record, which ImageJ shows as the image's information and `read_info` gives.
+    workers : int
+        Threads that compress.
+
+    Raises
+    ------
+    InputError
+        As `write_stack`.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
+        raise InputError(f"{path}: cannot store {dtype} in a TIFF stack; convert it first")
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        tifffile.imwrite(
+            temporary,
+            iter(slices),
+            shape=shape,
+            dtype=dtype,
+            compression=compression,
+            maxworkers=workers,
+            buffersize=prod(shape[1:]) * dtype.itemsize,  # how far compression reads ahead
+            **_tiff_options(shape, dtype, calibration, info),
+        )
+
+
+def _tiff_options(
+    shape: tuple[int, ...], dtype: np.dtype, calibration: Calibration, info: str = ""
+) -> dict[str, Any]:
+    if shape[-1] == 1 and shape[-2] > 1:  # tifffile would write the rows as columns
+        raise InputError("pages 1 px wide cannot be stored here; transpose them")
+    is_classic = prod(shape) * dtype.itemsize < _CLASSIC_TIFF_BYTES
+    metadata: dict[str, Any] = {
+        "axes": calibration.axes,
+        "spacing": calibration.spacing,
+        "unit": calibration.unit,
+        "finterval": calibration.interval,
+        "Info": info or None,
+    }
+    return {
+        "imagej": is_classic and dtype.name in _IMAGEJ_DTYPES,
+        "bigtiff": not is_classic,
+        "photometric": "minisblack",
+        "resolution": calibration.resolution,
+        "resolutionunit": calibration.resolution_unit,
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+    }
+
+
+def _check_finite(image: np.ndarray, *, where: str) -> None:
+    is_finite = np.isfinite(image)
+    if not is_finite.all():
+        y, x = np.unravel_index(int(np.argmin(is_finite)), image.shape)
+        raise InputError(f"{where} has the value {image[y, x]} at y = {y}, x = {x}")

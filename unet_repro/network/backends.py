@@ -1,0 +1,318 @@
+"""Ways to run a trained U-Net fast: PyTorch, `torch.compile`, OpenVINO; float32 or bfloat16.
+
+Not in the paper. The network and its weights are the same in all of them; only rounding differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unet_repro.errors import InputError
+from unet_repro.network.device import Precision, autocast
+from unet_repro.network.model import UNet
+
+Backend = Literal["torch", "compile", "openvino"]
+Network = Callable[[Tensor], Tensor]
+
+
+def make_network(
+    model: Callable[[Tensor], Tensor],
+    *,
+    backend: Backend = "torch",
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+) -> Network:
+    """Return a function from windows to logits that runs `model` fast, for inference only.
+
+    Parameters
+    ----------
+    model : UNet or callable
+        Never changed: neither its weights, nor its mode, nor where it is. Dropout is off, whatever
+        the model's mode. Any other callable runs as it is, with backend ``torch`` alone.
+    backend
+        ``torch`` runs the layers one by one. ``compile`` fuses them by `torch.compile`; each new
+        window size takes 10 to 40 s, and a C++ compiler. ``openvino`` needs a CPU and the package
+        openvino.
+    device : str or torch.device
+        Where the windows are.
+    precision
+        ``bfloat16``: convolutions in bfloat16, normalisation and what comes out in float32.
+
+    Returns
+    -------
+    callable
+        Maps a float32 window (N, C, h, w), best with channels-last strides, to float32 logits
+        (N, classes, h', w'), sizes as in `UNet`. Wrong sizes raise the model's InputError. It is
+        not meant to be called by two threads at once.
+
+    Raises
+    ------
+    InputError
+        An unknown backend or precision; a backend that cannot run here or not with this model.
+
+    Notes
+    -----
+    With ``torch`` in float32 on the model's own device, the function shares the model's weights and
+    follows their changes; a model of float64 then computes and returns float64. Everything else
+    takes a copy of the weights as they are now.
+
+    Against the plain model, relative to the range of its logits, with initial weights (Sec. 3):
+    float32 differs by less than 1e-5 (1e-4 is tested) and bfloat16 by 1.2 % at most, 0.14 % on
+    average; probabilities in bfloat16 by 0.11 at most and 0.0015 on average. OpenVINO's bfloat16
+    rounds even the logits where channels are few (4, not 16): one of 5 then has steps of 0.03. On
+    CUDA, float32 is what PyTorch makes of it, TF32 included.
+
+    Examples
+    --------
+    >>> from unet_repro.config import UNetConfig
+    >>> network = make_network(UNet(UNetConfig(depth=1, base_channels=2)), precision="bfloat16")
+    >>> logits = network(torch.zeros(1, 1, 20, 24))
+    >>> logits.shape, logits.dtype
+    (torch.Size([1, 2, 4, 8]), torch.float32)
+    """
+    device = torch.device(device)
+    if backend not in get_args(Backend):
+        raise InputError(f"backend is {backend!r}: one of {', '.join(get_args(Backend))} is needed")
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}: float32 or bfloat16 is needed")
+    if not isinstance(model, UNet):
+        if backend != "torch":
+            raise InputError(f"backend {backend} runs a UNet only; any callable runs with torch")
+        return _as_it_is(model, device, precision)
+    if backend == "openvino":
+        return _OpenVino(model, device, precision)
+    network = _prepared(model, device, precision)
+    return _run(_compiled(network, device) if backend == "compile" else network, device)
+
+
+def _as_it_is(model: Callable[[Tensor], Tensor], device: torch.device, precision: str) -> Network:
+    def network(window: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(precision, device):
+            return _at_least_float32(model(window))
+
+    return network
+
+
+def _run(network: Callable[[Tensor], Tensor], device: torch.device) -> Network:
+    def run(window: Tensor) -> Tensor:
+        with torch.inference_mode(), _fastest_cuda_kernels(device):
+            return _at_least_float32(network(window))
+
+    return run
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@contextmanager
+def _fastest_cuda_kernels(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its kernels on the first window of a size; leave its setting as it was."""
+    before = torch.backends.cudnn.benchmark
+    is_free = device.type == "cuda" and not torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark = before or is_free
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _prepared(model: UNet, device: torch.device, precision: str) -> UNet:
+    """Return the network in eval mode: with the model's own tensors if they will do."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if precision == "float32" and all(tensor.device == device for tensor in tensors):
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    network = copy.deepcopy(model).to(device).eval()
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bfloat16":
+        network.float()
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                layer.to(torch.bfloat16)
+        # the last layer in float32, or else a logit of 5 has steps of 0.03
+        network.classifier.float()
+        network.contracting_path[0][0].register_forward_pre_hook(_to_bfloat16)
+        network.classifier.register_forward_pre_hook(_to_float32)
+    return network
+
+
+def _to_bfloat16(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].to(torch.bfloat16),)
+
+
+def _to_float32(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].float(),)
+
+
+def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the network compiled anew for each window size, in silence."""
+    if device.type == "cuda":
+        if not find_spec("triton"):
+            raise InputError("backend compile on CUDA needs the package triton; use backend torch")
+    else:
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if not shutil.which(compiler.split()[0]):
+            raise InputError(
+                f"backend compile needs a C++ compiler, and {compiler} is not found: install one, "
+                "name it in CXX, or use backend torch"
+            )
+    compiled: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+
+    def run(window: Tensor) -> Tensor:
+        if window.shape in compiled:
+            return compiled[window.shape](window)
+        with warnings.catch_warnings(), _quiet("torch._dynamo", "torch._inductor"):
+            warnings.simplefilter("ignore")
+            compiled[window.shape] = function = torch.compile(network.forward, dynamic=False)
+            return function(window)
+
+    return run
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+class _OpenVino:
+    """The network as OpenVINO's graph, for windows of any size.
+
+    The graph is made layer by layer: OpenVINO's own conversion traces the model, warns of what it
+    traces, and reports its use over the network unasked. Normalisation stays in PyTorch, since
+    OpenVINO may fold it into the first convolution, and bfloat16 then rounds the grey values.
+    """
+
+    def __init__(self, model: UNet, device: torch.device, precision: str) -> None:
+        if device.type != "cpu":
+            raise InputError(f"backend openvino runs on the CPU, not on {device}: use torch there")
+        if not find_spec("openvino"):
+            raise InputError(
+                "backend openvino needs the package openvino: pip install 'unet_repro[openvino]'"
+            )
+        self._model = copy.deepcopy(model).to("cpu").float().eval()
+        with torch.device("meta"):  # tells sizes, and what is wrong with them, and holds no weights
+            self._sizes = UNet(model.config)
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # no faster, and other threads would be in the way
+        }
+        self._requests: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, window: Tensor) -> Tensor:
+        import openvino
+
+        self._sizes(torch.empty(window.shape, device="meta"))
+        with torch.inference_mode():
+            model = self._model
+            pixels = ((window.float() - model.input_mean) / model.input_std).contiguous()
+        request = self._request(*window.shape[2:])
+        request.set_input_tensor(openvino.Tensor(pixels.numpy(), shared_memory=True))
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor().data.copy())  # the next call reuses it
+
+    def _request(self, height: int, width: int) -> Any:
+        """Return what runs windows of this size: crops and pads hang on its place on the grid."""
+        import openvino
+
+        grid = 2**self._model.config.depth
+        key = (height % grid, width % grid)
+        if key not in self._requests:
+            graph = _openvino_graph(self._model, height, width)
+            graph.reshape([-1, self._model.config.in_channels, -1, -1])
+            compiled = openvino.Core().compile_model(graph, "CPU", self._settings)
+            self._requests[key] = compiled.create_infer_request()
+        return self._requests[key]
+
+
+def _openvino_graph(model: UNet, height: int, width: int) -> Any:
+    """Return `UNet.forward` after the normalisation, for windows (1, C, height, width)."""
+    from openvino import Model, opset13
+
+    window = opset13.parameter([1, model.config.in_channels, height, width], np.float32)
+    x, skips = window, []
+    for level, convolutions in enumerate(model.contracting_path):
+        if level:
+            skips.append(x)
+            x = opset13.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
+        x = _openvino_layers(convolutions, x)
+    for expand in model.expanding_path:
+        x = _openvino_layers([expand.up_convolution], x)
+        x = opset13.relu(x) if expand.up_relu else x
+        x = _openvino_layers(expand.convolutions, _openvino_crop_and_concatenate(x, skips.pop()))
+    return Model([_openvino_layers([model.classifier], x)], [window])
+
+
+def _openvino_crop_and_concatenate(x: Any, skip: Any) -> Any:
+    """Do as `model.crop_and_concatenate` does. Crops count from both ends: sizes may then vary."""
+    from openvino import opset13
+
+    sizes, skip_sizes = (list(part.get_output_shape(0))[2:] for part in (x, skip))
+    rest = [theirs - ours for theirs, ours in zip(skip_sizes, sizes)]
+    if max(rest) < 2:
+        if any(rest):
+            x = opset13.pad(x, [0, 0, 0, 0], [0, 0, *rest], "constant", np.float32(0))
+    else:
+        top_left = [n // 2 for n in rest]
+        ends = [-(n - n // 2) for n in rest]
+        skip = opset13.slice(skip, top_left, ends, [1, 1], [2, 3])
+    return opset13.concat([x, skip], axis=1)
+
+
+def _openvino_layers(layers: Any, x: Any) -> Any:
+    """Append PyTorch's layers to a graph."""
+    from openvino import opset13
+
+    for layer in layers:
+        tensors = {name: tensor.detach().numpy() for name, tensor in layer.state_dict().items()}
+        if isinstance(layer, nn.Conv2d):
+            pads = list(layer.padding)
+            x = opset13.convolution(x, tensors["weight"], [1, 1], pads, pads, [1, 1])
+        elif isinstance(layer, nn.ConvTranspose2d):
+            weight, pads = tensors["weight"], [0, 0]
+            x = opset13.convolution_backprop_data(
+                x, weight, strides=[2, 2], pads_begin=pads, pads_end=pads, dilations=[1, 1]
+            )
+        elif isinstance(layer, nn.BatchNorm2d):
+            names = ("weight", "bias", "running_mean", "running_var")
+            statistics = [tensors[name] for name in names]
+            x = opset13.batch_norm_inference(x, *statistics, epsilon=layer.eps)
+        elif isinstance(layer, nn.ReLU):
+            x = opset13.relu(x)
+        elif isinstance(layer, nn.Upsample):
+            scales = np.full(2, layer.scale_factor, np.float32)
+            x = opset13.interpolate(
+                x,
+                scales,
+                "linear_onnx",
+                "scales",
+                coordinate_transformation_mode="align_corners",
+                axes=[2, 3],
+            )
+        else:
+            raise TypeError(f"no rule for a {type(layer).__name__}")
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and layer.bias is not None:
+            x = opset13.add(x, tensors["bias"].reshape(1, -1, 1, 1))
+    return x

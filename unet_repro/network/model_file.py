@@ -1,0 +1,124 @@
+"""A network's file: weights and the whole configuration, nothing that is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from unet_repro._version import __version__
+from unet_repro.config import UNetConfig, from_dict, to_dict
+from unet_repro.errors import InputError
+from unet_repro.files.atomic import atomic_path
+from unet_repro.files.safe_json import parse_json
+from unet_repro.network.model import UNet
+
+_FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them
+
+
+def save_model(
+    model: UNet,
+    path: str | os.PathLike[str],
+    *,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write weights and the whole configuration to one safetensors file, atomically.
+
+    Parameters
+    ----------
+    model
+        Its `config`, input normalisation included, goes into the file's metadata: the file alone
+        predicts.
+    path
+        Usually ``model.safetensors``; replaced if it exists.
+    training : dict, optional
+        How the weights came about (JSON-ready); kept in the metadata, not needed to predict.
+    """
+    metadata = {
+        "unet_repro": __version__,
+        "config": json.dumps(to_dict(model.config)),
+        "training": json.dumps(training or {}),
+    }
+    weights = model.state_dict().items()
+    tensors = {name: value.detach().contiguous().cpu() for name, value in weights}
+    with atomic_path(path, overwrite=True) as part:
+        part.write_bytes(save(tensors, metadata))
+
+
+def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> UNet:
+    """Read a network from `save_model`'s file, in eval mode. Nothing in the file is executed.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not safetensors (a pickle is never opened), not one of ours, or its
+        weights do not fit its configuration.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    shape = from_dict(UNetConfig, metadata["config"])
+    with torch.device("meta"):  # a configuration may lie: compare before allocating
+        expected = UNet(shape).state_dict()
+    try:
+        tensors = _read_tensors(path, expected)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    model = UNet(shape)
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InputError(f"{path}: weight {name} holds NaN or infinite values")
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file, which must be those expected in shape and kind of number."""
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        for name in sorted(expected.keys() | parts.keys()):
+            needed = tuple(expected[name].shape) if name in expected else None
+            found = tuple(parts[name].get_shape()) if name in parts else None
+            if needed != found:
+                raise InputError(
+                    f"{path}: weight {name} has shape {found}, its configuration needs {needed}"
+                )
+            dtype = parts[name].get_dtype()
+            allowed = _FLOATS if expected[name].is_floating_point() else ("I64",)
+            if dtype not in allowed:
+                raise InputError(
+                    f"{path}: weight {name} is stored as {dtype}; {' or '.join(allowed)} is needed"
+                )
+        return {name: file.get_tensor(name) for name in parts}
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the metadata of a model file: ``config`` and ``training`` (dicts), the version.
+
+    Raises
+    ------
+    InputError
+        The file is missing or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file (train writes model.safetensors)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return {
+            "unet_repro": metadata["unet_repro"],
+            "config": parse_json(metadata["config"]),
+            "training": parse_json(metadata["training"]),
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InputError(
+            f"{path}: not a model of unet_repro ({reason.splitlines()[0][:80]}); "
+            "needed is a .safetensors file written by train"
+        ) from error

@@ -1,0 +1,306 @@
+"""Plans of tiles: the least computation that fits into memory, from shapes alone.
+
+Part of the paper: the overlap-tile strategy (Sec. 2, Fig. 2). Not in the paper: how large a tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_repro.errors import InputError
+from unet_repro.network.cost import NetworkCost
+from unet_repro.network.geometry import Axis, Tile, alignment, window_of
+
+_MOST_VALUES = 2**31 - 1  # in one tensor: kernels count with 32 bits
+_SLACK = 1.01  # a plan may cost 1 % more than the cheapest if it reads and writes better
+_MOST_TILES = 2**16  # along an axis: 2^20 px of the paper's smallest tiles
+
+Sizes = NDArray[np.int64]
+# Bytes, from (height, width) of windows and of the largest tiles
+Buffers = Callable[[tuple[Sizes, Sizes], tuple[Sizes, Sizes]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The tiles of an image: every row tile with every column tile, all windows of one size.
+
+    Iterating yields (row, column) pairs of `Tile`, row by row; ``len`` is their number.
+
+    Parameters
+    ----------
+    height, width
+        The whole image in px.
+    rows, columns
+        The tiles along each axis. They cover the region of interest, which they begin and end.
+    flops
+        Floating-point operations of all windows, two for each multiply-add.
+    redundancy
+        `flops` relative to one window over the whole region: 1 for a single tile.
+    peak_bytes
+        Predicted memory that a batch of windows takes in the network, beyond what the process
+        already holds.
+    output_bytes
+        Size of the float32 probabilities of all classes in the region.
+    """
+
+    height: int
+    width: int
+    rows: tuple[Tile, ...]
+    columns: tuple[Tile, ...]
+    flops: int
+    redundancy: float
+    peak_bytes: int
+    output_bytes: int
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __iter__(self) -> Iterator[tuple[Tile, Tile]]:
+        return itertools.product(self.rows, self.columns)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of every window in px."""
+        row, column = self.rows[0], self.columns[0]
+        return row.window_stop - row.window_start, column.window_stop - column.window_start
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the plan as JSON takes it: a tile is [start, stop, window_start, window_stop]."""
+        record: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("rows", "columns"):
+            record[name] = [
+                [tile.start, tile.stop, tile.window_start, tile.window_stop]
+                for tile in record[name]
+            ]
+        return record
+
+    @classmethod
+    def from_record(cls, record: object) -> TilePlan:
+        """Return the plan that `to_record` made a record of.
+
+        Raises
+        ------
+        InputError
+            The record lacks a field, has another one, or its tiles cannot be those of an image.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(record, dict) or sorted(map(str, record)) != sorted(names):
+            raise InputError(f"a tile plan needs an object with exactly {', '.join(names)}")
+        for name in ("height", "width", "flops", "peak_bytes", "output_bytes"):
+            if type(record[name]) is not int or record[name] < 1:
+                raise InputError(
+                    f"{name} of a tile plan is {record[name]!r:.60}: a positive integer is needed"
+                )
+        redundancy = record["redundancy"]
+        if type(redundancy) not in (int, float) or not 1 <= redundancy < math.inf:
+            raise InputError(
+                f"redundancy of a tile plan is {redundancy!r:.60}: 1 or more is needed"
+            )
+        return cls(
+            **{
+                **record,
+                "rows": _tiles("rows", record["rows"], record["height"]),
+                "columns": _tiles("columns", record["columns"], record["width"]),
+            }
+        )
+
+
+def _tiles(name: str, record: object, size: int) -> tuple[Tile, ...]:
+    """Return the tiles of an axis of `size` px from their record."""
+    wrong = InputError(
+        f"{name} of a tile plan must be tiles [start, stop, window_start, window_stop] in px, one "
+        f"behind the other within 0 and {size}, each within its window, all windows of one size"
+    )
+    if not isinstance(record, list) or not record:
+        raise wrong
+    for tile in record:
+        if not isinstance(tile, list) or [type(value) for value in tile] != [int] * 4:
+            raise wrong
+    tiles = tuple(Tile(*tile) for tile in record)
+    are_tiles = all(t.window_start <= t.start < t.stop <= t.window_stop for t in tiles)
+    are_joined = all(a.stop == b.start for a, b in itertools.pairwise(tiles))
+    windows = {tile.window_stop - tile.window_start for tile in tiles}
+    if not (are_tiles and are_joined and len(windows) == 1 and 0 <= tiles[0].start):
+        raise wrong
+    if tiles[-1].stop > size:
+        raise wrong
+    return tiles
+
+
+def plan_tiles(
+    height: int,
+    width: int,
+    *,
+    depth: int,
+    base_channels: int,
+    in_channels: int = 1,
+    classes: int = 2,
+    padding: bool = False,
+    wide_last_up: bool = False,
+    bilinear: bool = False,
+    bytes_per_value: int = 4,
+    memory: int | None = None,
+    stride: int | None = None,
+    rows: range | None = None,
+    columns: range | None = None,
+    has_reversed: bool = False,
+    batch: int = 1,
+    buffers: Buffers | None = None,
+) -> TilePlan:
+    """Cut an image into the tiles that take the least computation within the memory given.
+
+    Few and large tiles, that is; but the cost is not monotonic in their size: for n tiles along an
+    axis, the smallest stride on the pooling grid that n tiles can have wastes least. All pairs of
+    such strides are compared; beyond 100 tiles along an axis, n in steps of 1 %. Of the plans
+    within 1 % of the least computation the one with the fewest columns is taken (full-width strips
+    are the cheapest to read and to write), then the one with the fewest tiles.
+
+    Parameters
+    ----------
+    height, width
+        The image in px, 1 or more.
+    depth, base_channels, in_channels, classes, padding, wide_last_up, bilinear
+        The network, as in `UNetConfig`.
+    bytes_per_value
+        4 for float32, 2 for bfloat16, 8 for float64.
+    memory
+        Upper bound in bytes for `TilePlan.peak_bytes` and `buffers` together; None for no bound.
+    stride
+        Do not plan: take square tiles of this many px, a multiple of 2^depth.
+    rows, columns : range of step 1, optional
+        The region of interest in px; by default the whole image.
+    has_reversed
+        The axes are seen from their other end too (`geometry.plan_axis`).
+    batch
+        Windows that the network computes at a time.
+    buffers
+        Bytes that are needed besides, from (height, width) of the windows and (height, width) of
+        the largest tiles: arrays that are broadcast, and so is the result.
+
+    Raises
+    ------
+    InputError
+        An empty image or region; a stride off the pooling grid; the smallest tile needs more than
+        `memory`; more than 65 536 tiles along an axis.
+
+    Examples
+    --------
+    >>> plan = plan_tiles(2048, 2048, depth=4, base_channels=64, memory=2 * 2**30)
+    >>> len(plan.rows), len(plan.columns), plan.window, round(plan.redundancy, 2)
+    (2, 2, (1212, 1212), 1.06)
+    >>> paper = plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
+    >>> len(paper), paper.window, round(paper.redundancy, 2)
+    (36, (572, 572), 1.65)
+    """
+    network = NetworkCost(
+        depth=depth,
+        base_channels=base_channels,
+        in_channels=in_channels,
+        classes=classes,
+        padding=padding,
+        wide_last_up=wide_last_up,
+        bilinear=bilinear,
+        bytes_per_value=bytes_per_value,
+        batch=batch,
+    )
+    axes = (
+        _axis(height, rows, depth, padding, has_reversed),
+        _axis(width, columns, depth, padding, has_reversed),
+    )
+    if stride is None:
+        strides = _best_strides(axes, network, memory, buffers)
+    else:
+        strides = stride, stride
+    tiles = [_cut(axis, side) for axis, side in zip(axes, strides)]
+    windows = [along[0].window_stop - along[0].window_start for along in tiles]
+    flops = len(tiles[0]) * len(tiles[1]) * int(network.flops(*windows))
+    spans = [axis.stop - axis.start // alignment(depth) * alignment(depth) for axis in axes]
+    whole = network.flops(*(window_of(span, depth, padding=padding) for span in spans))
+    return TilePlan(
+        height,
+        width,
+        tiles[0],
+        tiles[1],
+        flops=flops,
+        redundancy=flops / int(whole),
+        peak_bytes=int(network.peak_bytes(*windows)),
+        output_bytes=4 * classes * math.prod(axis.stop - axis.start for axis in axes),
+    )
+
+
+def _axis(size: int, region: range | None, depth: int, padding: bool, is_reversed: bool) -> Axis:
+    if region is None:
+        return Axis(size, depth, padding, 0, size, is_reversed)
+    if region.step != 1:
+        raise InputError(f"{region} is no region: a range of step 1 is needed")
+    return Axis(size, depth, padding, region.start, region.stop, is_reversed)
+
+
+def _cut(axis: Axis, stride: int) -> tuple[Tile, ...]:
+    # Sides are what a file claims: it must not take minutes to list the tiles of a false one.
+    if stride > 0 and axis.layout(stride)[0] > _MOST_TILES:
+        raise InputError(
+            f"tiles of {stride} px are too small for a side of {axis.stop - axis.start} px: at "
+            f"most {_MOST_TILES} can lie along it"
+        )
+    return axis.tiles(stride)
+
+
+def _best_strides(
+    axes: tuple[Axis, Axis],
+    network: NetworkCost,
+    memory: int | None,
+    buffers: Buffers | None,
+) -> tuple[int, int]:
+    """Return the strides (down, across) of the cheapest plan that fits."""
+    rows, columns = map(_choices, axes)  # (stride, tiles, window, longest tile) each
+    area = rows[:, None, 2] * columns[:, 2].astype(float)
+    area[-1, -1] = 0  # the smallest is asked for in any case
+    pairs = np.argwhere(area <= _MOST_VALUES)  # the others are no tensor, and may overflow
+    down, across = rows[pairs[:, 0]].T, columns[pairs[:, 1]].T
+    windows, kept = (down[2], across[2]), (down[3], across[3])
+    is_tensor = network.largest_tensor(*windows) <= _MOST_VALUES
+    peaks = network.peak_bytes(*windows)
+    if buffers is not None:
+        peaks = peaks + buffers(windows, kept)
+    is_fitting = is_tensor if memory is None else is_tensor & (peaks <= memory)
+    if not is_fitting.any():
+        smallest = f"the smallest tile, {down[0, -1]} x {across[0, -1]} px,"
+        if not is_tensor[-1]:
+            raise InputError(f"{smallest} takes more values than the {_MOST_VALUES} of a tensor")
+        with_buffers = " with its buffers" if buffers else ""
+        raise InputError(
+            f"{memory} bytes of memory are too few: {smallest} takes {peaks[-1]:.0f}{with_buffers}"
+        )
+    tiles = down[1] * across[1]
+    cost = np.where(is_fitting, tiles * network.flops(*windows).astype(float), np.inf)
+    candidates = np.flatnonzero(cost <= _SLACK * cost.min()).tolist()
+    best = min(candidates, key=lambda c: (across[1, c], tiles[c], cost[c]))
+    return int(down[0, best]), int(across[0, best])
+
+
+def _choices(axis: Axis) -> Sizes:
+    """Return (stride, tiles, window, longest tile) of the least stride for each number of tiles.
+
+    The numbers grow by 1, then by 1 %: they are fewer than a thousand for a side of any size.
+    """
+    grid = alignment(axis.depth)
+    choices: list[tuple[int, ...]] = []
+    stride = axis.least_stride(1)
+    while True:
+        tiles, window = axis.layout(stride)
+        if tiles > _MOST_TILES:
+            return np.array(choices)
+        choices.append((stride, tiles, window, axis.longest(stride)))
+        if stride == grid:
+            return np.array(choices)
+        fewest = axis.layout(stride - grid)[0]  # that need a smaller stride
+        fewest = max(fewest, int(_SLACK * tiles))
+        stride = min(axis.least_stride(fewest), stride - grid)

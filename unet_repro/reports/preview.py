@@ -1,0 +1,394 @@
+"""Pictures to check by eye what goes into training: augmented samples, weight maps (Sec. 3, 3.1).
+
+Figures are matplotlib objects of their own; its global state (pyplot) is not touched.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from unet_repro.augmentation import augment
+from unet_repro.augmentation.augment import Augmentation
+from unet_repro.augmentation.warp import Interpolation
+from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, check_seed
+from unet_repro.errors import InputError
+from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.reports.drawing import INK, MUTED
+from unet_repro.weight_maps.weight_map import (
+    Kind,
+    Variant,
+    frequency_weights,
+    instances,
+    mask_values,
+    weight_map,
+)
+
+_PAPER = AugmentationConfig()
+_DPI = 160
+_LEFT, _RIGHT, _BELOW, _ABOVE, _HEAD = 0.4, 0.5, 0.35, 0.45, 0.5  # inches around a panel; title
+_PAIRS_A_ROW = 3
+_GRID_COLOUR, _FRAME_COLOUR, _BOUNDARY_COLOUR = "#35b6ff", "#ffe11a", "#ff6a2b"
+_WEIGHT_COLOURS = "magma"
+_GOLDEN_ANGLE = 0.381966  # of a turn: hues of successive numbers lie far apart
+
+
+def augmentation_preview(
+    images: np.ndarray,
+    labels: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    settings: AugmentationConfig = _PAPER,
+    window: int = TILE_INPUT_PX,
+    samples: int = 8,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Draw what augmentation makes of a slice: the original and samples, each with its weights.
+
+    It is the middle slice of the stack, in windows of one size and on one grey scale. On each lie
+    the lines of a grid that is regular on the original (blue), the slice's own border (yellow,
+    dashed; beyond it the slice is mirrored) and the boundaries of the labels (orange).
+
+    Parameters
+    ----------
+    images : ndarray, shape (z, y, x) or (y, x)
+        Any real dtype.
+    labels : ndarray of int or bool, same shape
+        Instance ids, or a mask whose components are cells, as in `weight_map`.
+    path
+        The PNG to write.
+    settings
+        What the samples are drawn from.
+    window
+        Side of a sample in px.
+    samples
+        How many to draw besides the original.
+    seed
+        Of their generator.
+    overwrite
+        Replace an existing file.
+
+    Raises
+    ------
+    InputError
+        Shapes that differ, a size below 1, a seed outside [0, 2^62), a grey value that is not
+        finite, labels that `weight_map` refuses, or a path that cannot be written.
+    """
+    check_output(path, overwrite=overwrite)
+    if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
+        raise InputError(
+            f"images are {images.shape}, labels {labels.shape}: "
+            "both (y, x) or both (z, y, x) are needed"
+        )
+    if window < 1 or samples < 1:
+        raise InputError(f"window is {window} px, samples {samples}: both must be 1 or more")
+    check_seed(seed)
+    middle = _MiddleSlice.of(images, labels)
+    size, windows = (middle.image.shape[0], middle.image.shape[1]), (window, window)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        augment.draw(settings, image_size=size, window=windows, generator=generator)
+        for _ in range(samples)
+    ]
+    grid_px = _round_number(min(size) / 12)
+    figure, panels = _sheet(
+        f"Augmentation in windows of {window} px. Blue: a grid of {grid_px} px on the slice, "
+        "deformed with it. Yellow: the slice's border, mirrored beyond. "
+        "Orange: boundaries of the labels.",
+        count=2 * (1 + samples),
+        columns=2 * min(1 + samples, _PAIRS_A_ROW),
+        panel_inches=3.6,
+    )
+    titles = ["original", *(_description(one) for one in drawn)]
+    still = _still(size, window)
+    for one, title, left, right in zip([still, *drawn], titles, panels[::2], panels[1::2]):
+        _draw_sample(left, right, middle, one, windows, grid_px, settings.interpolation)
+        _name(left, title)
+        _name(right, "weights")
+    _save(figure, path, overwrite=overwrite)
+
+
+def _still(size: tuple[int, int], window: int) -> Augmentation:
+    """Return what leaves the slice as it is, the window about its middle and on whole pixels."""
+    y, x = ((side - 1) // 2 + (0.0 if window % 2 else 0.5) for side in size)
+    return Augmentation(
+        centre=(y, x),
+        angle_deg=0.0,
+        is_flipped=False,
+        displacement=torch.zeros(2, 2, 2),
+        contrast=1.0,
+        brightness=0.0,
+    )
+
+
+@dataclass(frozen=True)
+class _MiddleSlice:
+    """The slice to show, and what is told by the whole stack."""
+
+    image: np.ndarray  # float32 (height, width)
+    ids: np.ndarray  # int32
+    weights: np.ndarray  # float32
+    mean: float
+    std: float
+    grey_range: tuple[float, float]
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray) -> _MiddleSlice:
+        stack = labels if labels.ndim == 3 else labels[None]
+        z = len(stack) // 2
+        kind = _kind(stack, None)
+        grey_range = float(images.min()), float(images.max())
+        if not np.isfinite(grey_range).all():
+            raise InputError("the images hold a value that is not finite")
+        interior = int(np.count_nonzero(stack))
+        weights = weight_map(
+            stack[z], class_balance=frequency_weights(stack.size - interior, interior), kind=kind
+        )
+        image = images[z] if images.ndim == 3 else images
+        return cls(
+            image=image.astype(np.float32, order="C"),
+            ids=_numbered(instances(stack[z], kind=kind)),
+            weights=weights,
+            mean=float(images.mean(dtype=np.float64)),
+            std=float(images.std(dtype=np.float64)),
+            grey_range=grey_range,
+        )
+
+
+def _draw_sample(
+    left: Axes,
+    right: Axes,
+    middle: _MiddleSlice,
+    drawn: Augmentation,
+    windows: tuple[int, int],
+    grid_px: int,
+    interpolation: Interpolation,
+) -> None:
+    """Draw the image with grid and boundaries on the left, its weights on the right."""
+    image, labels, weights = augment.apply(
+        drawn,
+        torch.from_numpy(middle.image)[None],
+        torch.from_numpy(middle.ids),
+        torch.from_numpy(middle.weights),
+        window=windows,
+        mean=torch.tensor(middle.mean),
+        std=torch.tensor(middle.std),
+        interpolation=interpolation,
+    )
+    assert labels is not None and weights is not None  # both were given
+    low, high = middle.grey_range
+    left.imshow(image[0].numpy(), cmap="gray", vmin=low, vmax=high)
+    _draw_boundaries(left, labels.numpy())
+    places = augment.coordinates(drawn, windows).numpy()
+    _draw_grid(left, places, (middle.image.shape[0], middle.image.shape[1]), grid_px)
+    _draw_weights(right, weights.numpy(), highest=float(middle.weights.max()))
+
+
+def _kind(stack: np.ndarray, ignore_label: int | None) -> Kind:
+    """Decide for the whole stack whether its values are a mask's."""
+    is_mask = stack.dtype.kind == "b" or bool(mask_values(stack, ignore_label=ignore_label))
+    return "mask" if is_mask else "ids"
+
+
+def _numbered(ids: np.ndarray) -> np.ndarray:
+    """Return int32: 0 stays, the other values become 1, 2, ... in ascending order."""
+    values, numbers = np.unique(ids, return_inverse=True)
+    return (numbers.reshape(ids.shape) + (0 if 0 in values else 1)).astype(np.int32)
+
+
+def _round_number(least: float) -> int:
+    """Return the next of 1, 2, 5, 10, 20, 50, ..."""
+    decade = 10 ** max(math.floor(math.log10(max(least, 1))), 0)
+    return next(step * decade for step in (1, 2, 5, 10) if step * decade >= least)
+
+
+def _sheet(
+    title: str, *, count: int, columns: int, panel_inches: float
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` square panels in rows, with room for a colour bar at each."""
+    rows = -(-count // columns)
+    cell_width = _LEFT + panel_inches + _RIGHT
+    cell_height = _BELOW + panel_inches + _ABOVE
+    width, height = columns * cell_width, rows * cell_height + _HEAD
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - _HEAD / 2 / height, title, ha="center", va="center", size=13, color=INK)
+    panels = []
+    for k in range(count):
+        x = k % columns * cell_width + _LEFT
+        y = height - _HEAD - (k // columns + 1) * cell_height + _BELOW
+        rectangle = (x / width, y / height, panel_inches / width, panel_inches / height)
+        panels.append(figure.add_axes(rectangle))
+    return figure, panels
+
+
+def _name(axes: Axes, title: str) -> None:
+    """Write the title, and px along the sides."""
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.tick_params(labelsize=7, labelcolor=MUTED, color=MUTED, length=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("px", fontsize=7, color=MUTED, labelpad=1)
+
+
+def _description(drawn: Augmentation) -> str:
+    """Return what was drawn in words."""
+    y, x = drawn.centre
+    flipped = ", flipped" if drawn.is_flipped else ""
+    return (
+        f"about (y, x) = ({y:g}, {x:g}) px, turned {drawn.angle_deg:+.0f}°{flipped}\n"
+        f"contrast {drawn.contrast:.2f}, brightness {drawn.brightness:+.2f} standard deviations"
+    )
+
+
+def _draw_boundaries(axes: Axes, ids: np.ndarray) -> None:
+    """Tint the pixels of cells that have another value to the left or above, or vice versa."""
+    differs = np.zeros(ids.shape, bool)
+    for here, there in (
+        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
+        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
+    ):
+        is_edge = ids[here] != ids[there]
+        differs[here] |= is_edge & (ids[here] > 0)
+        differs[there] |= is_edge & (ids[there] > 0)
+    tint = np.zeros((*ids.shape, 4))
+    tint[differs] = (*to_rgb(_BOUNDARY_COLOUR), 0.85)
+    axes.imshow(tint, interpolation="nearest")
+
+
+def _draw_grid(axes: Axes, places: np.ndarray, size: tuple[int, int], grid_px: int) -> None:
+    """Draw where the lines of a regular grid on the slice come to lie, and the slice's border."""
+    for place, side in zip(places, size):
+        first, last = math.ceil(place.min() / grid_px), math.floor(place.max() / grid_px)
+        lines = grid_px * np.arange(first, last + 1)
+        _draw_lines(axes, place, lines, _GRID_COLOUR, 0.9, "solid")
+        _draw_lines(axes, place, np.array([-0.5, side - 0.5]), _FRAME_COLOUR, 1.6, "dashed")
+
+
+def _draw_lines(
+    axes: Axes, place: np.ndarray, levels: np.ndarray, colour: str, width: float, style: str
+) -> None:
+    levels = levels[(levels > place.min()) & (levels < place.max())]  # the others lie outside
+    if levels.size:
+        axes.contour(place, levels=levels, colors=colour, linewidths=width, linestyles=style)
+
+
+def _draw_weights(axes: Axes, weights: np.ndarray, *, highest: float) -> None:
+    """Draw a weight map, from 0 on, with its colour bar."""
+    picture = axes.imshow(weights, cmap=_WEIGHT_COLOURS, vmin=0, vmax=highest or 1)
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    box = axes.get_position()
+    inch = 1 / figure.get_figwidth()
+    beside = figure.add_axes((box.x1 + 0.06 * inch, box.y0, 0.1 * inch, box.height))
+    bar = figure.colorbar(picture, cax=beside)
+    bar.ax.tick_params(labelsize=7, labelcolor=MUTED, color=MUTED, length=2)
+    bar.outline.set_visible(False)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_path(path, overwrite=overwrite) as part:
+        figure.savefig(part, format="png", dpi=_DPI, facecolor="white")
+
+
+def weight_map_preview(
+    labels: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    w0: float | None = None,
+    sigma: float | None = None,
+    class_balance: Literal["frequency"] | tuple[float, float] | None = "frequency",
+    variant: Variant = "paper",
+    ignore_label: int | None = None,
+    separate_touching: bool = False,
+    kind: Kind = "auto",
+    z: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Draw a slice's labels, class weight w_c, border term, and their sum, the weight map (Eq. 2).
+
+    Parameters
+    ----------
+    labels : ndarray of int or bool, shape (y, x) or (z, y, x)
+    path
+        The PNG to write.
+    w0, sigma, class_balance, variant, ignore_label, separate_touching, kind
+        As in `weight_map`; the class balance is the whole stack's.
+    z
+        The slice to draw; the middle one if None.
+    overwrite
+        Replace an existing file.
+
+    Raises
+    ------
+    InputError
+        No such slice, what `weight_map` raises, or a path that cannot be written.
+    """
+    check_output(path, overwrite=overwrite)
+    if labels.ndim not in (2, 3) or not labels.size:
+        raise InputError(
+            f"labels have shape {labels.shape}: (y, x) or (z, y, x) with pixels needed"
+        )
+    stack = labels if labels.ndim == 3 else labels[None]
+    z = len(stack) // 2 if z is None else z
+    if not 0 <= z < len(stack):
+        raise InputError(f"z is {z}: the stack has slices 0 ... {len(stack) - 1}")
+    kind = _kind(stack, ignore_label) if kind == "auto" else kind
+    weigh = partial(
+        weight_map, ignore_label=ignore_label, separate_touching=separate_touching, kind=kind
+    )
+    plain: Variant = "paper" if variant == "short" else variant  # short always has a border term
+    border = weigh(stack[z], w0=w0, sigma=sigma, class_balance=None, variant=variant)
+    border -= weigh(stack[z], w0=0.0, class_balance=None, variant=plain)
+    class_weight = weigh(stack, w0=0.0, class_balance=class_balance, variant=plain)[z]
+    given = [f"variant {variant}"]
+    given += [f"slice {z} (of 0 ... {len(stack) - 1})"] if labels.ndim == 3 else []
+    given += [f"w0 = {w0:g}"] if w0 is not None else []
+    given += [f"sigma = {sigma:g} px"] if sigma is not None else []
+    title = f"Weight map (Eq. 2): {', '.join(given)}"
+    figure, panels = _sheet(title, count=4, columns=2, panel_inches=5.6)
+    _draw_labels(panels[0], stack[z], ignore_label, kind)
+    for panel, part, name in (
+        (panels[1], class_weight, "class weight w_c"),
+        (panels[2], border, "border term"),
+        (panels[3], class_weight + border, "sum: the weight map"),
+    ):
+        _draw_weights(panel, part, highest=float(part.max()))
+        _name(panel, f"{name}, {part.min():.3g} to {part.max():.3g}")
+    _save(figure, path, overwrite=overwrite)
+
+
+def _draw_labels(axes: Axes, labels: np.ndarray, ignore_label: int | None, kind: Kind) -> None:
+    """Draw the cells in colours of their own on black, unknown pixels grey."""
+    is_unknown = np.zeros(labels.shape, bool)
+    if ignore_label is not None:
+        is_unknown = labels == ignore_label
+    cells = np.where(is_unknown, 0, instances(labels, ignore_label=ignore_label, kind=kind))
+    colours = _label_colours(_numbered(cells))
+    colours[is_unknown] = 0.5
+    axes.imshow(colours, interpolation="nearest")
+    count = np.unique(cells[cells != 0]).size
+    unknown = ", unknown pixels grey" if is_unknown.any() else ""
+    _name(axes, f"labels: {count} cell{'s' * (count != 1)}{unknown}")
+
+
+def _label_colours(numbers: np.ndarray) -> np.ndarray:
+    """Return float (y, x, 3): black for 0, for the others colours that look random but are not."""
+    k = np.arange(numbers.max() + 1)
+    hsv = np.stack([k * _GOLDEN_ANGLE % 1, 0.45 + 0.1 * (k % 4), 0.95 - 0.12 * (k % 3)], axis=-1)
+    palette = hsv_to_rgb(hsv)
+    palette[0] = 0
+    colours: np.ndarray = palette[numbers]
+    return colours

@@ -1,0 +1,195 @@
+"""Tell in words how a run was made: its settings, data, machine, length, and commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from unet_repro import config
+from unet_repro.reports.evaluation import is_number
+from unet_repro.reports.run_folder import RunFolder
+
+Rows = list[tuple[str, str]]
+
+_FLAGS = ("preset", "val", "iterations", "time_budget", "seed", "device", "precision")
+_STOPPED = {
+    "finished": "finished",
+    "time budget": "stopped at its time budget",
+    "interrupted": "interrupted before its end",
+    "running": "still running when this page was written",
+}
+
+
+def how_it_ended(stopped: Any) -> str:
+    """Return the state of a run in words."""
+    return _STOPPED.get(str(stopped), "unknown")
+
+
+def summary(run: RunFolder) -> list[str]:
+    """Return the run in a few words each: data, network, length."""
+    data, state, settings = run.section("data"), run.section("state"), run.section("settings")
+    words = []
+    if data.get("train_slices"):
+        words.append(f"trained on slices {slices(data['train_slices'])}")
+    if data.get("heldout_slices"):
+        words.append(f"held out {slices(data['heldout_slices'])}")
+    if settings.get("preset"):
+        words.append(f"preset {settings['preset']}")
+    if is_number(state.get("iterations")):
+        words.append(f"{state['iterations']:,} iterations")
+    if is_number(state.get("seconds")):
+        words.append(duration(state["seconds"]))
+    return words
+
+
+def slices(text: Any) -> str:
+    """Return "0:25, 29:30" as "0–24, 29"; anything else as it is."""
+    return ", ".join(map(_block, str(text).split(", ")))
+
+
+def _block(text: str) -> str:
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
+    if not match or not int(match[1]) < int(match[2]):
+        return text
+    begin, last = match[1], int(match[2]) - 1
+    return f"{begin}–{last}" if last > int(begin) else begin
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    Examples
+    --------
+    >>> duration(598), duration(36_120), duration(7.25)
+    ('9 min 58 s', '10 h 2 min', '7.2 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
+
+
+def best_validation(run: RunFolder) -> str:
+    """Return the validation with the lowest pixel error in words, empty where there is none."""
+    best = run.section("state").get("best")
+    if not isinstance(best, dict):
+        return ""
+    error, iteration = best.get("pixel_error"), best.get("iteration")
+    if not (is_number(error) and is_number(iteration)):
+        return ""
+    return f"{error:.4f} at iteration {iteration:,}"
+
+
+def facts(run: RunFolder) -> list[tuple[str, Rows]]:
+    """Return titled groups of (name, value)."""
+    data, state, settings = run.section("data"), run.section("state"), run.section("settings")
+    length = [
+        ("ended", how_it_ended(state.get("stopped"))),
+        ("iterations", f"{state['iterations']:,}" if is_number(state.get("iterations")) else "–"),
+        ("time", duration(state["seconds"]) if is_number(state.get("seconds")) else "–"),
+        ("seed", _plain(settings.get("seed", "–"))),
+    ]
+    for name, meaning in (("model", "model"), ("best", "best by validation")):
+        model = run.folder / f"{name}.safetensors"
+        if model.is_file():
+            length.append((meaning, f"{model.name}, {_size(model.stat().st_size)}"))
+    names = {
+        "name": "name",
+        "images": "images",
+        "labels": "labels",
+        "train_slices": "trained on slices",
+        "heldout_slices": "held-out slices",
+        "images_sha256": "SHA-256 of the image pixels",
+        "labels_sha256": "SHA-256 of the label pixels",
+    }
+    of_data = [
+        (name, slices(data[key]) if key.endswith("_slices") else _plain(data[key]))
+        for key, name in names.items()
+        if data.get(key)
+    ]
+    of_data += [(key, _plain(v)) for key, v in data.items() if key not in (*names, "synthetic")]
+    groups = [("Run", length), ("Data", of_data)]
+    for title in ("hardware", "versions"):
+        groups.append((title.capitalize(), [(k, _plain(v)) for k, v in run.section(title).items()]))
+    return [(title, rows) for title, rows in groups if rows]
+
+
+def settings(values: dict[str, Any]) -> list[tuple[str, Rows]]:
+    """Return the settings in groups: those of the run itself, then one group per nested object."""
+    own = [(k, _plain(v)) for k, v in values.items() if not isinstance(v, dict)]
+    groups = [("training", own)]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            groups.append((name.replace("_", " "), [(k, _plain(v)) for k, v in value.items()]))
+    return [(title, rows) for title, rows in groups if rows]
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return str(value)
+
+
+def commands(run: RunFolder) -> list[str]:
+    """Return the commands that make this run and its held-out figures again.
+
+    Where config.json names the command that started the run (``"command"``), it is that one.
+    """
+    if run.config.get("command"):
+        return [str(run.config["command"])]
+    data, given = run.section("data"), run.section("settings")
+    images = str(data.get("images") or "IMAGES")
+    train = ["unet-repro", "train", images, str(data.get("labels") or "LABELS"), "--out", "NEW_RUN"]
+    for key in _FLAGS:
+        if given.get(key) not in (None, "") and (given[key] or key != "iterations"):
+            train += [f"--{key.replace('_', '-')}", str(given[key])]
+    lines = [train]
+    if run.metrics.get("heldout") and run.labels is not None and given.get("val"):
+        predict = ["unet-repro", "predict", images, "--model", "NEW_RUN/model.safetensors"]
+        predict += [
+            "--z",
+            str(given["val"]),
+            "--average",
+            str(run.metrics.get("average") or "none"),
+        ]
+        labels, output = str(run.folder / "heldout_labels.tif"), "NEW_RUN/heldout_probability.tif"
+        lines += [[*predict, "--out", output], ["unet-repro", "evaluate", labels, output]]
+    return [shlex.join(line) for line in lines]
+
+
+def differences(values: dict[str, Any]) -> list[str]:
+    """Name the settings that differ from their preset's and are not in `commands`."""
+    measured = ("model.in_channels", "model.input_mean", "model.input_std")  # from the images
+    presets = {str(name): preset for name, preset in config.PRESETS.items()}
+    if str(values.get("preset")) not in presets:
+        return []
+    preset = _flat(config.to_dict(presets[str(values["preset"])]))
+    return [
+        f"{key} = {_plain(value)} (preset: {_plain(preset[key])})"
+        for key, value in _flat(values).items()
+        if key in preset
+        and key not in (*_FLAGS, *measured)
+        and _plain(value) != _plain(preset[key])
+    ]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings with keys like "model.depth"."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": nested for name, nested in value.items()}
+        else:
+            flat[key] = value
+    return flat

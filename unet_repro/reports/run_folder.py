@@ -1,0 +1,179 @@
+"""Read what a training run left in its folder, trusting nothing in it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_repro.errors import InputError
+from unet_repro.files.safe_json import parse_json
+from unet_repro.images.stacks import read_images, read_labels
+from unet_repro.reports.evaluation import LARGEST, is_number
+from unet_repro.training.log import COLUMNS as LOG_COLUMNS
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """What the files of a run's folder hold; None for a file that is not there."""
+
+    folder: Path
+    config: dict[str, Any]
+    log: dict[str, np.ndarray] | None
+    metrics: dict[str, Any]
+    image: np.ndarray | None
+    labels: np.ndarray | None
+    probability: np.ndarray | None
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return an object of config.json, empty if it is missing."""
+        return self.config.get(name) or {}
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Return the evaluations that there are: "held-out slices", "test set"."""
+        found = {
+            "held-out slices": self.metrics.get("heldout"),
+            "test set": self.metrics.get("test"),
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run's folder.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        It must hold `config.json`; every other file may be missing.
+
+    Returns
+    -------
+    RunFolder
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, it holds no `config.json`, or a file cannot be understood.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a training run")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: is not a run's folder: it holds no config.json")
+    settings = _read_json(folder / "config.json")
+    for name in ("settings", "versions", "hardware", "data", "state"):
+        if not isinstance(settings.get(name) or {}, dict):
+            raise InputError(f"{folder / 'config.json'}: {name!r} is not an object")
+    stacks = {
+        name: reader(folder / f"heldout_{name}.tif")
+        for name, reader in (
+            ("image", read_images),
+            ("labels", read_labels),
+            ("probability", read_images),
+        )
+        if (folder / f"heldout_{name}.tif").is_file()
+    }
+    run = RunFolder(
+        folder=folder,
+        config=settings,
+        log=_read_log(folder / "log.csv"),
+        metrics=_read_metrics(folder / "metrics.json"),
+        image=stacks.get("image"),
+        labels=stacks.get("labels"),
+        probability=stacks.get("probability"),
+    )
+    _check_stacks(run, stacks)
+    return run
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return content
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = _read_json(path)
+    for name in ("heldout", "test"):
+        if content.get(name) and not _is_evaluation(content[name]):
+            raise InputError(
+                f"{path}: {name!r} is not what `unet-repro evaluate --json` writes: an object "
+                "with figures, curves (with thresholds) and slices"
+            )
+    return content
+
+
+def _is_evaluation(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("figures"), dict)
+        and isinstance(value.get("curves"), dict)
+        and isinstance(value.get("slices"), list)
+        and len(value["slices"]) > 0
+        and all(isinstance(row, dict) and "slice" in row for row in value["slices"])
+        and isinstance(value["curves"].get("thresholds"), list)
+        and all(map(is_number, value["curves"]["thresholds"]))
+        and all(
+            isinstance(curve, list) and len(curve) <= len(value["curves"]["thresholds"])
+            for curve in value["curves"].values()
+        )
+    )
+
+
+def _read_log(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text") from error
+    if lines and not lines[-1].endswith(("\n", "\r")):
+        lines.pop()  # a row that training is just writing
+    rows = csv.DictReader(lines)
+    try:
+        if lines and tuple(rows.fieldnames or ()) != LOG_COLUMNS:
+            raise InputError(f"{path}: the first line must be {','.join(LOG_COLUMNS)}")
+        values = [_log_row(row, where=f"{path}: line {rows.line_num}") for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{path}: is no log of a run: {error}") from error
+    return dict(zip(LOG_COLUMNS, np.array(values).reshape(-1, len(LOG_COLUMNS)).T, strict=True))
+
+
+def _log_row(row: dict[str, Any], *, where: str) -> list[float]:
+    """Return the numbers of a row, NaN where nothing was validated."""
+    values = []
+    for name in LOG_COLUMNS:
+        is_optional = name.startswith("validation")
+        try:
+            values.append(float(row[name] or ("nan" if is_optional else "")))
+        except (TypeError, ValueError):
+            raise InputError(f"{where}: {name} is {row[name]!r}, not a number") from None
+        is_unbounded = is_optional and not np.isfinite(values[-1])  # a loss may be infinite
+        if not (is_unbounded or abs(values[-1]) <= LARGEST):
+            raise InputError(f"{where}: {name} is {row[name]:.40}, not a number within 1e30")
+    return values
+
+
+def _check_stacks(run: RunFolder, stacks: dict[str, np.ndarray]) -> None:
+    shapes = {name: stack.shape for name, stack in stacks.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"heldout_{name}.tif {shape}" for name, shape in shapes.items())
+        raise InputError(f"{run.folder}: the held-out stacks differ in shape: {listed}")
+    evaluated = run.metrics.get("heldout")
+    if shapes and evaluated:
+        n_slices = next(iter(shapes.values()))[0]
+        if n_slices != len(evaluated["slices"]):
+            raise InputError(
+                f"{run.folder}: metrics.json is of {len(evaluated['slices'])} held-out slices, "
+                f"but the stacks have {n_slices}; evaluate them again"
+            )

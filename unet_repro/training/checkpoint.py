@@ -1,0 +1,96 @@
+"""The file that a training run goes on from: written whole or not at all, read with distrust."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unet_repro import config
+from unet_repro.config import TrainConfig
+from unet_repro.errors import InputError
+from unet_repro.files.atomic import atomic_path
+from unet_repro.files.safe_json import parse_json
+
+FREE = ("iterations", "time_budget", "device")  # settings that a resumed run may change
+
+
+def identity(settings: TrainConfig, *, processes: int, data: str) -> dict[str, Any]:
+    """Return what a resumed run must share with its beginning: settings and data.
+
+    The batch size is that of a step, over all processes: their number may change if it stays.
+    """
+    values = json.loads(json.dumps(config.to_dict(settings)))
+    for name in FREE:
+        del values[name]
+    values["batch_size"] *= processes
+    return values | {"data": data}
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Write a checkpoint, complete or not at all."""
+    content = io.BytesIO()  # torch would turn a full disk into a RuntimeError
+    torch.save({**state, "identity": json.dumps(identity)}, content)
+    with atomic_path(path, overwrite=True) as part:
+        part.write_bytes(content.getbuffer())
+
+
+def restore_checkpoint(
+    content: bytes,
+    path: Path,
+    identity: Mapping[str, Any],
+    restore: Callable[[dict[str, Any]], None],
+) -> None:
+    """Check a checkpoint's bytes and hand its state, on the CPU, to `restore`.
+
+    Raises
+    ------
+    InputError
+        The file is damaged or not ours, `restore` cannot use it, or it is of other settings or
+        other data than `identity`.
+    """
+    if not content.startswith(b"PK\x03\x04"):  # of torch's forms only the one that we write
+        raise _foreign(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on files that are refused below
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # a setting that did not exist then had the paper's value
+        before = _flat(config.to_dict(TrainConfig())) | _flat(parse_json(state["identity"]))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise _foreign(path) from error
+    for name, now in _flat(identity).items():
+        if before.get(name) != now:
+            what = (
+                "other images, labels or weights"
+                if name == "data"
+                else f"{name} = {before.get(name)!r:.80}, not {now!r:.80}"
+            )
+            raise InputError(
+                f"{path}: was made with {what}; a resumed run may only change iterations, "
+                "time budget and device; --overwrite begins anew"
+            )
+    try:
+        restore(state)
+    except Exception as error:  # a part is missing or does not fit
+        raise _foreign(path) from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings within settings as ``group.name``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_group = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return flat
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(
+        f"{path}: not a checkpoint of unet_repro, or damaged; --overwrite begins anew"
+    )
