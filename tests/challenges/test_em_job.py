@@ -44,7 +44,7 @@ def held(tmp_path, monkeypatch):
         seen.append(run.name)
         return evaluate(data, settings, run, **options)
 
-    monkeypatch.setattr("evaluate_run", try_and_evaluate)
+    monkeypatch.setattr(job, "evaluate_run", try_and_evaluate)
     return seen
 
 
@@ -92,9 +92,7 @@ def test_hidden_labels_are_scored_where_they_are_present(folder, truth, tmp_path
     assert "not the challenge's" in (out / "report.html").read_text().replace("&#39;", "'")
 
 
-def test_only_the_published_pixels_are_the_challenge(
-    job, folder, truth, tmp_path, capsys, monkeypatch
-):
+def test_only_the_published_pixels_are_the_challenge(folder, truth, tmp_path, capsys, monkeypatch):
     hashes = {
         path.name: hashlib.sha256(tifffile.imread(path).tobytes()).hexdigest()
         for path in folder.glob("*.tif")
@@ -128,7 +126,7 @@ def test_the_real_data_are_the_challenge(real_data):
     ],
 )
 def test_unusable_hidden_labels_are_refused_before_training(
-    job, folder, truth, tmp_path, capsys, spoil, message
+    folder, truth, tmp_path, capsys, spoil, message
 ):
     tifffile.imwrite(truth, spoil(tifffile.imread(truth)), photometric="minisblack")
     assert job.main(["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS]) == 2
@@ -148,7 +146,7 @@ def test_quick_leaves_some_samples_unwarped(folder, tmp_path, monkeypatch, flags
         seen.append(settings.augmentation.unwarped)
         raise InputError("seen enough")
 
-    monkeypatch.setattr("start_run", start_run)
+    monkeypatch.setattr(job, "start_run", start_run)
     arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags]
     assert job.main(arguments) == 2
     assert seen == [share]
@@ -170,27 +168,25 @@ def test_default_heldout_block_needs_its_slices(folder, tmp_path, capsys):
     ],
 )
 def test_an_interrupted_job_says_how_to_go_on(
-    job, folder, tmp_path, capsys, monkeypatch, flags, message
+    folder, tmp_path, capsys, monkeypatch, flags, message
 ):
     start_run = job.start_run
 
     def stopped(*args, **options):
         return replace(start_run(*args, **options), stopped="interrupted")
 
-    monkeypatch.setattr("start_run", stopped)
+    monkeypatch.setattr(job, "start_run", stopped)
     arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags]
     assert job.main(arguments) == INTERRUPTED
     assert message in capsys.readouterr().err
 
 
-def test_without_data_the_phantom_is_announced_and_marked(
-    job, two_cells, tmp_path, capsys, monkeypatch
-):
+def test_without_data_the_phantom_is_announced_and_marked(two_cells, tmp_path, capsys, monkeypatch):
     def nothing_found(name):
         raise InputError("no data anywhere")
 
-    monkeypatch.setattr("find_or_download", nothing_found)
-    monkeypatch.setattr("em_phantom", lambda seed: two_cells)
+    monkeypatch.setattr(job, "find_or_download", nothing_found)
+    monkeypatch.setattr(job, "em_phantom", lambda seed: two_cells)
     out = tmp_path / "out"
     assert job.main(["--out", str(out), *FLAGS]) == 0
     printed = capsys.readouterr()
