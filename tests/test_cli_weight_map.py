@@ -103,8 +103,8 @@ def test_existing_outputs_are_kept_without_overwrite(files, capsys):
         ("--workers 0", "workers is 0"),
         ("--ignore-label x", "x"),
         ("--preview {files}/images.tif", "exists already"),
-        ("--preview {files}/labels.tif", "would be among the labels"),
-        ("--out {files}/labels.tif --overwrite", "would be among the labels"),
+        ("--preview {files}/labels.tif", "would be among the files"),
+        ("--out {files}/labels.tif --overwrite", "would be among the files"),
         ("--out {files}/images.tif/w.tif", "cannot be written"),
     ],
 )
@@ -165,7 +165,7 @@ def test_stopped_program_is_resumed_to_the_same_bytes(files, stop, code):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
     ) as program:
-        while not (files / ".w.tif.parts/000002.zst").exists() and program.poll() is None:
+        while not (files / ".w.tif.parts/blocks/c/2/0/0").exists() and program.poll() is None:
             time.sleep(0.01)
         program.send_signal(stop)
         printed, told = program.communicate()

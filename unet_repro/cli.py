@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,29 +15,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+import numpy as np
 import tyro
 
-from unet_repro import quantities
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
-from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
 from unet_repro.images.stacks import read_labels, read_pair, read_stack
-from unet_repro.images.tiff_writer import Compression
-from unet_repro.network.backends import Backend
-from unet_repro.network.device import choose_device, choose_precision
+from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
-from unet_repro.prediction.outputs import Kind as OutputKind
-from unet_repro.prediction.predict_stack import StackPrediction
+from unet_repro.prediction.predict_stack import prepared
+from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.reports import evaluation
-from unet_repro.reports.preview import augmentation_preview
+from unet_repro.reports.preview import augmentation_preview, weight_map_preview
 from unet_repro.reports.report import write_report
 from unet_repro.run import LabelledStack, evaluate_run, start_run
 from unet_repro.training import parallel
-from unet_repro.weight_maps.stack import write_weight_map
-from unet_repro.weight_maps.weight_map import Kind, Variant, instances
+from unet_repro.weight_maps.stack import WeightMapSettings, write_weight_map
+from unet_repro.weight_maps.weight_map import instances
 
 Labels = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LABELS")]
 
@@ -124,31 +121,6 @@ class Predict:
         A model.safetensors that train has written.
     out
         TIFF file to write; or, where STACK is a folder, a folder for files of the same names.
-    kind
-        probability: float32 P(class 1); uint8: the same, 0 to 255, rounded; labels: the most
-        probable class, or with a threshold 1 where P(class 1) is above it; logits: scores of all
-        classes, which become channels.
-    dtype
-        auto; uint8 or uint16 for labels; float32 or float16 for logits.
-    average
-        Views of each slice whose predictions are averaged.
-    tile
-        "auto", or the side of the tiles' input in px (572 is the paper's).
-    memory
-        What the prediction may take, such as 8GiB; empty for half of what is free, on a CPU at most
-        2 GiB (1 GiB in bfloat16).
-    z
-        Slices a:b only.
-    roi
-        Rows and columns y0:y1,x0:x1 only; the result is that part of the whole prediction.
-    threshold
-        Of P(class 1), in [0, 1); for kind labels.
-    precision
-        auto: bfloat16 where the hardware multiplies in it.
-    backend
-        torch; compile (torch.compile); openvino (an extra, the fastest on most processors).
-    compression
-        Of the output, lossless; ImageJ reads zlib, lzw and none.
     plan
         Show tiles, memory, output and time, and stop.
     verify
@@ -162,46 +134,20 @@ class Predict:
     stack: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STACK")]
     model: Path
     out: Path
-    kind: OutputKind = "probability"
-    dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
-    average: Average = "none"
-    tile: str = "auto"
-    memory: str = ""
-    z: str = ""
-    roi: str = ""
-    threshold: float | None = None
+    settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(
+        default_factory=PredictionSettings
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    backend: Backend = "torch"
-    compression: Compression = "zlib"
     plan: tyro.conf.FlagCreatePairsOff[bool] = False
     verify: tyro.conf.FlagCreatePairsOff[bool] = False
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def run(self) -> int:
-        if self.tile != "auto" and not re.fullmatch("[0-9]{1,9}", self.tile):
-            raise InputError(f"--tile {self.tile!r:.40}: auto or a side in px is needed")
-        device = choose_device(self.device)
-        prediction = StackPrediction(
-            self.stack,
-            load_model(self.model, device=device),
-            self.out,
-            kind=self.kind,
-            dtype="" if self.dtype == "auto" else self.dtype,
-            threshold=self.threshold,
-            average=self.average,
-            tile=None if self.tile == "auto" else int(self.tile),
-            memory=quantities.memory_bytes(self.memory) if self.memory else None,
-            z=self.z,
-            roi=self.roi,
-            precision=choose_precision(self.precision, device),
-            backend=self.backend,
-            compression=self.compression,
-        )
-        with prediction:
+        network = load_model(self.model, device=choose_device(self.device))
+        with prepared(self.stack, network, self.out, self.settings) as prediction:
             if self.plan:
-                print(prediction.describe())
+                print(prediction.outlook())
                 return 0
             try:
                 prediction.run(
@@ -224,22 +170,6 @@ class WeightMap:
         TIFF stack or folder: instance ids, or a 0/255 (0/1) mask whose components are cells.
     out
         TIFF stack to write; axes and scale are the labels', the settings are recorded in it.
-    w0
-        Height of the border term; by default 10, of the variant short 1, of falk2019 50.
-    sigma
-        Its width in px; by default 5, of the variant falk2019 6.
-    class_balance
-        frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
-    variant
-        paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
-    ignore_label
-        Value of unknown pixels: they weigh 0.
-    separate_touching
-        Weight a ridge between touching cells as background.
-    kind
-        Meaning of the values; auto: a mask if all are 0 and 255, or 0 and 1.
-    compression
-        Of the output, lossless; ImageJ reads zlib and lzw.
     preview
         PNG to draw the middle slice in: labels, class weight, border term, sum.
     workers
@@ -252,36 +182,33 @@ class WeightMap:
 
     labels: Labels
     out: Path
-    w0: float | None = None
-    sigma: float | None = None
-    class_balance: Literal["frequency", "none"] = "frequency"
-    variant: Variant = "paper"
-    ignore_label: int | None = None
-    separate_touching: tyro.conf.FlagCreatePairsOff[bool] = False
-    kind: Kind = "auto"
-    compression: Literal["none", "zlib", "zstd", "lzw"] = "none"
+    settings: tyro.conf.OmitArgPrefixes[WeightMapSettings] = field(
+        default_factory=WeightMapSettings
+    )
     preview: Path | None = None
     workers: int | None = None
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def run(self) -> int:
+        replaces = self.overwrite or self.resume
+        if self.preview:
+            check_apart(self.preview, self.labels)
+            check_output(self.preview, overwrite=replaces)
+
+        def draw(slice_: np.ndarray, options: dict[str, Any]) -> None:
+            if self.preview:
+                weight_map_preview(slice_, self.preview, **options, overwrite=replaces)
+
         try:
             write_weight_map(
                 self.labels,
                 self.out,
-                w0=self.w0,
-                sigma=self.sigma,
-                class_balance="frequency" if self.class_balance == "frequency" else None,
-                variant=self.variant,
-                ignore_label=self.ignore_label,
-                separate_touching=self.separate_touching,
-                kind=self.kind,
-                compression=None if self.compression == "none" else self.compression,
-                preview=self.preview,
+                settings=self.settings,
                 resume=self.resume,
                 overwrite=self.overwrite,
                 workers=self.workers,
+                on_survey=draw,
             )
         except KeyboardInterrupt:
             print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)

@@ -7,7 +7,10 @@ with its section beside it; what the paper leaves open is marked ``not in the pa
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -331,6 +334,41 @@ PRESET_ITERATIONS: dict[Preset, int] = {  # not in the paper
     "port": 3_000,
     "quick": 5_000,
 }
+
+
+def keywords_from(settings_class: type) -> Callable[[Callable], Callable]:
+    """Let a function that takes ``settings`` take their fields as keywords as well.
+
+    The signature that `help` and editors show has the fields; what is none is a TypeError.
+
+    Examples
+    --------
+    >>> @keywords_from(AugmentationConfig)
+    ... def flipped(image, *, settings):
+    ...     return settings.flips
+    >>> flipped(0), flipped(0, flips=True), flipped(0, settings=AugmentationConfig(flips=True))
+    (False, True, True)
+    """
+    fields = [field.name for field in dataclasses.fields(settings_class)]
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            given = {name: options.pop(name) for name in fields if name in options}
+            if "settings" in options and given:
+                raise TypeError(f"settings is given, and {', '.join(given)} as well")
+            options.setdefault("settings", settings_class(**given))
+            return function(*arguments, **options)
+
+        shown = []
+        for parameter in inspect.signature(function).parameters.values():
+            is_expanded = parameter.name == "settings"
+            own = inspect.signature(settings_class).parameters.values()
+            shown += [p.replace(kind=p.KEYWORD_ONLY) for p in own] if is_expanded else [parameter]
+        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
 def to_dict(config: Any) -> dict[str, Any]:

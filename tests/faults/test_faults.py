@@ -177,7 +177,7 @@ def test_clock_that_turns_back_changes_nothing(server, inputs, published, tmp_pa
     child = server.start(tmp_path / "back", job.arguments(tmp_path / "back"), **more)
     child.wait_until_begun()
     parts = tmp_path / "back"
-    patterns = ("run/checkpoint.pt", ".*.parts/000000.zst", "e.json")
+    patterns = ("run/checkpoint.pt", ".*.parts/blocks/c/0/0/0*", "e.json")
     child.wait_for(lambda: any(path for pattern in patterns for path in parts.glob(pattern)))
     child.signal(signal.SIGKILL)
     assert child.wait() in (0, -signal.SIGKILL)

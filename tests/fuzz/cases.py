@@ -19,7 +19,7 @@ import torch
 from unet_repro import cli
 from unet_repro.challenges.ctc import read_ctc_sequence
 from unet_repro.config import UNetConfig
-from unet_repro.files.resumable import Parts
+from unet_repro.files.block_store import BlockStore
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.prediction.outputs import Destination
@@ -90,7 +90,7 @@ class Templates:
     def _leave_unfinished(self, name: str, arguments: list[str]) -> None:
         """Keep the parts of an output as a kill leaves them."""
         with (
-            mock.patch.object(Parts, "finish", side_effect=KeyboardInterrupt),
+            mock.patch.object(BlockStore, "finish", side_effect=KeyboardInterrupt),
             mock.patch.object(Destination, "write", side_effect=KeyboardInterrupt),
         ):
             code = cli.main([*arguments, str(self.folder / name)])

@@ -67,7 +67,7 @@ class Server:
         if kill_at is not None:
             folder, tiles, delay = kill_at
             give_up = time.monotonic() + 60
-            while len(list(folder.glob("[0-9]*.zst"))) < tiles and time.monotonic() < give_up:
+            while len(list(folder.glob("blocks/c/*/0/*/*"))) < tiles and time.monotonic() < give_up:
                 time.sleep(0.0005)
             time.sleep(delay)
             with contextlib.suppress(ProcessLookupError):  # it was faster

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from unet_repro.errors import InputError
-from unet_repro.images import stacks as stack_io
+from unet_repro.images import tiff_writer
 from unet_repro.images.stacks import read_calibration, read_info, read_stack
 from unet_repro.weight_maps import stack as weight_stack
 from unet_repro.weight_maps.stack import write_weight_map
@@ -72,7 +72,8 @@ CASES = {
     "unknown pixels": (unknown_pixels(), {"ignore_label": -1}),
     "touching and unknown": (unknown_pixels(), {"ignore_label": -1, "separate_touching": True}),
     "settings": (ids(), {"w0": 3.5, "sigma": 2.0, "class_balance": None}),
-    "pair": (ids(), {"class_balance": (0.5, 2.0)}),
+    "wide ridge": (ids(), {"separate_touching": True, "separation_px": 2.5}),
+    "masks, wide ridge": (masks(), {"separate_touching": True, "separation_px": 3}),
     "short": (ids(), {"variant": "short"}),
     "falk2019": (ids(), {"variant": "falk2019", "sigma": 4.0}),
     "no cell": (np.zeros((2, 7, 9), np.uint8), {}),
@@ -148,19 +149,19 @@ def test_axes_and_scale_are_carried_over(tmp_path, case):
 
 
 def test_big_stack_is_bigtiff_with_the_same_metadata(tmp_path, monkeypatch):
-    monkeypatch.setattr(stack_io, "_CLASSIC_TIFF_BYTES", 1000)
+    monkeypatch.setattr(tiff_writer, "_CLASSIC_TIFF_BYTES", 1000)
     options = {"resolution": (2.0, 2.0), "metadata": {"axes": "TYX", "unit": "um"}}
     labels = save(tmp_path / "labels.tif", ids(), imagej=True, **options)
     write_weight_map(labels, tmp_path / "w.tif", progress=False)
     with tifffile.TiffFile(tmp_path / "w.tif") as file:
         assert file.is_bigtiff and not file.is_imagej
         assert file.series[0].axes == "TYX"
-        assert json.loads(file.shaped_metadata[0]["Info"])["settings"]["sigma"] == 5
+    assert json.loads(read_info(tmp_path / "w.tif"))["settings"]["sigma"] == 5
     assert read_calibration(tmp_path / "w.tif") == read_calibration(labels)
     np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(ids()))
 
 
-@pytest.mark.parametrize(("compression", "tag"), [(None, 1), ("lzw", 5), ("zlib", 8)])
+@pytest.mark.parametrize(("compression", "tag"), [("none", 1), ("lzw", 5), ("zlib", 8)])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_compression(tmp_path, compression, tag, workers):
     stack = ids(side=300)  # more than one strip a slice
@@ -171,7 +172,7 @@ def test_compression(tmp_path, compression, tag, workers):
         assert file.is_imagej and len(file.pages) == 5
         assert {page.keyframe.compression for page in file.pages} == {tag}
     np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(stack))
-    assert ((tmp_path / "w.tif").stat().st_size < 4 * stack.size / 2) == (compression is not None)
+    assert ((tmp_path / "w.tif").stat().st_size < 4 * stack.size / 2) == (compression != "none")
 
 
 def test_zstd(tmp_path):
@@ -191,37 +192,30 @@ def test_settings_are_recorded_in_the_file(tmp_path):
     assert record["settings"] == {
         "w0": 50.0,
         "sigma": 6.0,
-        "class_balance": None,
+        "class_balance": "none",
         "variant": "falk2019",
         "ignore_label": None,
         "separate_touching": False,
+        "separation_px": 1.0,
         "kind": "auto",
-        "compression": None,
+        "compression": "none",
     }
     assert record["labels"]["name"] == "labels.tif" and len(record["labels"]["sha256"]) == 64
 
 
-def test_preview_shows_the_middle_slice_with_the_stacks_balance(tmp_path, monkeypatch):
-    seen = {}
-
-    def draw(slice_, path, **settings):
-        seen.update(settings, slice_=slice_)
-
+def test_survey_tells_the_middle_slice_and_the_stacks_balance(tmp_path):
+    seen = []
     labels = save(tmp_path / "labels.tif", masks())
-    options = {"preview": tmp_path / "p.png", "progress": False}
-    write_weight_map(labels, tmp_path / "w.tif", **options)
-    assert imagecodecs.png_decode((tmp_path / "p.png").read_bytes()).ndim == 3
-    with pytest.raises(InputError, match=r"p\.png: exists already"):
-        write_weight_map(labels, tmp_path / "w2.tif", **options)
-    monkeypatch.setattr(weight_stack, "weight_map_preview", draw)
-    write_weight_map(labels, tmp_path / "w.tif", overwrite=True, **options)
-    np.testing.assert_array_equal(seen["slice_"], masks()[2])
+    told = {"progress": False, "on_survey": lambda *found: seen.append(found)}
+    write_weight_map(labels, tmp_path / "w.tif", **told)
+    ((slice_, options),) = seen
+    np.testing.assert_array_equal(slice_, masks()[2])
     cells = int(np.count_nonzero(masks()))
-    assert seen["class_balance"][1] == pytest.approx(masks().size / (2 * cells))
-    assert seen["kind"] == "mask" and seen["overwrite"]
+    assert options["class_balance"][1] == pytest.approx(masks().size / (2 * cells))
+    assert options["kind"] == "mask"
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("compression", ["none", "zlib"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_memory_does_not_grow_with_the_number_of_slices(tmp_path, compression, workers):
     write_weight_map(save(tmp_path / "warm.tif", ids()), tmp_path / "w.tif", progress=False)
@@ -295,8 +289,8 @@ def test_unfinished_output_is_neither_resumed_nor_dropped_unasked(half_done, mon
     ("settings", "message"),
     [
         ({"sigma": 4}, r"w\.tif: cannot be resumed, it was begun with settings.sigma 5.0, not 4.0"),
-        ({"class_balance": None}, 'settings.class_balance "frequency", not null'),
-        ({"compression": "lzw"}, 'settings.compression null, not "lzw"'),
+        ({"class_balance": None}, 'settings.class_balance "frequency", not "none"'),
+        ({"compression": "lzw"}, 'settings.compression "none", not "lzw"'),
         ({"separate_touching": True}, "settings.separate_touching false, not true"),
     ],
 )
@@ -317,7 +311,7 @@ def test_resume_with_other_labels_is_refused(half_done):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "missing"])
 def test_damaged_finished_slice_is_computed_again(half_done, damage, monkeypatch):
-    part = half_done / ".w.tif.parts/000001.zst"
+    part = half_done / ".w.tif.parts/blocks/c/1/0/0"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 4
     if damage == "missing":
@@ -464,8 +458,8 @@ def test_killed_at_many_random_moments_it_is_resumed_to_the_same_bytes(tmp_path)
 
 def test_second_process_on_the_same_output_is_refused(half_done):
     program = (
-        "import sys; from unet_repro.files.resumable import Parts\n"
-        "with Parts(sys.argv[1], resume=True): print('locked', flush=True); input()"
+        "import sys; from unet_repro.files.block_store import BlockStore\n"
+        "with BlockStore(sys.argv[1], resume=True): print('locked', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, half_done / "w.tif"],
@@ -494,7 +488,7 @@ def test_second_process_on_the_same_output_is_refused(half_done):
         ({"class_balance": "median"}, "class_balance is 'median'"),
         ({"kind": "cells"}, "kind is 'cells'"),
         ({"ignore_label": 0.5}, "ignore_label is 0.5"),
-        ({"compression": "jpeg"}, "compression is 'jpeg': one of zlib, zstd, lzw or None"),
+        ({"compression": "jpeg"}, "compression is 'jpeg': one of zlib, zstd, lzw, none is needed"),
         ({"workers": 0}, "workers is 0"),
     ],
 )
@@ -537,12 +531,12 @@ def test_labels_are_never_replaced(tmp_path):
     before = labels.read_bytes()
     (tmp_path / "link.tif").symlink_to(labels)
     for out in (labels, tmp_path / "link.tif"):
-        with pytest.raises(InputError, match="would be among the labels"):
+        with pytest.raises(InputError, match="would be among the files"):
             write_weight_map(labels, out, overwrite=True)
     assert labels.read_bytes() == before
     (tmp_path / "folder").mkdir()
     save(tmp_path / "folder/0.tif", ids()[0])
-    with pytest.raises(InputError, match="would be among the labels"):
+    with pytest.raises(InputError, match="would be among the files"):
         write_weight_map(tmp_path / "folder", tmp_path / "folder/w.tif")
     write_weight_map(tmp_path / "folder", tmp_path / "folder/maps/w.tif", progress=False)
 

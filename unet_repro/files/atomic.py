@@ -46,6 +46,14 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     return target
 
 
+def check_apart(out: str | os.PathLike[str], source: Path) -> None:
+    """Refuse an output that would replace its source or come to lie among the source's files."""
+    target, origin = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    is_among = origin == target or (origin.is_dir() and origin == target.parent)
+    if is_among or target in origin.parents:
+        raise InputError(f"{out}: would be among the files of {source}; give another place")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary file to write, and put it in place of `path` if all went well.

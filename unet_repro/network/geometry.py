@@ -151,12 +151,12 @@ def plan_axis(
     stop: int | None = None,
     is_reversed: bool = False,
 ) -> tuple[Tile, ...]:
-    """Cut the px [start, stop) of an axis into tiles of `stride` px, aligned to the pooling grid.
+    """Cut the px [start, stop) of an axis into tiles of `stride` px.
 
-    The cuts lie at multiples of `stride` from the grid point at or below `start`. The last tile may
-    be shorter, or longer by what its window computes beyond the stride (572: 388 px, not 384).
-    Every window has the same valid size, the last one too: it is mirrored over its full extent,
-    because a kept pixel may depend on more than `margin` px around it.
+    The cuts lie at ``start + n * stride``, the last tile may be shorter; if the window of one tile
+    covers them all, there is one. Every window begins on the pooling grid and has the same valid
+    size, the last one too: it is mirrored over its full extent, because a kept pixel may depend on
+    more than `margin` px around it.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def plan_axis(
         The region of interest, ``0 <= start < stop <= size``; by default the whole side.
     is_reversed
         The axis is seen from its other end too: every window is large enough for `reversed_tile`,
-        that is, up to one grid step larger than it need be otherwise.
+        up to one grid step larger than it need be otherwise.
 
     Raises
     ------
@@ -209,69 +209,49 @@ class Axis:
         grid = alignment(self.depth)
         if stride < grid or stride % grid:
             raise InputError(f"stride {stride} is not a positive multiple of 2^depth = {grid}")
-        number, window = self.layout(stride)
-        first = self.start - self.start % grid
-        cuts = [self.start, *(first + n * stride for n in range(1, number)), self.stop]
+        number, window = self.count_and_window(stride)
+        cuts = [*(self.start + n * stride for n in range(number)), self.stop]
         return tuple(
             place_window(start, stop, window, self.depth, padding=self.padding)
             for start, stop in itertools.pairwise(cuts)
         )
 
+    def count_and_window(self, stride: int) -> tuple[int, int]:
+        """Return how many tiles a stride makes, and the size of their windows in px."""
+        single = self._window(len(self) + self._phase(self.stop))
+        inner = self._window(stride + self._phase(self.start + stride))
+        number = -(-len(self) // stride)
+        if number == 1 or single <= inner:
+            return 1, max(single, inner)
+        last = len(self) - (number - 1) * stride
+        return number, max(inner, self._window(last + self._phase(self.stop)))
+
     def longest(self, stride: int) -> int:
         """Return the px of the longest tile of a stride."""
-        number, _ = self.layout(stride)
-        if number == 1:
-            return self.stop - self.start
-        below = self.start % alignment(self.depth)
-        last = self.stop - self.start + below - (number - 1) * stride
-        return max(last, stride if number > 2 else stride - below)
-
-    def layout(self, stride: int) -> tuple[int, int]:
-        """Return how many tiles a stride makes, and the size of their windows in px."""
-        window = self._window(stride)
-        if self._single <= self._output(window):
-            return 1, window
-        window = self._window(stride + self._phases[0])
-        rest = self._span - self._output(window)  # for all tiles but the last one
-        if rest <= 0:
-            return 1, self._window(self._single)
-        return 1 - (-rest // stride), window
+        return len(self) if self.count_and_window(stride)[0] == 1 else stride
 
     def least_stride(self, tiles: int) -> int:
         """Return the smallest stride that makes at most `tiles` tiles."""
         grid = alignment(self.depth)
+        single = max(grid, len(self) // grid * grid - 2 * grid)  # its window may cover more
+        while self.count_and_window(single)[0] > 1:
+            single += grid
+        return min(single, -(-len(self) // (tiles * grid)) * grid)
 
-        def beyond(phase: int) -> int:  # what a window computes beyond its stride
-            return self._output(self._window(grid + phase)) - grid
+    def __len__(self) -> int:
+        return self.stop - self.start
 
-        strides = [self._single - beyond(0), -(-(self._span - beyond(self._phases[0])) // tiles)]
-        aligned = [max(1, -(-stride // grid)) * grid for stride in strides]
-        return min(aligned)
+    def _phase(self, stop: int) -> int:
+        """Return the most px between a grid point and a tile that ends at `stop`, in either view.
 
-    @property
-    def _phases(self) -> tuple[int, int]:
-        """Return how far above the reversed axis's grid an inner tile and the last one begin."""
-        if not self.is_reversed:
-            return 0, 0
+        All tiles begin at the same phase; seen from the axis's other end, where they end decides.
+        """
         grid = alignment(self.depth)
-        return self.size % grid, (self.size - self.stop) % grid
-
-    @property
-    def _span(self) -> int:
-        """Return the px to compute in all, from the grid point below `start`."""
-        return self.stop - self.start + self.start % alignment(self.depth) + self._phases[1]
-
-    @property
-    def _single(self) -> int:
-        """Return the px to compute if there is one tile: it starts on one grid at a time."""
-        below = max(self.start % alignment(self.depth), self._phases[1])
-        return self.stop - self.start + below
+        reversed_phase = (self.size - stop) % grid if self.is_reversed else 0
+        return max(self.start % grid, reversed_phase)
 
     def _window(self, output: int) -> int:
         return window_of(output, self.depth, padding=self.padding)
-
-    def _output(self, window: int) -> int:
-        return window - 2 * _before(self.depth, padding=self.padding)
 
 
 def window_of(output: int, depth: int, *, padding: bool) -> int:

@@ -1,4 +1,4 @@
-"""A prediction of a stack under way: tiles are read ahead, computed, kept, and put together."""
+"""A prediction on this machine: blocks are read ahead, computed, kept, and put together."""
 
 from __future__ import annotations
 
@@ -13,171 +13,131 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unet_repro.errors import InputError
-from unet_repro.files.resumable import Parts
-from unet_repro.images.stacks import StackReader
+from unet_repro.files.block_store import BlockStore, Index
+from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
 from unet_repro.network.geometry import Tile
-from unet_repro.prediction.outputs import Destination, Values
+from unet_repro.prediction.blocks import Block, Job, averaged_block, predict_block, read_block
+from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.predictor import OverlapTilePredictor
-from unet_repro.prediction.regions import Region
 from unet_repro.prediction.tile_runner import TileRunner
-from unet_repro.prediction.tiling import TilePlan
-from unet_repro.prediction.verify import check_values
+from unet_repro.prediction.values import check_values
 from unet_repro.threads import in_order
 
-TILES_AT_WORK = 5  # at once in memory: two read ahead, one computed, two to be written
-_CHECKS, _CHECKED_PX = 3, 64  # places that `verify` looks at, and their side
+_CHECKS, _CHECKED_PX = 3, 64  # places that are verified, and their side
 
 
 @dataclass(frozen=True)
-class StackRun:
-    """Everything that a run needs; every part is a tile of a slice, numbered slice by slice.
+class LocalRun:
+    """Everything that a run needs.
 
-    One thread reads ahead, the caller's computes, one keeps the finished tiles, and one writes the
-    output as its bands become complete, from the kept tiles alone: after a kill it begins anew.
+    One thread reads ahead, the caller's computes, one keeps the finished blocks, and one writes
+    the output as its bands become complete, from the kept blocks alone: after a kill it begins
+    anew.
     """
 
+    job: Job
     source: StackReader
-    slices: range
     predictor: OverlapTilePredictor
-    plan: TilePlan
-    batch: int
-    values: Values
+    store: BlockStore
     destination: Destination
-    parts: Parts
-    info: str
 
     def go(self, *, verify: bool, progress: bool) -> None:
-        """Compute the tiles that are not there yet, and put the output in place."""
-        total = len(self.slices) * len(self.plan)
-        missing = [number for number in range(total) if not self.parts.has(number)]
-        arrivals = _Arrivals(set(range(total)) - set(missing))
+        """Compute the blocks that are not there yet, and put the output in place."""
+        blocks = self.job.blocks()
+        by_place: dict[Index, Block] = {block.place: block for block in blocks}
+        missing = [by_place[place] for place in self.store.missing(by_place)]
+        arrivals = _Arrivals(set(by_place) - {block.place for block in missing})
         with ThreadPoolExecutor(1) as pool, self.predictor.running() as runner:
             try:
                 written = pool.submit(self._assemble, arrivals)
-                bar = tqdm(
-                    total=total, initial=total - len(missing), unit="tile", disable=not progress
-                )
-                with bar:
-                    tiles = self._computed(runner, missing, written)
-                    for number in in_order(self._keep, tiles, 1):
-                        arrivals.add(number)
+                done = len(blocks) - len(missing)
+                with tqdm(
+                    total=len(blocks), initial=done, unit="tile", disable=not progress
+                ) as bar:
+                    computed = self._computed(runner, missing, written)
+                    for block in in_order(self._keep, computed, 1):
+                        arrivals.add(block.place)
                         bar.update()
                 self.source.check_unchanged()
                 if verify:
-                    self._verify(runner)
-                self.parts.finish(lambda path: written.result())
+                    self._verify(runner, blocks)
+                self.store.finish(lambda path: written.result())
             except BaseException:
                 arrivals.give_up()
                 raise
 
     def _computed(
-        self, runner: TileRunner, numbers: list[int], written: Future[None]
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield the values of tiles, while the next ones are read."""
-        regions = in_order(lambda number: self._fetch(runner, number), numbers, 1)
-        for number, region in zip(numbers, regions):
+        self, runner: TileRunner, blocks: list[Block], written: Future[None]
+    ) -> Iterator[tuple[Block, NDArray[Any]]]:
+        """Yield the values of blocks, while the next ones are read."""
+
+        def read(block: Block) -> Any:
+            if block.index[1:] == (0, 0):
+                self.source.check_unchanged(block.z)
+            return read_block(self.source, runner, block)
+
+        for block, region in zip(blocks, in_order(read, blocks, 1)):
             if written.done():
                 written.result()  # it cannot be complete: it has failed
-            z = self._place(number)[0]
+            yield block, predict_block(self.source, runner, self.job, block, region)
 
-            def fetch(row: Tile, column: Tile, z: int = z) -> Region:
-                return self._fetch_tile(runner, z, row, column)
-
-            values = runner.compute(region, self.values.finish, fetch, batch=self.batch)
-            yield number, self.values.of(values)
-
-    def _keep(self, tile: tuple[int, NDArray[Any]]) -> int:
-        number, values = tile
-        self.parts.put(number, values)
-        return number
-
-    def _place(self, number: int) -> tuple[int, Tile, Tile]:
-        """Return the slice, in the source, and the tile of a part."""
-        index, tile = divmod(number, len(self.plan))
-        row, column = divmod(tile, len(self.plan.columns))
-        return self.slices[index], self.plan.rows[row], self.plan.columns[column]
-
-    def _fetch(self, runner: TileRunner, number: int) -> Region:
-        z, row, column = self._place(number)
-        if number % len(self.plan) == 0:
-            self.source.check_unchanged(z)
-        return self._fetch_tile(runner, z, row, column)
-
-    def _fetch_tile(self, runner: TileRunner, z: int, row: Tile, column: Tile) -> Region:
-        def read(rows: slice, columns: slice) -> NDArray[Any]:
-            return self.source.read_region(z, rows, columns)
-
-        size = self.plan.height, self.plan.width
-        name = f"{self.source.path}: {self.source.names[z]}"
-        return runner.fetch(read, size, row, column, name=name)
+    def _keep(self, computed: tuple[Block, NDArray[Any]]) -> Block:
+        block, values = computed
+        self.store.write(block.place, values[None])
+        return block
 
     def _assemble(self, arrivals: _Arrivals) -> None:
-        """Write the output to its private place, band by band as the tiles arrive."""
+        """Write the output to its private place, band by band as the blocks arrive."""
 
-        def bands(index: int, plane: int) -> Iterator[NDArray[Any]]:
-            first = index * len(self.plan)
-            for row in self.plan.rows:
-                numbers = range(first, first + len(self.plan.columns))
-                first = numbers.stop
-                arrivals.wait_for(numbers)
-                tiles = zip(numbers, self.plan.columns)
-                yield np.concatenate([self._kept(n, row, c)[plane] for n, c in tiles], axis=1)
+        def bands(k: int, plane: int) -> Iterator[NDArray[Any]]:
+            for i in range(len(self.job.tiles.rows)):
+                places: list[Index] = [(k, 0, i, j) for j in range(len(self.job.tiles.columns))]
+                arrivals.wait_for(places)
+                yield np.concatenate([self.store.read(place)[0, plane] for place in places], axis=1)
 
         try:
-            self.destination.write(self.parts.whole, bands, info=self.info, workers=1)
+            self.destination.write(
+                self.store.whole, bands, info=self.job.info(self.source.path.name)
+            )
         except OSError as error:
             raise InputError(
-                f"{self.parts.target}: cannot be written: {error.strerror or error}; what is done "
+                f"{self.store.target}: cannot be written: {error.strerror or error}; what is done "
                 "stays, --resume goes on"
             ) from error
 
-    def _kept(self, number: int, row: Tile, column: Tile) -> NDArray[Any]:
-        shape = (self.values.planes, row.stop - row.start, column.stop - column.start)
-        return self.parts.get(number, shape)
-
-    def _verify(self, runner: TileRunner) -> None:
+    def _verify(self, runner: TileRunner, blocks: list[Block]) -> None:
         """Compute random places again in windows of their own; raise where the result differs."""
         random = np.random.default_rng()
-        total = len(self.slices) * len(self.plan)
-        for number in random.choice(total, size=min(_CHECKS, total), replace=False):
-            z, row, column = self._place(int(number))
-            place = [_part_of(tile, random) for tile in (row, column)]
-            region = self._fetch_tile(runner, z, *self._window_around(place))
+        for number in random.choice(len(blocks), size=min(_CHECKS, len(blocks)), replace=False):
+            block = blocks[number]
+            rows, columns = (_part_of(tile, random) for tile in (block.rows, block.columns))
+            place = Block(block.index, block.z, *self._window_around(rows, columns))
+            again = averaged_block(self.source, runner, self.job, place)
+            kept = self.store.read(block.place)[
+                0,
+                :,
+                rows.start - block.rows.start : rows.stop - block.rows.start,
+                columns.start - block.columns.start : columns.stop - block.columns.start,
+            ]
+            check_values(kept, again, self.job.values, self.predictor.precision, str(place))
 
-            def fetch(row: Tile, column: Tile, z: int = z) -> Region:
-                return self._fetch_tile(runner, z, row, column)
-
-            again = runner.compute(region, self.values.finish, fetch)
-            kept = self._kept(int(number), row, column)
-            rows, columns = (
-                slice(part.start - tile.start, part.stop - tile.start)
-                for part, tile in zip(place, (row, column))
-            )
-            where = (
-                f"slice {z}, y = {place[0].start}:{place[0].stop}, "
-                f"x = {place[1].start}:{place[1].stop}"
-            )
-            precision = self.predictor.precision
-            check_values(kept[:, rows, columns], again, self.values, precision, where)
-
-    def _window_around(self, place: list[range]) -> tuple[Tile, Tile]:
+    def _window_around(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         """Return a tile that is this place alone, in the smallest window that has room for it."""
-        depth, padding = self.predictor.depth, self.predictor.padding
-        grid = geometry.alignment(depth)
-        tiles = [
+        predictor, grid = self.predictor, geometry.alignment(self.predictor.depth)
+        down, across = (
             geometry.plan_axis(
                 size,
                 (-(-len(part) // grid) + 2) * grid,  # room for any position on the grid
-                depth,
-                padding=padding,
+                predictor.depth,
+                padding=predictor.padding,
                 start=part.start,
                 stop=part.stop,
-                is_reversed=len(self.predictor.views) > 1,
+                is_reversed=len(predictor.views) > 1,
             )[0]
-            for size, part in zip((self.plan.height, self.plan.width), place)
-        ]
-        return tiles[0], tiles[1]
+            for size, part in zip(self.source.shape[1:], (rows, columns))
+        )
+        return down, across
 
 
 def _part_of(tile: Tile, random: np.random.Generator) -> range:
@@ -188,16 +148,16 @@ def _part_of(tile: Tile, random: np.random.Generator) -> range:
 
 
 class _Arrivals:
-    """Which parts are there; another thread can wait for some."""
+    """Which blocks are there; another thread can wait for some."""
 
-    def __init__(self, numbers: set[int]) -> None:
-        self._there = numbers
+    def __init__(self, there: set[Index]) -> None:
+        self._there = there
         self._is_given_up = False
         self._change = threading.Condition()
 
-    def add(self, number: int) -> None:
+    def add(self, place: Index) -> None:
         with self._change:
-            self._there.add(number)
+            self._there.add(place)
             self._change.notify_all()
 
     def give_up(self) -> None:
@@ -206,8 +166,8 @@ class _Arrivals:
             self._is_given_up = True
             self._change.notify_all()
 
-    def wait_for(self, numbers: range) -> None:
+    def wait_for(self, places: list[Index]) -> None:
         with self._change:
-            self._change.wait_for(lambda: self._is_given_up or self._there.issuperset(numbers))
+            self._change.wait_for(lambda: self._is_given_up or self._there.issuperset(places))
             if self._is_given_up:
                 raise RuntimeError("the prediction has ended")

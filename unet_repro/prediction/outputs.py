@@ -1,105 +1,24 @@
-"""What a predicted stack consists of: the values of its pixels, its pages, its file or folder."""
+"""Where a predicted stack goes: the pages of one TIFF file, or a file for each image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unet_repro.errors import InputError
 from unet_repro.images.calibration import Calibration
-from unet_repro.images.tiff_writer import Compression, write_pages
-from unet_repro.prediction.tile_runner import softmax, unfinished
+from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
+from unet_repro.prediction.values import Values
 
-Kind = Literal["probability", "uint8", "labels", "logits"]
-Band = Callable[[int, int], Iterator[NDArray[Any]]]  # slice, plane -> bands from top to bottom
+Bands = Callable[[int, int], Iterator[NDArray[Any]]]  # slice, plane -> bands from top to bottom
 
-_DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
-    "probability": ("float32",),
-    "uint8": ("uint8",),
-    "labels": ("uint8", "uint16"),
-    "logits": ("float32", "float16"),
-}
 _TIFF_SUFFIXES = (".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Values:
-    """What is kept of the network's output at each pixel.
-
-    Parameters
-    ----------
-    kind
-        probability: P(class 1); uint8: 255 P(class 1), rounded; labels: the most probable class
-        (of equals the lowest), or with a threshold 1 where P(class 1) is above it, else 0; logits:
-        the scores of every class.
-    dtype
-        Empty for the kind's own: float32, uint8, uint8 (uint16 beyond 256 classes), float32.
-    threshold
-        For labels, in [0, 1).
-    classes
-        Of the network.
-    """
-
-    kind: Kind = "probability"
-    dtype: str = ""
-    threshold: float | None = None
-    classes: int = 2
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(f"kind is {self.kind!r}: one of {', '.join(get_args(Kind))} is needed")
-        if self.threshold is not None and self.kind != "labels":
-            raise InputError(f"a threshold makes labels; the kind is {self.kind}")
-        if self.threshold is not None and not 0 <= self.threshold < 1:
-            raise InputError(f"threshold {self.threshold} is not in [0, 1)")
-        allowed = _DTYPES[self.kind]
-        is_wide = self.kind == "labels" and self.threshold is None and self.classes > 256
-        if not self.dtype:
-            object.__setattr__(self, "dtype", "uint16" if is_wide else allowed[0])
-        if self.dtype not in allowed:
-            raise InputError(
-                f"dtype is {self.dtype}: {self.kind} is stored as {' or '.join(allowed)}"
-            )
-        if is_wide and self.dtype == "uint8":
-            raise InputError(f"dtype is uint8: {self.classes} classes need uint16")
-
-    @property
-    def finish(self) -> Callable[[Tensor], Tensor]:
-        """What is averaged over the views: probabilities, or for logits the scores."""
-        return unfinished if self.kind == "logits" else softmax
-
-    @property
-    def planes(self) -> int:
-        """Values per pixel."""
-        return self.classes if self.kind == "logits" else 1
-
-    def of(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Turn averaged values (classes, h, w) into those to keep, (planes, h, w).
-
-        Raises
-        ------
-        InputError
-            A value is beyond the dtype.
-        """
-        if self.kind == "logits":
-            with np.errstate(over="ignore"):
-                kept = values.astype(self.dtype)
-            if not np.isfinite(kept).all():
-                raise InputError(f"a logit of {np.abs(values).max():.6g} is beyond {self.dtype}")
-            return kept
-        if self.kind == "labels" and self.threshold is None:
-            return values.argmax(axis=0)[None].astype(self.dtype)
-        interior = values[1:2]
-        if self.kind == "labels":
-            return (interior > self.threshold).astype(self.dtype)
-        return np.rint(interior * 255).astype(np.uint8) if self.kind == "uint8" else interior
 
 
 @dataclass(frozen=True)
@@ -141,10 +60,34 @@ class Destination:
         """Size of all values, uncompressed."""
         return int(np.prod(self.page_shape)) * np.dtype(self.dtype).itemsize
 
-    def write(self, path: Path, bands: Band, *, info: str, workers: int) -> None:
+    @property
+    def layout(self) -> str:
+        """What the pages are stored as, in words."""
+        shape = (1, *self.page_shape[1:]) if self.names else self.page_shape
+        is_strips = layout_of(shape, self.dtype, self.compression) == "strips"
+        kind = "ImageJ TIFF in strips" if is_strips else "BigTIFF in tiles, OME metadata"
+        if not self.names:
+            return kind
+        pngs = sum(name.lower().endswith(".png") for name in self.names)
+        tiffs = len(self.names) - pngs
+        files = [f"{pngs} PNG files"] * (pngs > 0) + [f"{tiffs} files: {kind}"] * (tiffs > 0)
+        return ", ".join(files)
+
+    def check(self) -> None:
+        """Refuse to replace a folder that holds anything else than what is written."""
+        if not self.names or not self.path.is_dir():
+            return
+        others = {entry.name for entry in self.path.iterdir()} - set(self.names)
+        if others:
+            raise InputError(
+                f"{self.path}: holds {min(others)}, which is none of the files to write; give a "
+                "folder of its own"
+            )
+
+    def write(self, path: Path, bands: Bands, *, info: str) -> None:
         """Write everything to `path`, from bands that come when they are ready."""
         if not self.names:
-            self._write_tiff(path, range(self.shape[0]), bands, info, workers)
+            self._write_tiff(path, range(self.shape[0]), bands, info)
             return
         path.mkdir(exist_ok=True)
         for z, name in enumerate(self.names):
@@ -152,9 +95,9 @@ class Destination:
                 image = np.concatenate(list(bands(z, 0)))
                 (path / name).write_bytes(imagecodecs.png_encode(image))
             else:
-                self._write_tiff(path / name, range(z, z + 1), bands, info, workers)
+                self._write_tiff(path / name, range(z, z + 1), bands, info)
 
-    def _write_tiff(self, path: Path, slices: range, bands: Band, info: str, workers: int) -> None:
+    def _write_tiff(self, path: Path, slices: range, bands: Bands, info: str) -> None:
         axes = self.calibration.axes
         write_pages(
             path,
@@ -165,7 +108,6 @@ class Destination:
             calibration=self.calibration,
             compression=self.compression,
             info=info,
-            workers=workers,
         )
 
 

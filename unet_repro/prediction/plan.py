@@ -1,26 +1,128 @@
-"""What a prediction of a stack will take, to be shown before anything runs."""
+"""The plan of a streamed prediction: tiles, memory with all buffers, and what it will take."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.network import geometry
+from unet_repro.prediction.outputs import Destination
+from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.tiling import TilePlan
+from unet_repro.prediction.views import largest_batch
+
+BLOCKS_AT_WORK = 5  # at once in memory: two read ahead, one computed, two to be written
+_THREADS = 2**24  # what their stacks, codecs and heaps take
+_TRIAL_FLOPS, _TRIAL_PX = 10**11, 400  # of the window that the speed is measured on
 
 
 @dataclass(frozen=True)
-class StackPlan:
-    """What a prediction of a stack will take.
+class Buffers:
+    """What is read, converted and put together beside the network.
+
+    Called with heights and widths of windows and of the largest tiles, which may be arrays, it
+    gives bytes.
+    """
+
+    source: tuple[int, int]  # rows and columns of a page
+    channels: int
+    pixel_bytes: int
+    cache_bytes: int
+    output: tuple[int, int]  # rows and columns that are predicted
+    classes: int
+    planes: int
+    value_bytes: int
+
+    @classmethod
+    def of(
+        cls, source: StackReader, cache_bytes: int, destination: Destination, classes: int
+    ) -> Buffers:
+        return cls(
+            source=source.shape[1:],
+            channels=source.channels,
+            pixel_bytes=source.dtype.itemsize,
+            cache_bytes=cache_bytes,
+            output=destination.shape[1:],
+            classes=classes,
+            planes=destination.planes,
+            value_bytes=np.dtype(destination.dtype).itemsize,
+        )
+
+    def __call__(self, windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
+        sides = (*windows, *kept)
+        height, width, rows, columns = (np.asarray(side, float) for side in sides)  # no overflow
+        window = height * width * self.channels * (4 + self.pixel_bytes)
+        values = rows * columns * self.classes * 4
+        row_of_tiles = rows * self.output[1] * self.value_bytes * (self.planes + 1)
+        row_of_segments = min(512, self.output[0]) * self.output[1] * self.value_bytes
+        touched = np.minimum(self.source[0], height + self.output[0]) * self.source[1]
+        cache = np.minimum(self.cache_bytes, touched * self.channels * self.pixel_bytes)
+        at_work = BLOCKS_AT_WORK * (window + values)
+        return at_work + row_of_tiles + row_of_segments + cache + _THREADS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tiles, how many views go through the network at once, and the memory that takes in all."""
+
+    tiles: TilePlan
+    batch: int
+    peak_bytes: int
+
+
+def make_plan(
+    predictor: OverlapTilePredictor,
+    buffers: Buffers,
+    *,
+    rows: range,
+    columns: range,
+    memory: int,
+    strides: tuple[int, int] | None = None,
+    batch: int | None = None,
+) -> Plan:
+    """Plan tiles whose memory, with that of all buffers, stays within what is given.
 
     Parameters
     ----------
-    tiles
-        The plan of each slice.
-    slices
+    rows, columns
+        What is predicted.
+    memory
+        In bytes; a predictor with a `tile` of its own does not ask for it.
+    strides, batch
+        Of an unfinished run, which another machine's memory may have decided: kept to.
+    """
+    is_on_cpu = predictor.device.type == "cpu"
+    predictor.memory = None if predictor.tile else memory
+    tiles = predictor.plan(
+        *buffers.source,
+        rows=rows,
+        columns=columns,
+        strides=strides,
+        buffers=buffers if is_on_cpu else None,
+    )
+    besides = int(buffers(tiles.window, tiles.largest)) if is_on_cpu else 0
+    if batch is None:
+        batch = largest_batch(predictor.views)
+        while batch > 1 and batch * tiles.peak_bytes + besides > memory:
+            batch //= 2
+    return Plan(tiles, batch, batch * tiles.peak_bytes + besides)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run will take, to be shown.
+
+    Parameters
+    ----------
+    plan
+        Tiles and memory; the memory is that beyond what the process holds before.
+    slices, views
         How many there are.
-    views, batch
-        Views of each tile, and how many go through the network at once.
-    peak_bytes
-        Memory beyond what the process holds before: the network's and the buffers'.
     output_bytes
         Of the output, before compression.
     layout
@@ -29,30 +131,48 @@ class StackPlan:
         Estimated from the speed on a small window, on the machine as busy as it was then.
     """
 
-    tiles: TilePlan
+    plan: Plan
     slices: int
     views: int
-    batch: int
-    peak_bytes: int
     output_bytes: int
     layout: str
     seconds: float
 
     def __str__(self) -> str:
-        plan = self.tiles
-        rows, columns = plan.rows, plan.columns
-        kept = [max(tile.stop - tile.start for tile in axis) for axis in (rows, columns)]
+        tiles = self.plan.tiles
+        rows, columns = len(tiles.rows), len(tiles.columns)
+        output = f"{size_text(self.output_bytes)} before compression, {self.layout}"
         lines = {
             "slices": f"{self.slices}",
-            "tiles per slice": f"{len(plan)} ({len(rows)} down x {len(columns)} across)",
-            "tile": f"{kept[0]} x {kept[1]} px of a window of {_by(plan.window)} px",
-            "views": f"{self.views} ({self.batch} at once)",
-            "redundant compute": f"{plan.redundancy:.3f} x one pass over the whole image",
-            "peak memory": f"{size_text(self.peak_bytes)}",
-            "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
+            "tiles per slice": f"{len(tiles)} ({rows} down x {columns} across)",
+            "tile": f"{_by(tiles.largest)} px of a window of {_by(tiles.window)} px",
+            "views": f"{self.views} ({self.plan.batch} at once)",
+            "redundant compute": f"{tiles.redundancy:.3f} x one pass over the whole image",
+            "peak memory": f"{size_text(self.plan.peak_bytes)}",
+            "output": output,
             "time": f"about {_duration(self.seconds)}",
         }
         return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
+
+
+def estimated_seconds(predictor: OverlapTilePredictor, tiles: TilePlan, slices: int) -> float:
+    """Return the seconds that the network will take, from its speed on a window."""
+    cost = predictor.cost
+    height, width = tiles.window
+    while cost.flops(height, width) > _TRIAL_FLOPS and max(height, width) > _TRIAL_PX:
+        half = geometry.window_of(
+            max(height, width) // 2, predictor.depth, padding=predictor.padding
+        )
+        height, width = min(height, half), min(width, half)
+    pixels = torch.zeros(1, height, width, cost.in_channels, device=predictor.device)
+    taken = []
+    with predictor.running() as runner, torch.inference_mode():
+        for _ in range(3):
+            begin = time.perf_counter()
+            runner.network(pixels.permute(0, 3, 1, 2)).sum().item()  # waits for a GPU
+            taken.append(time.perf_counter() - begin)
+    windows = slices * len(predictor.views)
+    return min(taken) * windows * tiles.flops / int(cost.flops(height, width))
 
 
 def _by(sides: tuple[int, int]) -> str:

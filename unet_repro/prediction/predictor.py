@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
@@ -24,7 +23,7 @@ from unet_repro.network.cost import NetworkCost
 from unet_repro.network.device import Precision, free_memory, reused_memory
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.regions import Region
-from unet_repro.prediction.tile_runner import Finish, TileRunner, as_floats, softmax, unfinished
+from unet_repro.prediction.tile_runner import Finish, TileRunner, as_floats, raw_logits, softmax
 from unet_repro.prediction.tiling import Buffers, TilePlan, plan_tiles
 from unet_repro.prediction.views import VIEWS, Average, largest_batch
 
@@ -175,7 +174,7 @@ class OverlapTilePredictor:
 
         Arguments and errors are those of a call. float32, or float64 if the network's weights are.
         """
-        return self._image(image, unfinished, progress)
+        return self._image(image, raw_logits, progress)
 
     def plan(
         self,
@@ -184,6 +183,7 @@ class OverlapTilePredictor:
         *,
         rows: range | None = None,
         columns: range | None = None,
+        strides: tuple[int, int] | None = None,
         buffers: Buffers | None = None,
     ) -> TilePlan:
         """Return the tiles of an image, or of a region of it, from sizes and memory alone.
@@ -194,28 +194,34 @@ class OverlapTilePredictor:
             The image in px.
         rows, columns : range, optional
             The region to be predicted; the image around it is its context.
-        buffers
-            What is needed besides the network, as in `tiling.plan_tiles`.
+        strides, buffers
+            As in `tiling.plan_tiles`; without a `tile`.
         """
         memory = self.memory
         if memory is None and self.tile is None:
             memory = self.default_memory()
-        options: dict[str, Any] = {
-            **asdict(self.cost),
-            "memory": memory,
-            "rows": rows,
-            "columns": columns,
-            "has_reversed": len(self.views) > 1,
-            "buffers": buffers,
-        }
+
+        def plan(side: int | None) -> TilePlan:
+            return plan_tiles(
+                height,
+                width,
+                self.cost,
+                memory=memory,
+                strides=strides if side is None else (side, side),
+                rows=rows,
+                columns=columns,
+                has_reversed=len(self.views) > 1,
+                buffers=buffers,
+            )
+
         if self.tile is None:
-            return plan_tiles(height, width, **options)
+            return plan(None)
         stride = geometry.stride_of_window(self.tile, self.depth, padding=self.padding)
-        plan = plan_tiles(height, width, stride=stride, **options)
         grid = geometry.alignment(self.depth)
-        if max(plan.window) > self.tile and stride > grid:  # views begin off the grid
-            plan = plan_tiles(height, width, stride=stride - grid, **options)
-        return plan
+        planned = plan(stride)
+        if max(planned.window) > self.tile and stride > grid:  # tiles begin off the grid
+            return plan(stride - grid)
+        return planned
 
     def default_memory(self) -> int:
         """Return the bytes that windows may take in the network if nothing else is said."""

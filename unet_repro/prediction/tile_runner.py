@@ -100,7 +100,7 @@ class TileRunner:
         region
             What `fetch` has read for the tile.
         finish : callable
-            `softmax` or `unfinished`.
+            `softmax` or `raw_logits`.
         fetch : callable
             Reads the region of another tile of the same image.
         batch
@@ -203,7 +203,7 @@ def softmax(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1).float()
 
 
-def unfinished(logits: Tensor) -> Tensor:
+def raw_logits(logits: Tensor) -> Tensor:
     """Return the logits as they are."""
     return logits
 

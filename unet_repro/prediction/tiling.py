@@ -6,9 +6,8 @@ Part of the paper: the overlap-tile strategy (Sec. 2, Fig. 2). Not in the paper:
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,10 +43,9 @@ class TilePlan:
     redundancy
         `flops` relative to one window over the whole region: 1 for a single tile.
     peak_bytes
-        Predicted memory that a batch of windows takes in the network, beyond what the process
-        already holds.
-    output_bytes
-        Size of the float32 probabilities of all classes in the region.
+        Predicted memory that a window takes in the network, beyond what the process already holds.
+    strides
+        Down and across: with them, and the image and region, the tiles can be cut again.
     """
 
     height: int
@@ -57,7 +55,7 @@ class TilePlan:
     flops: int
     redundancy: float
     peak_bytes: int
-    output_bytes: int
+    strides: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
@@ -71,87 +69,25 @@ class TilePlan:
         row, column = self.rows[0], self.columns[0]
         return row.window_stop - row.window_start, column.window_stop - column.window_start
 
-    def to_record(self) -> dict[str, Any]:
-        """Return the plan as JSON takes it: a tile is [start, stop, window_start, window_stop]."""
-        record: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("rows", "columns"):
-            record[name] = [
-                [tile.start, tile.stop, tile.window_start, tile.window_stop]
-                for tile in record[name]
-            ]
-        return record
-
-    @classmethod
-    def from_record(cls, record: object) -> TilePlan:
-        """Return the plan that `to_record` made a record of.
-
-        Raises
-        ------
-        InputError
-            The record lacks a field, has another one, or its tiles cannot be those of an image.
-        """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(record, dict) or sorted(map(str, record)) != sorted(names):
-            raise InputError(f"a tile plan needs an object with exactly {', '.join(names)}")
-        for name in ("height", "width", "flops", "peak_bytes", "output_bytes"):
-            if type(record[name]) is not int or record[name] < 1:
-                raise InputError(
-                    f"{name} of a tile plan is {record[name]!r:.60}: a positive integer is needed"
-                )
-        redundancy = record["redundancy"]
-        if type(redundancy) not in (int, float) or not 1 <= redundancy < math.inf:
-            raise InputError(
-                f"redundancy of a tile plan is {redundancy!r:.60}: 1 or more is needed"
-            )
-        return cls(
-            **{
-                **record,
-                "rows": _tiles("rows", record["rows"], record["height"]),
-                "columns": _tiles("columns", record["columns"], record["width"]),
-            }
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width of the largest tile in px."""
+        height, width = (
+            max(tile.stop - tile.start for tile in axis) for axis in (self.rows, self.columns)
         )
-
-
-def _tiles(name: str, record: object, size: int) -> tuple[Tile, ...]:
-    """Return the tiles of an axis of `size` px from their record."""
-    wrong = InputError(
-        f"{name} of a tile plan must be tiles [start, stop, window_start, window_stop] in px, one "
-        f"behind the other within 0 and {size}, each within its window, all windows of one size"
-    )
-    if not isinstance(record, list) or not record:
-        raise wrong
-    for tile in record:
-        if not isinstance(tile, list) or [type(value) for value in tile] != [int] * 4:
-            raise wrong
-    tiles = tuple(Tile(*tile) for tile in record)
-    are_tiles = all(t.window_start <= t.start < t.stop <= t.window_stop for t in tiles)
-    are_joined = all(a.stop == b.start for a, b in itertools.pairwise(tiles))
-    windows = {tile.window_stop - tile.window_start for tile in tiles}
-    if not (are_tiles and are_joined and len(windows) == 1 and 0 <= tiles[0].start):
-        raise wrong
-    if tiles[-1].stop > size:
-        raise wrong
-    return tiles
+        return height, width
 
 
 def plan_tiles(
     height: int,
     width: int,
+    network: NetworkCost,
     *,
-    depth: int,
-    base_channels: int,
-    in_channels: int = 1,
-    classes: int = 2,
-    padding: bool = False,
-    wide_last_up: bool = False,
-    bilinear: bool = False,
-    bytes_per_value: int = 4,
     memory: int | None = None,
-    stride: int | None = None,
+    strides: tuple[int, int] | None = None,
     rows: range | None = None,
     columns: range | None = None,
     has_reversed: bool = False,
-    batch: int = 1,
     buffers: Buffers | None = None,
 ) -> TilePlan:
     """Cut an image into the tiles that take the least computation within the memory given.
@@ -166,20 +102,16 @@ def plan_tiles(
     ----------
     height, width
         The image in px, 1 or more.
-    depth, base_channels, in_channels, classes, padding, wide_last_up, bilinear
-        The network, as in `UNetConfig`.
-    bytes_per_value
-        4 for float32, 2 for bfloat16, 8 for float64.
+    network
+        What windows cost in the network.
     memory
         Upper bound in bytes for `TilePlan.peak_bytes` and `buffers` together; None for no bound.
-    stride
-        Do not plan: take square tiles of this many px, a multiple of 2^depth.
+    strides
+        Do not plan: take tiles of this height and width in px, multiples of 2^depth.
     rows, columns : range of step 1, optional
         The region of interest in px; by default the whole image.
     has_reversed
         The axes are seen from their other end too (`geometry.plan_axis`).
-    batch
-        Windows that the network computes at a time.
     buffers
         Bytes that are needed besides, from (height, width) of the windows and (height, width) of
         the largest tiles: arrays that are broadcast, and so is the result.
@@ -192,33 +124,21 @@ def plan_tiles(
 
     Examples
     --------
-    >>> plan = plan_tiles(2048, 2048, depth=4, base_channels=64, memory=2 * 2**30)
+    >>> network = NetworkCost(depth=4, base_channels=64)
+    >>> plan = plan_tiles(2048, 2048, network, memory=2 * 2**30)
     >>> len(plan.rows), len(plan.columns), plan.window, round(plan.redundancy, 2)
     (2, 2, (1212, 1212), 1.06)
-    >>> paper = plan_tiles(2048, 2048, depth=4, base_channels=64, stride=384)
+    >>> paper = plan_tiles(2048, 2048, network, strides=(384, 384))
     >>> len(paper), paper.window, round(paper.redundancy, 2)
     (36, (572, 572), 1.65)
     """
-    network = NetworkCost(
-        depth=depth,
-        base_channels=base_channels,
-        in_channels=in_channels,
-        classes=classes,
-        padding=padding,
-        wide_last_up=wide_last_up,
-        bilinear=bilinear,
-        bytes_per_value=bytes_per_value,
-        batch=batch,
-    )
+    depth, padding = network.depth, network.padding
     axes = (
         _axis(height, rows, depth, padding, has_reversed),
         _axis(width, columns, depth, padding, has_reversed),
     )
-    if stride is None:
-        strides = _best_strides(axes, network, memory, buffers)
-    else:
-        strides = stride, stride
-    tiles = [_cut(axis, side) for axis, side in zip(axes, strides)]
+    down, across = strides or _best_strides(axes, network, memory, buffers)
+    tiles = _cut(axes[0], down), _cut(axes[1], across)
     windows = [along[0].window_stop - along[0].window_start for along in tiles]
     flops = len(tiles[0]) * len(tiles[1]) * int(network.flops(*windows))
     spans = [axis.stop - axis.start // alignment(depth) * alignment(depth) for axis in axes]
@@ -231,7 +151,7 @@ def plan_tiles(
         flops=flops,
         redundancy=flops / int(whole),
         peak_bytes=int(network.peak_bytes(*windows)),
-        output_bytes=4 * classes * math.prod(axis.stop - axis.start for axis in axes),
+        strides=(down, across),
     )
 
 
@@ -245,9 +165,9 @@ def _axis(size: int, region: range | None, depth: int, padding: bool, is_reverse
 
 def _cut(axis: Axis, stride: int) -> tuple[Tile, ...]:
     # Sides are what a file claims: it must not take minutes to list the tiles of a false one.
-    if stride > 0 and axis.layout(stride)[0] > _MOST_TILES:
+    if stride > 0 and axis.count_and_window(stride)[0] > _MOST_TILES:
         raise InputError(
-            f"tiles of {stride} px are too small for a side of {axis.stop - axis.start} px: at "
+            f"tiles of {stride} px are too small for a side of {len(axis)} px: at "
             f"most {_MOST_TILES} can lie along it"
         )
     return axis.tiles(stride)
@@ -295,12 +215,12 @@ def _choices(axis: Axis) -> Sizes:
     choices: list[tuple[int, ...]] = []
     stride = axis.least_stride(1)
     while True:
-        tiles, window = axis.layout(stride)
+        tiles, window = axis.count_and_window(stride)
         if tiles > _MOST_TILES:
             return np.array(choices)
         choices.append((stride, tiles, window, axis.longest(stride)))
         if stride == grid:
             return np.array(choices)
-        fewest = axis.layout(stride - grid)[0]  # that need a smaller stride
+        fewest = axis.count_and_window(stride - grid)[0]  # that need a smaller stride
         fewest = max(fewest, int(_SLACK * tiles))
         stride = min(axis.least_stride(fewest), stride - grid)

@@ -313,6 +313,7 @@ def weight_map_preview(
     variant: Variant = "paper",
     ignore_label: int | None = None,
     separate_touching: bool = False,
+    separation_px: float = 1,
     kind: Kind = "auto",
     z: int | None = None,
     overwrite: bool = False,
@@ -324,7 +325,7 @@ def weight_map_preview(
     labels : ndarray of int or bool, shape (y, x) or (z, y, x)
     path
         The PNG to write.
-    w0, sigma, class_balance, variant, ignore_label, separate_touching, kind
+    w0, sigma, class_balance, variant, ignore_label, separate_touching, separation_px, kind
         As in `weight_map`; the class balance is the whole stack's.
     z
         The slice to draw; the middle one if None.
@@ -347,7 +348,11 @@ def weight_map_preview(
         raise InputError(f"z is {z}: the stack has slices 0 ... {len(stack) - 1}")
     kind = _kind(stack, ignore_label) if kind == "auto" else kind
     weigh = partial(
-        weight_map, ignore_label=ignore_label, separate_touching=separate_touching, kind=kind
+        weight_map,
+        ignore_label=ignore_label,
+        separate_touching=separate_touching,
+        separation_px=separation_px,
+        kind=kind,
     )
     plain: Variant = "paper" if variant == "short" else variant  # short always has a border term
     border = weigh(stack[z], w0=w0, sigma=sigma, class_balance=None, variant=variant)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -13,11 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from unet_repro._version import __version__
+from unet_repro.config import keywords_from
 from unet_repro.errors import InputError
-from unet_repro.files.atomic import check_output
-from unet_repro.files.resumable import Parts
-from unet_repro.images.stacks import StackReader, read_calibration, read_info, write_slices
-from unet_repro.reports.preview import weight_map_preview
+from unet_repro.files.atomic import check_apart
+from unet_repro.files.block_store import BlockStore
+from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_writer import Compression, write_pages
 from unet_repro.threads import in_order
 from unet_repro.weight_maps.weight_cache import VERSION
 from unet_repro.weight_maps.weight_map import (
@@ -31,30 +34,86 @@ from unet_repro.weight_maps.weight_map import (
     weight_map,
 )
 
-Compression = Literal["zlib", "zstd", "lzw"]
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
 
 _BAR_DELAY_S = 1.0  # shorter work shows no progress bar
 
 
+@dataclass(frozen=True)
+class WeightMapSettings:
+    """Settings of a stack's weight map: the flags of `weight-map`.
+
+    Parameters
+    ----------
+    w0
+        Height of the border term; by default 10, of the variant short 1, of falk2019 50.
+    sigma
+        Its width in px; by default 5, of the variant falk2019 6.
+    class_balance
+        frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
+    variant
+        paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
+    ignore_label
+        Value of unknown pixels: they weigh 0.
+    separate_touching
+        Weight a ridge between touching cells as background.
+    separation_px
+        The pixels of a cell that lie so near to another cell become ridge.
+    kind
+        Meaning of the values; auto: a mask if all are 0 and 255, or 0 and 1.
+    compression
+        Of the output, lossless; ImageJ reads zlib, lzw and none.
+    """
+
+    w0: float | None = None
+    sigma: float | None = None
+    class_balance: Literal["frequency", "none"] = "frequency"
+    variant: Variant = "paper"
+    ignore_label: int | None = None
+    separate_touching: bool = False
+    separation_px: float = 1.0
+    kind: Kind = "auto"
+    compression: Compression = "none"
+
+    def __post_init__(self) -> None:
+        if self.class_balance is None:
+            object.__setattr__(self, "class_balance", "none")
+        allowed = {"class_balance": ("frequency", "none"), "compression": get_args(Compression)}
+        for name, choices in allowed.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(f"{name} is {value!r}: one of {', '.join(choices)} is needed")
+        weight_map(np.zeros((0, 1), np.uint8), **self.map_options())  # refuses what is no setting
+
+    def map_options(self) -> dict[str, Any]:
+        """Return them as `weight_map` takes them."""
+        options = {name: value for name, value in vars(self).items() if name != "compression"}
+        balance = "frequency" if self.class_balance == "frequency" else None
+        return options | {"class_balance": balance}
+
+    def record(self) -> dict[str, Any]:
+        """Return them as JSON takes them, with the values that the defaults stand for."""
+        return {
+            **vars(self),
+            "w0": float(DEFAULT_W0[self.variant] if self.w0 is None else self.w0),
+            "sigma": float(DEFAULT_SIGMA_PX[self.variant] if self.sigma is None else self.sigma),
+            # falk2019 has a balance of its own
+            "class_balance": "none" if self.variant == "falk2019" else self.class_balance,
+        }
+
+
+@keywords_from(WeightMapSettings)
 def write_weight_map(
     labels_path: PathLike,
     out: PathLike,
     *,
-    w0: float | None = None,
-    sigma: float | None = None,
-    class_balance: Literal["frequency"] | tuple[float, float] | None = "frequency",
-    variant: Variant = "paper",
-    ignore_label: int | None = None,
-    separate_touching: bool = False,
-    kind: Kind = "auto",
-    compression: Compression | None = None,
-    preview: PathLike | None = None,
+    settings: WeightMapSettings,
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     progress: bool = True,
+    on_survey: Callable[[np.ndarray, dict[str, Any]], None] | None = None,
 ) -> None:
     """Write the weight map of a labelled stack, slice by slice, as a float32 TIFF stack.
 
@@ -66,26 +125,24 @@ def write_weight_map(
     labels_path : path-like
         TIFF stack, or folder of grey TIFF or PNG images in natural order.
     out : path-like
-        TIFF to write, a BigTIFF from 4 GiB on; until it is complete, nothing is there. Axes and
-        scale (resolution, unit, spacing) are those of the labels. The settings, and the SHA-256
-        of the labels, are recorded in it as JSON: in ImageJ's image information, which
-        `stack_io.read_info` gives.
-    w0, sigma, class_balance, variant, ignore_label, separate_touching, kind
-        As in `weight_map`.
-    compression : "zlib", "zstd", "lzw" or None
-        Of the output; lossless. ImageJ reads the first and the last.
-    preview : path-like, optional
-        PNG to draw the middle slice in, before the work begins; with `resume` it is drawn anew.
+        TIFF to write; until it is complete, nothing is there. Axes and scale (resolution, unit,
+        spacing) are those of the labels. The settings, and the SHA-256 of the labels, are recorded
+        in it as JSON, which `images.calibration.read_info` gives.
+    settings : WeightMapSettings
+        Or its fields as keywords.
     resume : bool
         Go on with what a killed or interrupted call has left: finished slices are not computed
         again, and the output is, byte for byte, that of an undisturbed call. Without anything
         left it begins; if the output is complete, it is kept.
     overwrite : bool
-        Replace an existing output or preview.
+        Replace an existing output.
     workers : int, optional
         Number of threads; by default one per available core.
     progress : bool
         Show progress bars on standard error.
+    on_survey : callable, optional
+        Called after the first pass, with the middle slice of the labels and with the options of
+        `weight_map` that hold for the whole stack.
 
     Raises
     ------
@@ -102,49 +159,32 @@ def write_weight_map(
     ``.<name>.parts`` beside it until the output is put together: less than the output's size
     uncompressed.
     """
-    weight_map(  # of one pixel: refuses what is no setting
-        np.zeros((1, 1), np.uint8),
-        w0=w0,
-        sigma=sigma,
-        class_balance=class_balance,
-        variant=variant,
-        ignore_label=ignore_label,
-        kind=kind,
-    )
-    if compression is not None and compression not in get_args(Compression):
-        choices = ", ".join(get_args(Compression))
-        raise InputError(f"compression is {compression!r}: one of {choices} or None is needed")
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    settings: dict[str, Any] = {
-        "w0": float(DEFAULT_W0[variant] if w0 is None else w0),
-        "sigma": float(DEFAULT_SIGMA_PX[variant] if sigma is None else sigma),
-        "class_balance": None if variant == "falk2019" else class_balance,  # it has its own
-        "variant": variant,
-        "ignore_label": ignore_label,
-        "separate_touching": separate_touching,
-        "kind": kind,
-    }
     with StackReader(labels_path, palette=True) as labels:
-        for path in (out, preview) if preview else (out,):
-            _check_place(path, labels)
-        if preview:
-            check_output(preview, overwrite=overwrite or resume)
-        with Parts(out, resume=resume, overwrite=overwrite) as parts:
+        check_apart(out, labels.path)
+        with BlockStore(out, resume=resume, overwrite=overwrite) as store:
             survey = _survey(labels, settings, workers, progress)
             record = {
                 "unet_repro": __version__,
                 "weight_map": VERSION,
                 "labels": {"name": labels.path.name, "sha256": survey.sha256},
-                "settings": {**settings, "compression": compression},
+                "settings": settings.record(),
             }
-            settings |= {"kind": survey.kind, "class_balance": survey.class_balance}
-            if preview:
-                slice_ = _label_slice(labels, labels.shape[0] // 2)
-                replaces = overwrite or resume
-                weight_map_preview(slice_, preview, **settings, overwrite=replaces)
-            _write(parts, labels, settings, record, compression, workers, progress)
+            options = settings.map_options()
+            options |= {"kind": survey.kind, "class_balance": survey.class_balance}
+            if on_survey is not None:
+                on_survey(_label_slice(labels, labels.shape[0] // 2), options)
+            if store.resumes and store.target.exists() and read_info(store.target) == _info(record):
+                store.is_complete = True
+                return
+            _, height, width = labels.shape
+            store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
+            if not store.is_complete:
+                _weigh(store, labels, options, workers, progress)
+                labels.check_unchanged()  # since the survey
+                store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
 
 
 def _cores() -> int:
@@ -153,10 +193,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_place(path: PathLike, labels: StackReader) -> None:
-    target, source = (Path(os.path.realpath(p)) for p in (path, labels.path))
-    if source in (target, target.parent):
-        raise InputError(f"{path}: would be among the labels {labels.path}; give another place")
+def _info(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=1)
 
 
 class _Survey(NamedTuple):
@@ -175,10 +213,12 @@ class _SliceFacts(NamedTuple):
     separated: int  # cells' pixels that become background, if the values are ids
 
 
-def _survey(labels: StackReader, settings: dict[str, Any], workers: int, progress: bool) -> _Survey:
-    ignore_label, balance = settings["ignore_label"], settings["class_balance"]
-    is_frequency = balance == "frequency"
-    may_separate = settings["separate_touching"] and is_frequency and settings["kind"] != "mask"
+def _survey(
+    labels: StackReader, settings: WeightMapSettings, workers: int, progress: bool
+) -> _Survey:
+    ignore_label, kind = settings.ignore_label, settings.kind
+    is_frequency = settings.class_balance == "frequency" and settings.variant != "falk2019"
+    may_separate = settings.separate_touching and is_frequency
 
     def look(item: tuple[int, np.ndarray]) -> _SliceFacts:
         z, slice_ = item
@@ -192,14 +232,18 @@ def _survey(labels: StackReader, settings: dict[str, Any], workers: int, progres
         background = int(np.count_nonzero((slice_ == 0) & is_known))
         separated = 0
         if may_separate:
-            left = separate_touching(slice_, ignore_label=ignore_label, kind="ids")
+            left = separate_touching(
+                slice_,
+                radius=settings.separation_px,
+                ignore_label=ignore_label,
+                kind="ids" if kind == "auto" else kind,
+            )
             separated = cells - int(np.count_nonzero((left != 0) & is_known))
         return _SliceFacts(digest, values, background, cells, separated)
 
     depth = labels.shape[0]
     slices = ((z, _label_slice(labels, z)) for z in range(depth))
     facts = list(_bar(in_order(look, slices, workers), "labels", depth, progress=progress))
-    kind = settings["kind"]
     if kind == "auto":
         kind = "mask" if set.intersection(*(fact.mask_values for fact in facts)) else "ids"
     # Components of a mask are never within 1 px of each other: nothing is separated.
@@ -210,7 +254,7 @@ def _survey(labels: StackReader, settings: dict[str, Any], workers: int, progres
     return _Survey(
         sha256=hashlib.sha256(head + b"".join(fact.digest for fact in facts)).hexdigest(),
         kind=kind,
-        class_balance=frequency_weights(background, cells) if is_frequency else balance,
+        class_balance=frequency_weights(background, cells) if is_frequency else None,
     )
 
 
@@ -221,58 +265,51 @@ def _label_slice(labels: StackReader, z: int) -> np.ndarray:
     return slice_.astype(np.uint8) if slice_.dtype.kind == "b" else slice_
 
 
-def _write(
-    parts: Parts,
+def _weigh(
+    store: BlockStore,
     labels: StackReader,
-    settings: dict[str, Any],
-    record: dict[str, Any],
-    compression: str | None,
+    options: dict[str, Any],
     workers: int,
     progress: bool,
 ) -> None:
-    """Compute the slices that are not there yet, and put the output together."""
-    info = json.dumps(record, indent=1)
-    if parts.resumes and parts.target.exists() and read_info(parts.target) == info:
-        parts.is_complete = True
-        return
-    depth, height, width = labels.shape
-    parts.begin(record, dtype=np.float32)
-    if parts.is_complete:
-        return
-    missing = [z for z in range(depth) if not parts.has(z)]
+    """Compute the slices that are not there yet."""
+    depth = labels.shape[0]
+    missing = [z for z, _, _ in store.missing((z, 0, 0) for z in range(depth))]
     threads_a_slice = -(-workers // depth)
 
     def weigh(item: tuple[int, np.ndarray]) -> None:
         z, slice_ = item
-        parts.put(z, weight_map(slice_, **settings, workers=threads_a_slice))
+        weights = weight_map(slice_, **options, workers=threads_a_slice)
+        store.write((z, 0, 0), weights[None])
 
     slices = ((z, _label_slice(labels, z)) for z in missing)
-    for _ in _bar(
-        in_order(weigh, slices, min(workers, depth)),
-        "weight maps",
-        depth,
-        progress=progress,
-        initial=depth - len(missing),
-    ):
+    weighed = in_order(weigh, slices, min(workers, depth))
+    done = depth - len(missing)
+    for _ in _bar(weighed, "weight maps", depth, progress=progress, initial=done):
         pass
-    labels.check_unchanged()  # since the survey
-    parts.finish(
-        lambda path: write_slices(
-            path,
-            _bar(
-                (parts.get(z, (height, width)) for z in range(depth)),
-                "writing",
-                depth,
-                progress=progress,
-            ),
-            shape=labels.shape,
-            dtype=np.float32,
-            overwrite=True,
-            compression=compression,
-            calibration=read_calibration(labels.path),
-            info=info,
-            workers=workers,
-        )
+
+
+def _assemble(
+    path: Path,
+    store: BlockStore,
+    labels: StackReader,
+    record: dict[str, Any],
+    workers: int,
+    progress: bool,
+) -> None:
+    depth = labels.shape[0]
+    calibration = read_calibration(labels.path)
+    slices = (store.read((z, 0, 0))[0] for z in range(depth))
+    write_pages(
+        path,
+        _bar(slices, "writing", depth, progress=progress),
+        shape=labels.shape,
+        dtype=np.float32,
+        axes=calibration.axes,
+        calibration=calibration,
+        compression=record["settings"]["compression"],
+        info=_info(record),
+        workers=workers,
     )
 
 

@@ -111,9 +111,9 @@ def weight_map(
     """
     stack = _checked_stack(labels, ignore_label, kind, workers)
     is_mask = _is_mask(stack, ignore_label, kind)
+    _check_radius(separation_px, "separation_px")
     targets = stack
     if separate_touching:
-        _check_radius(separation_px, "separation_px")
         targets = _separate(stack, separation_px, ignore_label, is_mask, workers)
     classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # BACKGROUND or CELL
     if ignore_label is not None:

@@ -1,0 +1,364 @@
+"""Outputs that are computed in blocks and survive a kill: finished blocks wait on disc."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_repro.errors import InputError
+from unet_repro.files.lock import take_lock
+
+if TYPE_CHECKING:
+    import zarr
+
+Index = tuple[int, ...]  # of a block in the grid of blocks
+
+_WRITTEN = "written"
+# zarr stores no chunk of zeros by default, which would then look undone
+_WRITE_ALL: Any = {"write_empty_chunks": True}
+_MOST_NAMED = 3  # differences in a message
+
+
+class BlockStore:
+    """Keep the finished blocks of an output, to go on after a kill without computing them again.
+
+    In a private folder beside the output, ``.<name>.parts``: a zarr array whose chunks are the
+    blocks and whose attributes are the record of what is computed, a lock against a second
+    process, and, while it is put together, the output. The folder goes when the output is
+    complete, or if nothing was begun.
+
+    Parameters
+    ----------
+    out : path-like
+        The output.
+    resume : bool
+        Go on with what is there, if there is anything.
+    overwrite : bool
+        Replace an existing output, and, without `resume`, what is there of an unfinished one.
+    is_folder : bool
+        The output is a folder of files, not a file.
+
+    Attributes
+    ----------
+    target : pathlib.Path
+        The output with symbolic links followed.
+    resumes : bool
+        As given.
+    is_complete : bool
+        The output is in place and the folder may go.
+
+    Raises
+    ------
+    InputError
+        At once, or on entering: if the output or an unfinished one is there and neither option
+        allows it, if another process is writing it, or if the folder cannot be written.
+
+    Notes
+    -----
+    Blocks are compressed (zstd) with a check sum. An array's missing chunks read as zeros without a
+    word: blocks are read through `read` alone, which does not let that pass.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with BlockStore(f"{folder.name}/sum.txt") as store:
+    ...     store.begin({"bins": 2}, shape=(4,), dtype=np.uint8, chunks=(2,))
+    ...     store.write((0,), np.array([3, 4], np.uint8))  # here a kill may come
+    >>> with BlockStore(f"{folder.name}/sum.txt", resume=True) as store:
+    ...     store.begin({"bins": 2}, shape=(4,), dtype=np.uint8, chunks=(2,))
+    ...     print(store.missing([(0,), (1,)]))
+    ...     store.finish(lambda path: path.write_text(str(store.read((0,)).sum())))
+    [(1,)]
+    >>> [file.read_text() for file in Path(folder.name).iterdir()]
+    ['7']
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        is_folder: bool = False,
+    ) -> None:
+        # Not check_output: its probe, killed, would stay beside the output.
+        self.target = Path(os.path.realpath(out))
+        if not self.target.name:
+            raise InputError(f"{out}: is the root of all folders and cannot be replaced")
+        self.is_complete = False
+        self._folder = self.target.with_name(f".{self.target.name}.parts")
+        self._blocks = self._folder / "blocks"
+        self._header = self._blocks / "zarr.json"
+        self.resumes = resume
+        self._overwrite = overwrite
+        self._is_folder = is_folder
+        self._array: zarr.Array
+        is_expected = self.target.is_dir() if is_folder else self.target.is_file()
+        if self.target.exists() and not is_expected:
+            kind = "folder" if is_folder else "regular file"
+            raise InputError(f"{out}: is not a {kind}, so it cannot be written as one")
+        if not resume:
+            self._check_target()
+
+    def __enter__(self) -> BlockStore:
+        message = f"{self.target}: another process is writing it"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(self._folder / "lock", message)
+        except FileNotFoundError:  # the process that wrote it has just ended, and its folder gone
+            raise InputError(message) from None
+        except OSError as error:
+            raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from error
+        try:
+            if self._header.exists() and not self.resumes:
+                if not self._overwrite:
+                    raise InputError(
+                        f"{self.target}: an unfinished run of it is there; --resume goes on with "
+                        "it, --overwrite begins anew"
+                    )
+                self._clear()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.is_complete or not self._header.exists():
+            with suppress(OSError):
+                self._clear()
+                shutil.rmtree(self._folder)
+        self._lock.close()
+
+    def _clear(self) -> None:
+        """Remove all but the lock; the record last, so that no block is ever without one."""
+        kept = (self._folder / "lock", self._blocks, self._header)
+        for folder in filter(Path.exists, (self._blocks, self._folder)):
+            for entry in folder.iterdir():
+                if entry.is_dir() and entry not in kept:
+                    shutil.rmtree(entry)
+                elif entry not in kept:
+                    entry.unlink()
+        if self._blocks.exists():
+            shutil.rmtree(self._blocks)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What an unfinished run was begun with, to be resumed; None where there is none."""
+        return self._stored()["record"] if self._header.exists() else None
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            attributes = json.loads(self._header.read_bytes())["attributes"]
+            return {
+                "record": dict(attributes["record"]),
+                "overwrite": bool(attributes["overwrite"]),
+            }
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self._header}: is damaged; --overwrite without --resume begins anew")
+
+    def begin(
+        self,
+        record: dict[str, Any],
+        *,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        chunks: tuple[int, ...],
+    ) -> None:
+        """State what is computed, before the first block.
+
+        Parameters
+        ----------
+        record : dict
+            All that decides the output's content; JSON-ready.
+        shape, dtype, chunks
+            Of all values, and of one block; those at the far ends may be smaller.
+
+        Raises
+        ------
+        InputError
+            If what is there was begun with another record; the message names the differences. If
+            an output is there that may not be replaced.
+
+        Notes
+        -----
+        A kill may have come when the output was already in place: then `is_complete` is True, and
+        nothing is left to do.
+        """
+        if not self._header.exists():
+            self._check_target()
+            self._clear()  # whatever is there is no block of this
+            self._create(record, shape, dtype, chunks)
+            return
+        stored = self._stored()
+        self._check_record(stored["record"], record)
+        self._open(shape, dtype, chunks)
+        self._overwrite |= stored["overwrite"]
+        is_in_place = self.target.exists() and not self.whole.exists()
+        self.is_complete = (self._folder / _WRITTEN).exists() and is_in_place
+        if not self.is_complete:
+            self._check_target()
+
+    def _check_record(self, stored: dict[str, Any], record: dict[str, Any]) -> None:
+        try:
+            found = differences(stored, json.loads(json.dumps(record)))
+        except RecursionError as error:
+            raise self._damaged() from error
+        if found:
+            more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+            raise InputError(
+                f"{self.target}: cannot be resumed, it was begun with "
+                f"{'; '.join(found[:_MOST_NAMED])}{more}; "
+                "--overwrite without --resume begins anew"
+            )
+
+    def _create(
+        self,
+        record: dict[str, Any],
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        chunks: tuple[int, ...],
+    ) -> None:
+        import zarr  # takes a third of a second
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        try:
+            self._array = zarr.create_array(
+                store=str(self._blocks),
+                shape=shape,
+                chunks=chunks,
+                dtype=np.dtype(dtype),
+                fill_value=0,
+                compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                attributes={"overwrite": self._overwrite, "record": record},
+                config=_WRITE_ALL,
+            )
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _open(self, shape: tuple[int, ...], dtype: npt.DTypeLike, chunks: tuple[int, ...]) -> None:
+        import zarr
+
+        for half_written in self._blocks.rglob("*.partial"):
+            half_written.unlink()
+        try:
+            array = zarr.open_array(store=str(self._blocks), mode="r+", zarr_format=3)
+            is_expected = (array.shape, array.chunks, array.dtype) == (shape, chunks, dtype)
+        except Exception as error:  # a damaged description can raise nearly anything
+            raise self._damaged() from error
+        if not is_expected:
+            raise self._damaged()
+        self._array = array.with_config(_WRITE_ALL)
+
+    def _check_target(self) -> None:
+        if self.target.exists() and not self._overwrite:
+            raise InputError(f"{self.target}: exists already; give --overwrite to replace it")
+
+    def missing(self, indices: Iterable[Index]) -> list[Index]:
+        """Return the blocks that are not there; damaged ones are removed."""
+        return [index for index in indices if not self._has(index)]
+
+    def _has(self, index: Index) -> bool:
+        try:
+            self.read(index)
+        except InputError:
+            self._file(index).unlink(missing_ok=True)  # zarr writes over no damaged chunk
+            return False
+        return True
+
+    def write(self, index: Index, values: np.ndarray) -> None:
+        """Keep a block; from threads as well."""
+        try:
+            self._array[self._place(index)] = values
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> InputError:
+        reason = error.strerror or error
+        return InputError(
+            f"{self.target}: cannot be written: {reason}; what is done stays, --resume goes on"
+        )
+
+    def read(self, index: Index) -> np.ndarray:
+        """Return a block; from threads as well.
+
+        Raises
+        ------
+        InputError
+            If it is not there, or damaged.
+        """
+        file = self._file(index)
+        try:
+            if file.is_file():
+                return np.asarray(self._array[self._place(index)])
+        except Exception as error:  # each codec has its own exceptions
+            raise self._lost(file) from error
+        raise self._lost(file)
+
+    @staticmethod
+    def _lost(file: Path) -> InputError:
+        return InputError(f"{file}: is missing or damaged; --resume computes it again")
+
+    def _place(self, index: Index) -> tuple[slice, ...]:
+        sides = zip(index, self._array.chunks, self._array.shape)
+        return tuple(slice(i * chunk, min((i + 1) * chunk, side)) for i, chunk, side in sides)
+
+    def _file(self, index: Index) -> Path:
+        return self._blocks / self._array.metadata.encode_chunk_key(index)
+
+    @property
+    def whole(self) -> Path:
+        """Where the output is put together."""
+        return self._folder / f"whole{self.target.suffix}"
+
+    def finish(self, assemble: Callable[[Path], Any]) -> None:
+        """Put the output together and in place: `assemble` is called with the path to write to.
+
+        A folder that is replaced is away for a moment between two renamings.
+        """
+        assemble(self.whole)
+        self._check_target()
+        (self._folder / _WRITTEN).touch()  # from now on, no `whole` means that it is in place
+        if self._is_folder and self.target.exists():
+            os.replace(self.target, self._folder / "replaced")
+        os.replace(self.whole, self.target)
+        self.is_complete = True
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """List in words where two JSON values differ.
+
+    Examples
+    --------
+    >>> differences({"a": 1, "b": {"c": [2, 3]}}, {"a": 1, "b": {"c": [2, 4]}})
+    ['b.c [2, 3], not [2, 4]']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        dot = "." if name else ""
+        keys = [*old, *(key for key in new if key not in old)]
+        found = (differences(old.get(key), new.get(key), f"{name}{dot}{key}") for key in keys)
+        return [line for lines in found for line in lines]
+    return [] if old == new else [f"{name} {_short(old)}, not {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 72 else f"{text[:69]}..."

@@ -1,0 +1,102 @@
+"""Settings of a streamed prediction: the flags of `predict`, the keywords of `predict_stack`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unet_repro import quantities
+from unet_repro.errors import InputError
+from unet_repro.images.tiff_writer import Compression
+from unet_repro.network.backends import Backend
+from unet_repro.network.device import Precision
+from unet_repro.prediction.values import Kind
+from unet_repro.prediction.views import Average
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """What to make of a stack.
+
+    Parameters
+    ----------
+    kind
+        probability: float32 P(class 1); uint8: the same, 0 to 255, rounded; labels: the most
+        probable class, or with a threshold 1 where P(class 1) is above it; logits: scores of all
+        classes, which become channels.
+    dtype
+        auto; uint8 or uint16 for labels; float32 or float16 for logits.
+    threshold
+        Of P(class 1), in [0, 1); for kind labels.
+    average
+        Views of each slice whose predictions are averaged.
+    tile
+        "auto", or the side of the tiles' input in px (572 is the paper's).
+    memory
+        What the prediction may take beyond what the process holds before, such as 8GiB; empty for
+        half of what is free, on a CPU at most 2 GiB (1 GiB in bfloat16).
+    z
+        Slices a:b only (a ... b-1).
+    roi
+        Rows and columns y0:y1,x0:x1 only; the result is that part of the whole prediction.
+    precision
+        auto: bfloat16 where the hardware multiplies in it.
+    backend
+        torch; compile (torch.compile); openvino (an extra, the fastest on most processors).
+    compression
+        Of the output, lossless; ImageJ reads zlib, lzw and none.
+    """
+
+    kind: Kind = "probability"
+    dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
+    threshold: float | None = None
+    average: Average = "none"
+    tile: int | Literal["auto"] = "auto"
+    memory: int | str = ""
+    z: str = ""
+    roi: str = ""
+    precision: Literal["auto"] | Precision = "float32"
+    backend: Backend = "torch"
+    compression: Compression = "zlib"
+
+    def __post_init__(self) -> None:
+        if self.tile != "auto" and self.memory != "":
+            raise InputError("tile and memory exclude each other: memory is there to choose tiles")
+        if isinstance(self.memory, int) and self.memory < 1:
+            raise InputError(f"memory is {self.memory}: a number of bytes above 0 is needed")
+        if isinstance(self.memory, str) and self.memory:
+            object.__setattr__(self, "memory", quantities.memory_bytes(self.memory))
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The bytes of `memory`, None where nothing is said."""
+        return self.memory if isinstance(self.memory, int) else None
+
+    @property
+    def tile_px(self) -> int | None:
+        """The side of `tile`, None where it is to be planned."""
+        return None if self.tile == "auto" else int(self.tile)
+
+    def region(self, height: int, width: int) -> tuple[range, range]:
+        """Return the rows and columns of `roi` in a page of this size.
+
+        Raises
+        ------
+        InputError
+            It is none, or not within the page.
+        """
+        if not self.roi:
+            return range(height), range(width)
+        rows, comma, columns = self.roi.partition(",")
+        if not comma:
+            raise InputError(f"--roi {self.roi!r:.40}: rows and columns y0:y1,x0:x1 are needed")
+        return (
+            quantities.index_range(rows, length=height, name="--roi, rows,"),
+            quantities.index_range(columns, length=width, name="--roi, columns,"),
+        )
+
+    def slices(self, number: int) -> range:
+        """Return the slices of `z` in a stack of this many; errors as `region`."""
+        if not self.z:
+            return range(number)
+        return quantities.index_range(self.z, length=number, name="--z")

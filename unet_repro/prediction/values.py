@@ -1,0 +1,143 @@
+"""What is kept of the network's output at a pixel, and whether another window agrees with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unet_repro.errors import InputError
+from unet_repro.network.device import Precision
+from unet_repro.prediction.tile_runner import raw_logits, softmax
+
+Kind = Literal["probability", "uint8", "labels", "logits"]
+
+_DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
+    "probability": ("float32",),
+    "uint8": ("uint8",),
+    "labels": ("uint8", "uint16"),
+    "logits": ("float32", "float16"),
+}
+# Largest difference of a probability by rounding. float32: 1e-5 is what tests of tilings hold to;
+# bfloat16 has 8 bits, and rounds at every layer; a window off the pooling grid differs by 0.1 and
+# more somewhere.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.08}
+
+
+@dataclass(frozen=True)
+class Values:
+    """What is kept of the network's output at each pixel.
+
+    Parameters
+    ----------
+    kind
+        probability: P(class 1); uint8: 255 P(class 1), rounded; labels: the most probable class
+        (of equals the lowest), or with a threshold 1 where P(class 1) is above it, else 0; logits:
+        the scores of every class.
+    dtype
+        "auto" is the kind's own: float32, uint8, uint8 (uint16 beyond 256 classes), float32.
+    threshold
+        For labels, in [0, 1).
+    classes
+        Of the network.
+    """
+
+    kind: Kind = "probability"
+    dtype: str = "auto"
+    threshold: float | None = None
+    classes: int = 2
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(f"kind is {self.kind!r}: one of {', '.join(get_args(Kind))} is needed")
+        if self.threshold is not None and self.kind != "labels":
+            raise InputError(f"a threshold makes labels; the kind is {self.kind}")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise InputError(f"threshold {self.threshold} is not in [0, 1)")
+        allowed = _DTYPES[self.kind]
+        is_wide = self.kind == "labels" and self.threshold is None and self.classes > 256
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", "uint16" if is_wide else allowed[0])
+        if self.dtype not in allowed:
+            raise InputError(
+                f"dtype is {self.dtype}: {self.kind} is stored as {' or '.join(allowed)}"
+            )
+        if is_wide and self.dtype == "uint8":
+            raise InputError(f"dtype is uint8: {self.classes} classes need uint16")
+
+    @property
+    def finish(self) -> Callable[[Tensor], Tensor]:
+        """What is averaged over the views: probabilities, or for logits the scores."""
+        return raw_logits if self.kind == "logits" else softmax
+
+    @property
+    def planes(self) -> int:
+        """Values per pixel."""
+        return self.classes if self.kind == "logits" else 1
+
+    def kept(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Turn averaged values (classes, h, w) into those to keep, (planes, h, w).
+
+        Raises
+        ------
+        InputError
+            A value is beyond the dtype.
+        """
+        if self.kind == "logits":
+            with np.errstate(over="ignore"):
+                kept = values.astype(self.dtype)
+            if not np.isfinite(kept).all():
+                raise InputError(f"a logit of {np.abs(values).max():.6g} is beyond {self.dtype}")
+            return kept
+        if self.kind == "labels" and self.threshold is None:
+            return values.argmax(axis=0)[None].astype(self.dtype)
+        interior = values[1:2]
+        if self.kind == "labels":
+            return (interior > self.threshold).astype(self.dtype)
+        return np.rint(interior * 255).astype(np.uint8) if self.kind == "uint8" else interior
+
+
+def check_values(
+    kept: NDArray[Any], again: NDArray[Any], values: Values, precision: Precision, where: str
+) -> None:
+    """Raise an `InputError` unless what was kept agrees with what was computed again.
+
+    Parameters
+    ----------
+    kept : ndarray, shape (planes, h, w)
+        Of `values`.
+    again : ndarray, shape (classes, h, w)
+        Averaged probabilities, or for logits scores.
+    values, precision
+        How both came about.
+    where
+        The place, for the message.
+    """
+    tolerance = TOLERANCE[precision]
+    if values.kind == "logits":
+        tolerance *= 10 * max(1.0, float(np.abs(again).max()))
+        tolerance += float(np.finfo(values.dtype).eps) * float(np.abs(again).max())
+        difference = np.abs(kept.astype(np.float64) - again)
+    elif values.kind == "labels" and values.threshold is None:
+        # how much likelier another class is than the one that was kept
+        chosen = np.take_along_axis(again, kept.astype(np.int64), axis=0)
+        difference = again.max(axis=0) - chosen[0]
+        tolerance *= 2
+    elif values.kind == "labels":
+        expected = again[1] > values.threshold
+        difference = np.where(expected == kept[0], 0, np.abs(again[1] - values.threshold))
+    elif values.kind == "uint8":
+        difference = np.abs(kept[0] / 255 - again[1])
+        tolerance += 0.5 / 255
+    else:
+        difference = np.abs(kept[0] - again[1])
+    worst = float(difference.max())
+    if not worst <= tolerance:
+        raise InputError(
+            f"verification failed at {where}: another window gives a result that differs by "
+            f"{worst:.3g}, more than {tolerance:.2g}; the output is not written"
+        )
