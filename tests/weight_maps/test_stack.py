@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -157,7 +158,8 @@ def test_big_stack_is_bigtiff_with_the_same_metadata(tmp_path, monkeypatch):
         assert file.is_bigtiff and not file.is_imagej
         assert file.series[0].axes == "TYX"
     assert json.loads(read_info(tmp_path / "w.tif"))["settings"]["sigma"] == 5
-    assert read_calibration(tmp_path / "w.tif") == read_calibration(labels)
+    micrometres = replace(read_calibration(labels), unit=r"\u00B5m")  # as OME writes um
+    assert read_calibration(tmp_path / "w.tif") == micrometres
     np.testing.assert_array_equal(read_stack(tmp_path / "w.tif"), weight_map(ids()))
 
 
@@ -447,8 +449,8 @@ def kill_trials(tmp_path, *, depth: int, side: int, random_trials: int) -> str:
 
 def test_killed_at_any_moment_it_is_resumed_to_the_same_bytes(tmp_path):
     printed = kill_trials(tmp_path, depth=4, side=64, random_trials=8)
-    # the record, four slices, the file in the private folder, the output
-    assert printed == "7 replacements\n"
+    # the record, four slices, the output
+    assert printed == "6 replacements\n"
 
 
 @pytest.mark.slow
