@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ import tifffile
 import torch
 
 from unet_repro import cli, program
-from unet_repro.config import PRESETS, UNetConfig
+from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConfig
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.prediction.settings import PredictionSettings
+from unet_repro.weight_maps.stack import WeightMapSettings
 from unet_repro.weight_maps.weight_map import weight_map
 
 TINY_FLAGS = [
@@ -334,3 +338,28 @@ def test_train_records_its_command(monkeypatch):
     monkeypatch.setattr(cli.Train, "run", lambda self: seen.append(self.command) or 0)
     assert run("train", "my images.tif", "l.tif", "--out", "x", "--seed", 3) == 0
     assert seen == ["unet-repro train 'my images.tif' l.tif --out x --seed 3"]
+
+
+SETTINGS = {
+    "train": TrainConfig,
+    "predict": PredictionSettings,
+    "weight-map": WeightMapSettings,
+    "preview-augmentation": AugmentationConfig,
+}
+
+
+def leaves(settings) -> list[str]:
+    """Return the names of a dataclass's fields, and of those of the dataclasses in it."""
+    names = []
+    for field in dataclasses.fields(settings):
+        inner = getattr(settings, field.name)
+        names += leaves(inner) if dataclasses.is_dataclass(inner) else [field.name]
+    return names
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_every_field_of_the_settings_is_a_flag(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = set(re.findall(r"--([a-z0-9-]+)", capsys.readouterr().out))
+    assert {name.replace("_", "-") for name in leaves(SETTINGS[command]())} <= shown

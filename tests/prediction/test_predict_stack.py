@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
@@ -447,8 +451,8 @@ def test_buffers_leave_room_for_a_plan(tmp_path: Path, share: float) -> None:
     with prepared(path, model, tmp_path / "o.tif", PredictionSettings()) as prediction:
         whole = prediction.outlook()
     memory = int(share * whole.plan.peak_bytes)
-    settings = PredictionSettings(memory=memory)
-    with prepared(path, model, tmp_path / "o.tif", settings) as prediction:
+    given_memory = PredictionSettings(memory=memory)
+    with prepared(path, model, tmp_path / "o.tif", given_memory) as prediction:
         plan = prediction.outlook()
     assert plan.plan.peak_bytes <= memory
     assert len(plan.plan.tiles) <= 100  # of 3000 x 3000 px
@@ -500,3 +504,97 @@ def test_full_disc_while_the_output_is_written(
     predict_stack(stack_file, network(), tmp_path / "o.tif", resume=True)
     expected = in_memory(stack_file, network())[:, 1]
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=0, atol=1e-5)
+
+
+WAYS = {
+    "bfloat16": {"precision": "bfloat16"},
+    "openvino": {"backend": "openvino"},
+    "openvino, bfloat16": {"backend": "openvino", "precision": "bfloat16"},
+    "compile": {"backend": "compile"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_backend_and_precision_end_to_end(stack_file: Path, tmp_path: Path, way: str) -> None:
+    """Verified on the way: other windows agree; and near float32 of the plain network."""
+    if "openvino" in way:
+        pytest.importorskip("openvino")
+    options: dict[str, Any] = {**WAYS[way], "average": "rotations", "z": "1:2"}
+    tile = {} if way == "compile" else TILE  # each window size is compiled anew
+    out = predict_stack(
+        stack_file, network(), tmp_path / "o.tif", verify=way != "compile", **tile, **options
+    )
+    expected = in_memory(stack_file, network(), average="rotations")[1, 1]
+    tolerance = 0.08 if "bfloat16" in way else 1e-4
+    assert np.abs(tifffile.imread(out) - expected).max() < tolerance
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_streamed_is_in_memory_for_any_region_tile_and_average(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(2, 70)))
+
+    def part(length: int) -> tuple[int, int]:
+        start = data.draw(st.integers(0, length - 1))
+        return start, data.draw(st.integers(start + 1, length))
+
+    (z0, z1), (y0, y1), (x0, x1) = map(part, shape)
+    x0, x1 = (x0, x1) if x1 - x0 > 1 or y1 - y0 == 1 else (0, shape[2])  # no page 1 px wide
+    padding = data.draw(st.booleans())
+    model = network(depth=1, base_channels=2, padding=padding)
+    tile = data.draw(st.sampled_from(range(36, 60, 2)))
+    average = data.draw(st.sampled_from(["none", "rotations", "dihedral", "seven"]))
+    folder = tmp_path_factory.mktemp("any")
+    source, out = folder / "s.tif", folder / "o.tif"
+    stack = grey_stack(*shape)
+    tifffile.imwrite(source, stack, photometric="minisblack", metadata={"axes": "ZYX"})
+    predict_stack(
+        source,
+        model,
+        out,
+        z=f"{z0}:{z1}",
+        roi=f"{y0}:{y1},{x0}:{x1}",
+        average=average,
+        tile=tile,
+    )
+    whole = np.stack([OverlapTilePredictor(model, average=average)(image)[1] for image in stack])
+    predicted = tifffile.imread(out).reshape(z1 - z0, y1 - y0, x1 - x0)
+    np.testing.assert_allclose(predicted, whole[z0:z1, y0:y1, x0:x1], rtol=0, atol=1e-5)
+
+
+def test_keywords_are_the_fields_of_the_settings(stack_file: Path, tmp_path: Path) -> None:
+    names = set(inspect.signature(predict_stack).parameters)
+    assert {field.name for field in fields(PredictionSettings)} < names
+    with pytest.raises(TypeError, match="knid"):
+        predict_stack(stack_file, network(), tmp_path / "o.tif", knid="uint8")
+    with pytest.raises(TypeError, match="settings is given, and kind as well"):
+        predict_stack(
+            stack_file,
+            network(),
+            tmp_path / "o.tif",
+            settings=PredictionSettings(),
+            kind="uint8",
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stack_on_a_gpu_is_that_on_the_cpu(
+    stack_file: Path, tmp_path: Path, precision: Any
+) -> None:
+    model = network().cuda()
+    out = predict_stack(
+        stack_file,
+        model,
+        tmp_path / "o.tif",
+        precision=precision,
+        average="dihedral",
+        verify=True,
+        **TILE,
+    )
+    expected = in_memory(stack_file, network(), average="dihedral")[:, 1]
+    tolerance = 0.08 if precision == "bfloat16" else 1e-3  # TF32
+    assert np.abs(tifffile.imread(out) - expected).max() < tolerance
