@@ -514,7 +514,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[pytest.mark.slow] * (way == "compile")) for way in WAYS],
+)
 def test_every_backend_and_precision_end_to_end(stack_file: Path, tmp_path: Path, way: str) -> None:
     """Verified on the way: other windows agree; and near float32 of the plain network."""
     if "openvino" in way:
