@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from unet_repro.errors import InputError
 from unet_repro.files.resumable import Parts
@@ -23,6 +22,7 @@ from unet_repro.prediction.regions import Region
 from unet_repro.prediction.tile_runner import TileRunner
 from unet_repro.prediction.tiling import TilePlan
 from unet_repro.prediction.verify import check_values
+from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
 
 TILES_AT_WORK = 5  # at once in memory: two read ahead, one computed, two to be written
@@ -55,8 +55,8 @@ class StackRun:
         with ThreadPoolExecutor(1) as pool, self.predictor.running() as runner:
             try:
                 written = pool.submit(self._assemble, arrivals)
-                bar = tqdm(
-                    total=total, initial=total - len(missing), unit="tile", disable=not progress
+                bar = ProgressBar(
+                    total, initial=total - len(missing), unit="tile", is_shown=progress
                 )
                 with bar:
                     tiles = self._computed(runner, missing, written)

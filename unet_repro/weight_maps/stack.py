@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from unet_repro._version import __version__
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_output
 from unet_repro.files.resumable import Parts
 from unet_repro.images.stacks import StackReader, read_calibration, read_info, write_slices
+from unet_repro.progress import ProgressBar
 from unet_repro.reports.preview import weight_map_preview
 from unet_repro.threads import in_order
 from unet_repro.weight_maps.weight_cache import VERSION
@@ -34,8 +34,6 @@ from unet_repro.weight_maps.weight_map import (
 Compression = Literal["zlib", "zstd", "lzw"]
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
-
-_BAR_DELAY_S = 1.0  # shorter work shows no progress bar
 
 
 def write_weight_map(
@@ -279,14 +277,7 @@ def _write(
 def _bar(
     results: Iterable[Result], what: str, total: int, *, progress: bool, initial: int = 0
 ) -> Iterator[Result]:
-    with tqdm(
-        desc=what,
-        total=total,
-        initial=initial,
-        unit="slice",
-        delay=_BAR_DELAY_S,
-        disable=not progress,
-    ) as bar:
+    with ProgressBar(total, unit="slice", desc=what, initial=initial, is_shown=progress) as bar:
         for result in results:
             yield result
             del result
