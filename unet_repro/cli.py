@@ -35,8 +35,9 @@ from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_set
 from unet_repro.reports import evaluation
 from unet_repro.reports.preview import augmentation_preview
 from unet_repro.reports.report import write_report
-from unet_repro.run import LabelledStack, evaluate_run, start_run
+from unet_repro.run import evaluate_run, start_run
 from unet_repro.training import parallel
+from unet_repro.training.samples import LabelledStack
 from unet_repro.weight_maps.stack import write_weight_map
 from unet_repro.weight_maps.weight_map import Kind, Variant, instances
 

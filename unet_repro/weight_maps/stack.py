@@ -19,10 +19,10 @@ from unet_repro.images.stacks import StackReader, read_calibration, read_info, w
 from unet_repro.progress import ProgressBar
 from unet_repro.reports.preview import weight_map_preview
 from unet_repro.threads import in_order
-from unet_repro.weight_maps.weight_cache import VERSION
 from unet_repro.weight_maps.weight_map import (
     DEFAULT_SIGMA_PX,
     DEFAULT_W0,
+    VERSION,
     Kind,
     Variant,
     frequency_weights,
