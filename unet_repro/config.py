@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -336,6 +337,15 @@ PRESET_ITERATIONS: dict[Preset, int] = {  # not in the paper
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as plain dicts, lists and scalars (JSON-ready)."""
     return dataclasses.asdict(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings within settings as ``group.name``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        is_group = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return found
 
 
 def from_dict(cls: type[Config], values: Any) -> Config:
