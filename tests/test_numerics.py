@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ from unet_repro import (
     elastic_deformation,
     em_challenge_metrics,
     predict_stack,
-    weight_map,
 )
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError
 from unet_repro.images.stacks import write_stack
 from unet_repro.training.dataset import TrainingSet
-from unet_repro.training.loss import weighted_cross_entropy
 from unet_repro.training.train import train
 
 FLOAT32 = np.finfo(np.float32)
@@ -80,58 +77,8 @@ def test_grey_values_too_large_for_the_network_are_named(tmp_path: Path) -> None
     assert not (tmp_path / "out.tif").exists()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_pixel_that_is_no_number_is_named_with_slice_and_place(
-    tmp_path: Path, value: float
-) -> None:
-    stack = np.zeros((3, 100, 200), np.float32)
-    stack[2, 90, 180] = value
-    write_stack(tmp_path / "in.tif", stack)
-    with pytest.raises(InputError, match=r"slice 2 is -?(nan|inf) at y = 90, x = 180"):
-        predict_stack(tmp_path / "in.tif", network(), tmp_path / "out.tif", tile=76)
-    assert not (tmp_path / "out.tif").exists()
-
-
-@pytest.mark.parametrize("balance", ["frequency", None])
-@pytest.mark.parametrize("label", [0, 1])
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (4, 4)])
-def test_weights_of_a_single_class_are_1(size: Any, label: int, balance: Any) -> None:
-    """With fewer than two cells there is no border term; one class alone weighs N / N = 1."""
-    weights = weight_map(np.full(size, label), class_balance=balance)
-    assert weights.dtype == np.float32
-    assert np.array_equal(weights, np.ones(size))
-
-
 def test_a_deformed_image_of_1_px_is_itself() -> None:
     assert elastic_deformation(torch.full((1, 1), 3.0)).image.tolist() == [[3.0]]
-
-
-def test_no_weight_gives_loss_0_and_no_gradient() -> None:
-    logits = torch.randn(1, 2, 5, 5, requires_grad=True)
-    loss = weighted_cross_entropy(logits, torch.zeros(1, 5, 5).long(), torch.zeros(1, 5, 5))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None and not logits.grad.any()
-
-
-def test_a_class_without_weight_counts_for_nothing_in_the_prior(two_cells: Any) -> None:
-    images, labels = two_cells
-    weights = np.where(labels > 0, 1.0, 0.0)  # the membrane weighs nothing
-    data = TrainingSet(images, (labels > 0).astype(np.uint8), weights)
-    assert data.prior_entropy() == 0
-
-
-@pytest.mark.parametrize(
-    ("images", "what"),
-    [
-        (np.full((2, 64, 64), 9), "9 everywhere"),
-        (np.full((2, 64, 64), np.nan), "not finite"),
-    ],
-    ids=["constant", "NaN"],
-)
-def test_images_that_teach_nothing_are_refused(images: np.ndarray, what: str) -> None:
-    with pytest.raises(InputError, match=what):
-        TrainingSet(images, np.zeros(images.shape, int), np.ones(images.shape))
 
 
 def test_huge_grey_values_train_like_small_ones(
@@ -149,25 +96,6 @@ def test_huge_grey_values_train_like_small_ones(
         predictor = OverlapTilePredictor(trained.network)
         predicted.append(predictor(images[0] * scale))
     np.testing.assert_allclose(predicted[0], predicted[1], rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda labels, p: (labels * 0, p), "every pixel of labels is 0"),
-        (lambda labels, p: (labels * 0 + 1, p), "every pixel of labels is above 0"),
-        (lambda labels, p: (labels[:, :1, :1], p[:, :1, :1]), "every pixel of labels"),
-        (lambda labels, p: (labels, p * np.nan), "NaN or infinite"),
-    ],
-)
-def test_labels_and_proposals_without_a_figure(
-    change: Callable[..., tuple[np.ndarray, np.ndarray]], what: str
-) -> None:
-    labels = np.ones((1, 16, 16), np.uint8)
-    labels[:, :, 8] = 0
-    proposal = np.full(labels.shape, 0.5, np.float32)
-    with pytest.raises(InputError, match=what):
-        em_challenge_metrics(*change(labels, proposal))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -374,6 +374,15 @@ def keywords_from(settings_class: type) -> Callable[[Callable], Callable]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as plain dicts, lists and scalars (JSON-ready)."""
     return dataclasses.asdict(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings within settings as ``group.name``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        is_group = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return found
 
 
 def from_dict(cls: type[Config], values: Any) -> Config:

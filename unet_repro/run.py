@@ -6,11 +6,11 @@ file                    what
 model.safetensors       the network, its whole configuration in the metadata: it alone predicts
 best.safetensors        the same at the validation with the lowest pixel error
 checkpoint.pt           what training needs to go on
-weight_map_*.npz        the weight map of all slices, kept for the same labels and settings
 config.json             settings, versions, hardware, data, how far the run came
 log.csv                 loss, learning rate and validation over the iterations
 events.out.tfevents.*   the same for TensorBoard, and pictures, where it is installed
 heldout_*.tif           image, labels and P(interior) of the held-out slices
+submission.tif          P(interior) of the EM challenge's test set, where the job predicts it
 metrics.json            figures of the held-out slices, and of the test set where its labels exist
 report.html             all of it, to look at; rewritten at every validation
 ======================  ==========================================================================
@@ -22,7 +22,7 @@ import hashlib
 import json
 import platform
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,63 +31,28 @@ import numpy as np
 
 from unet_repro import config
 from unet_repro._version import __version__
-from unet_repro.config import TrainConfig, WeightMapConfig
+from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError
-from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
 from unet_repro.images.stacks import write_stack
 from unet_repro.network.device import choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_volume
 from unet_repro.prediction.views import Average
-from unet_repro.quantities import index_range
 from unet_repro.reports.evaluation import evaluate_em
 from unet_repro.reports.report import write_report
-from unet_repro.training.dataset import TrainingSet
 from unet_repro.training.parallel import ALONE, Processes, check_alone
+from unet_repro.training.samples import LabelledStack, Split, held_out_slices, samples, split
 from unet_repro.training.state import output_side
 from unet_repro.training.train import Progress, Start, Trained, train
-from unet_repro.training.validation import HeldOut
-from unet_repro.weight_maps.weight_cache import cached_weight_map
-from unet_repro.weight_maps.weight_map import frequency_weights, separate_touching
 
 TRAINED = (
     *("checkpoint.pt", "model.safetensors", "best.safetensors"),
     *("config.json", "log.csv", "events.out.tfevents.*"),
 )
-LEFTOVERS = (  # what a killed run was just writing
-    *(".checkpoint.????????.pt", ".model.????????.safetensors", ".best.????????.safetensors"),
-    *(".config.????????.json", ".report.????????.html", ".log.????????.csv"),
-    *(".weight_map_*.????????.npz", ".metrics.????????.json", ".heldout_*.????????.tif"),
-)
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
-
-
-@dataclass(frozen=True)
-class LabelledStack:
-    """Images and labels in memory, and what the record says of where they are from.
-
-    Parameters
-    ----------
-    images, labels : ndarray, shape (z, y, x)
-        As `stack_io.read_pair` gives them.
-    name, images_path, labels_path, command
-        For the record.
-    is_synthetic
-        Not real data: every output says so.
-    known : ndarray of bool, shape (z, y, x), optional
-        False where the labels are unknown, as in partly annotated frames: weight 0.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    name: str
-    images_path: str
-    labels_path: str
-    is_synthetic: bool = False
-    command: str = ""
-    known: np.ndarray | None = None
 
 
 def start_run(
@@ -113,8 +78,7 @@ def start_run(
     overwrite
         Replace the run that is in the folder.
     processes
-        Those that train together (`parallel.started`). The first one writes the folder; the
-        others may keep a copy of the weight maps in theirs, on another machine.
+        Those that train together (`parallel.started`); the first one writes the folder.
 
     Raises
     ------
@@ -126,94 +90,43 @@ def start_run(
         check_alone()
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
-    held_out = held_out_slices(data, settings)
-    kept = [z for z in range(len(data.images)) if z not in held_out]
-    if not kept:
-        raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
-    classes = _classes(data.labels, settings.weight_map)
-    for part, name in ((kept, "training"), (list(held_out), "held-out")):
-        _check_both_classes(data.labels[part], classes[part], name)
+    parts = split(data, settings)
     output_side(settings)
     device = processes.place(choose_device(settings.device))
     settings = replace(settings, precision=choose_precision(settings.precision, device))
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
-        with processes.first_alone():
-            weights, held_out_weights = _weight_maps(
-                data, classes, settings, folder, kept, held_out
-            )
-        training = TrainingSet(data.images[kept], classes[kept], weights, device=device)
-        record = _record(data, settings, kept, held_out, describe(device))
-        record["hardware"]["processes"] = processes.count
-        validation = None
-        if held_out:
-            block = slice(held_out.start, held_out.stop)
-            validation = HeldOut(data.images[block], classes[block], held_out_weights)
+        training, held_out = samples(data, parts, settings.weight_map, device=device)
+        hardware = describe(device) | {"processes": processes.count}
+        record = _Record(folder / "config.json", data, settings, parts, hardware)
 
         def on_start(start: Start) -> None:
             """Begin to write, now that nothing can be refused any more."""
             if overwrite or not start.is_over:
                 _remove(folder, RESULTS if resume else RESULTS + TRAINED)
-            _remove(folder, LEFTOVERS)
-            record["settings"]["model"] = config.to_dict(start.model)
-            write_state(Progress(start.iterations, 0.0, "running", False, None))
-
-        def write_state(progress: Progress) -> None:
-            record["state"] = {
-                "iterations": progress.iterations,
-                "seconds": round(progress.seconds, 1),
-                "stopped": progress.stopped,
-                "collapsed": progress.has_collapsed,
-                "best": vars(progress.best) if progress.best else None,
-            }
-            _write_json(folder / "config.json", record)
+            remove_leftovers(folder, RESULTS + TRAINED)
+            record.begin(start)
 
         def on_validation(progress: Progress) -> None:
-            write_state(progress)
+            record.write(progress)
             write_report(folder)
 
         trained = train(
             training,
             settings,
             folder,
-            held_out=validation,
+            held_out=held_out,
             resume=resume,
             is_quiet=is_quiet,
             processes=processes,
-            origin=_origin(record),
+            origin=record.origin(),
             on_start=on_start,
             on_validation=on_validation,
         )
         if processes.is_first:
-            write_state(trained)
+            record.write(trained)
         return trained
-
-
-def _classes(labels: np.ndarray, how: WeightMapConfig) -> np.ndarray:
-    """Return what is learned: uint8, 1 in the cells' interiors and 0 elsewhere."""
-    if how.separate_touching:
-        labels = separate_touching(labels, radius=how.separation_px, workers=2)
-    return (labels > 0).astype(np.uint8)
-
-
-def _check_both_classes(labels: np.ndarray, classes: np.ndarray, name: str) -> None:
-    is_cell = labels > 0
-    if is_cell.size and is_cell.all() == is_cell.any():
-        found = "cell interior" if is_cell.any() else "background"
-        raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
-    if classes.size and not classes.any():
-        raise InputError(
-            f"separate_touching leaves nothing of the {name} slices' cells: they need a smaller "
-            "separation_px"
-        )
-
-
-def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
-    """Return the indices of the held-out slices, empty for none."""
-    if not settings.val:
-        return range(0)
-    return index_range(settings.val, length=len(data.images), name="--val")
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -232,69 +145,58 @@ def _remove(folder: Path, names: tuple[str, ...]) -> None:
             path.unlink()
 
 
-def _weight_maps(
-    data: LabelledStack,
-    classes: np.ndarray,
-    settings: TrainConfig,
-    folder: Path,
-    kept: list[int],
-    held_out: range,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weight maps of the two parts; both balanced by the training slices alone."""
-    is_cell = classes[kept] != 0
-    if data.known is not None:
-        is_cell = is_cell[data.known[kept]]
-    interior = int(np.count_nonzero(is_cell))
-    balance = None
-    if settings.weight_map.class_balance == "frequency":
-        balance = frequency_weights(is_cell.size - interior, interior)
-    weights = cached_weight_map(
-        data.labels,
-        folder,
-        w0=settings.weight_map.w0,
-        sigma=settings.weight_map.sigma,
-        class_balance=balance,
-        separate_touching=settings.weight_map.separate_touching,
-        separation_px=settings.weight_map.separation_px,
-        workers=2,
-    )
-    if data.known is not None:
-        weights = np.where(data.known, weights, np.float32(0))
-    return weights[kept], weights[list(held_out)]
+class _Record:
+    """``config.json``: how a run was begun, and how far it came."""
 
+    def __init__(
+        self,
+        path: Path,
+        data: LabelledStack,
+        settings: TrainConfig,
+        parts: Split,
+        hardware: dict[str, Any],
+    ) -> None:
+        self.path = path
+        held_out = parts.held_out
+        versions = {"unet_repro": __version__, "python": platform.python_version()}
+        self.content: dict[str, Any] = {
+            **({"command": data.command} if data.command else {}),
+            "settings": config.to_dict(settings),
+            "versions": versions | {name: metadata.version(name) for name in LIBRARIES},
+            "hardware": hardware,
+            "data": {
+                "name": data.name,
+                "synthetic": data.is_synthetic,
+                "images": data.images_path,
+                "labels": data.labels_path,
+                "images_sha256": _sha256(data.images),
+                "labels_sha256": _sha256(data.labels),
+                "slices": len(data.images),
+                "train_slices": _ranges(parts.kept),
+                "heldout_slices": f"{held_out.start}:{held_out.stop}" if held_out else "",
+            },
+        }
 
-def _record(
-    data: LabelledStack,
-    settings: TrainConfig,
-    kept: list[int],
-    held_out: range,
-    hardware: dict[str, Any],
-) -> dict[str, Any]:
-    versions = {"unet_repro": __version__, "python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in LIBRARIES}
-    return {
-        **({"command": data.command} if data.command else {}),
-        "settings": config.to_dict(settings),
-        "versions": versions,
-        "hardware": hardware,
-        "data": {
-            "name": data.name,
-            "synthetic": data.is_synthetic,
-            "images": data.images_path,
-            "labels": data.labels_path,
-            "images_sha256": _sha256(data.images),
-            "labels_sha256": _sha256(data.labels),
-            "slices": len(data.images),
-            "train_slices": _ranges(kept),
-            "heldout_slices": f"{held_out.start}:{held_out.stop}" if held_out else "",
-        },
-    }
+    def origin(self) -> dict[str, Any]:
+        """Return what a model file tells of its making: versions and data, not where they lie."""
+        data = {k: v for k, v in self.content["data"].items() if k not in ("images", "labels")}
+        return {name: self.content[name] for name in ("versions", "hardware")} | {"data": data}
 
+    def begin(self, start: Start) -> None:
+        """Write the record of a run that starts, with its completed network."""
+        self.content["settings"]["model"] = config.to_dict(start.model)
+        self.write(Progress(start.iterations, 0.0, "running", False, None))
 
-def _origin(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a model file tells of its making: versions and data, not where they lie."""
-    data = {key: value for key, value in record["data"].items() if key not in ("images", "labels")}
-    return {"versions": record["versions"], "hardware": record["hardware"], "data": data}
+    def write(self, progress: Progress) -> None:
+        """Write the record with how far the run is."""
+        self.content["state"] = {
+            "iterations": progress.iterations,
+            "seconds": round(progress.seconds, 1),
+            "stopped": progress.stopped,
+            "collapsed": progress.has_collapsed,
+            "best": vars(progress.best) if progress.best else None,
+        }
+        _write_json(self.path, self.content)
 
 
 def _sha256(array: np.ndarray) -> str:

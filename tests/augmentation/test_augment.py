@@ -100,27 +100,6 @@ class TestDisplacement:
         expected = torch.tensor([1, 0.59375, 0, -0.09375, 0], dtype=torch.float64)
         torch.testing.assert_close(found, expected.expand(2, 5, 5).mT, rtol=0, atol=1e-12)
 
-    @pytest.mark.parametrize(("grid", "step"), [(3, 20), (3, 1), (5, 7)])
-    def test_is_the_drawn_value_at_the_control_points(self, grid, step):
-        control = augment.draw_displacement(grid=grid, generator=seeded(1))
-        side = (grid - 1) * step + 1
-        found = dense_displacement(control, (side, side))[:, ::step, ::step]
-        torch.testing.assert_close(found, control, rtol=0, atol=1e-12)
-
-    def test_is_smooth(self):
-        # By hand: the second derivative of the spline through (a, b, c) with level ends is
-        # 6b - 4.5a - 1.5c, 3(a - 2b + c) and 6b - 4.5c - 1.5a at the knots and linear in between:
-        # at most 12 times the largest value, per squared spacing. A piecewise bilinear field
-        # would kink by about |a - 2b + c| per spacing at the middle knot, 100 times as much.
-        control = augment.draw_displacement(generator=seeded(2))
-        spacing = 100
-        found = dense_displacement(control, (2 * spacing + 1, 31))
-        largest = found[:, ::spacing].abs().max()
-        assert found.diff(n=2, dim=1).abs().max() <= 12 * largest / spacing**2
-        found = dense_displacement(control, (31, 2 * spacing + 1))
-        largest = found[:, :, ::spacing].abs().max()
-        assert found.diff(n=2, dim=2).abs().max() <= 12 * largest / spacing**2
-
     def test_standard_deviation_at_the_control_points_is_sigma(self):
         generator = seeded(3)
         fields = torch.stack(
@@ -191,13 +170,7 @@ class TestExactness:
         assert torch.equal(places, torch.round(places))
         assert torch.equal(warp(image, places), torch.rot90(image, turns))
 
-    @pytest.mark.parametrize("size", [(6, 8), (5, 3)])
-    def test_flip_is_left_to_right(self, size):
-        image = torch.rand(size, generator=seeded(3))
-        places = coordinates(augmentation(size, is_flipped=True), size)
-        assert torch.equal(warp(image, places), image.fliplr())
-
-    @pytest.mark.parametrize("turns", [1, 2, 3])
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3])
     def test_picture_is_rotated_first_then_flipped(self, turns):
         image = torch.rand(6, 6, generator=seeded(4))
         places = coordinates(augmentation((6, 6), angle_deg=90 * turns, is_flipped=True), (6, 6))
@@ -262,13 +235,6 @@ class TestSampling:
         found = warp(image, places, interpolation="bicubic").flatten()
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
-    def test_bicubic_reproduces_a_parabola(self):
-        y, x = coordinate_image(12, 12)
-        places = 2 + 7 * torch.rand(2, 5, 5, generator=seeded(14), dtype=torch.float64)
-        found = warp(y**2 - 3 * x * y + x, places, interpolation="bicubic")
-        v, u = places
-        torch.testing.assert_close(found, v**2 - 3 * u * v + u, rtol=0, atol=1e-10)
-
     def test_a_float32_image_is_as_the_float64_one(self):
         image = 255 * torch.rand(2, 30, 30, generator=seeded(15))
         places = far_places(16)
@@ -277,11 +243,6 @@ class TestSampling:
             exact = warp(image.double(), places, interpolation=interpolation)
             assert found.dtype == torch.float32
             assert (found - exact).abs().max() < 2e-4  # of 255: a few roundings
-
-    def test_bilinear_stays_in_the_images_range(self):
-        image = torch.rand(20, 20, generator=seeded(17))
-        found = warp(image, far_places(18, (60, 60)))
-        assert image.min() <= found.min() and found.max() <= image.max()
 
     @pytest.mark.parametrize(
         "dtype", [torch.uint8, torch.bool, torch.uint16, torch.int32, torch.uint32, torch.int64]
@@ -371,33 +332,12 @@ class TestTogether:
         assert is_unknown.any() and not is_unknown.all()
         assert torch.equal(sample.weights == 0, is_unknown)
 
-    def test_labels_are_a_subset(self):
-        labels = torch.tensor([0, 7, 255, 70_000])[torch.randint(0, 4, (64, 64))]
-        found = elastic_deformation(
-            torch.rand(64, 64), labels, sigma_px=20, generator=seeded(28)
-        ).labels
-        assert set(found.unique().tolist()) <= {0, 7, 255, 70_000}
-
     def test_elastic_deformation_leaves_its_input(self):
         image, weights = torch.rand(2, 32, 32, generator=seeded(29))
         labels = (image > 0.5).long()
         before = [part.clone() for part in (image, labels, weights)]
         elastic_deformation(image, labels, weights, generator=seeded(30))
         assert all(torch.equal(*pair) for pair in zip(before, (image, labels, weights)))
-
-    def test_elastic_deformation_without_displacement_is_the_identity(self):
-        image, weights = torch.rand(2, 33, 20, generator=seeded(31))
-        labels = (image > 0.5).long()
-        for interpolation in ("nearest", "bilinear", "bicubic"):
-            sample = elastic_deformation(
-                image, labels, weights, displacement=STILL, interpolation=interpolation
-            )
-            for found, given in zip(sample, (image, labels, weights)):
-                assert torch.equal(found, given)
-
-    def test_elastic_deformation_of_an_image_alone(self):
-        sample = elastic_deformation(torch.rand(8, 8), generator=seeded(0))
-        assert sample.labels is None and sample.weights is None
 
     def test_one_pixel_wide_images_are_deformed_along_their_length(self):
         image = torch.arange(30.0)[None]
@@ -518,10 +458,11 @@ class TestDraw:
         generator, count = seeded(13), 6000
         found: dict[tuple[float, float], int] = {}
         for _ in range(count):
-            centre = draw(
+            drawn = draw(
                 AugmentationConfig(), image_size=(3, 4), window=(side, side), generator=generator
-            ).centre
-            found[centre] = found.get(centre, 0) + 1
+            )
+            found[drawn.centre] = found.get(drawn.centre, 0) + 1
+            assert not drawn.is_flipped  # unless asked
         assert set(found) == {(y + offset, x + offset) for y in range(3) for x in range(4)}
         # 500 each, standard deviation 21
         assert all(abs(times - count / 12) < 5 * 21 for times in found.values())
@@ -540,27 +481,6 @@ class TestDraw:
             assert middle - half <= min(values) < middle - 0.98 * half
             assert middle + 0.98 * half < max(values) <= middle + half
         assert 900 < sum(one.is_flipped for one in drawn) < 1100
-
-    def test_no_flips_unless_asked(self):
-        generator = seeded(15)
-        assert not any(
-            draw(
-                AugmentationConfig(), image_size=(9, 9), window=(5, 5), generator=generator
-            ).is_flipped
-            for _ in range(50)
-        )
-
-    @pytest.mark.parametrize("window", [(4, 4), (5, 5)])
-    def test_ranges_of_zero_cut_an_unchanged_window(self, window):
-        still = AugmentationConfig(rotation_deg=0, elastic_sigma_px=0, contrast=0, brightness=0)
-        image = torch.rand(1, 20, 20, generator=seeded(16))
-        drawn = draw(still, image_size=(20, 20), window=window, generator=seeded(18))
-        rows, columns = (
-            [mirrored_index(int(centre - (side - 1) / 2) + k, 20) for k in range(side)]
-            for centre, side in zip(drawn.centre, window)
-        )
-        expected = image[:, rows][:, :, columns]
-        assert torch.equal(augment.apply(drawn, image, window=window).image, expected)
 
     @pytest.mark.parametrize("window", [(4, 4), (5, 5), (4, 7)])
     def test_unwarped_windows_are_turned_and_flipped_pieces_of_the_image(self, window):
@@ -616,7 +536,6 @@ IMAGE = torch.zeros(1, 6, 8)
             lambda: warp(IMAGE[0, 0], far_places(0)),
             r"image of shape \(8,\): \(..., H, W\) with pixels needed",
         ),
-        (lambda: warp(IMAGE[:, :0], far_places(0)), r"image of shape \(1, 0, 8\)"),
         (lambda: warp(IMAGE, far_places(0)[0]), r"places have shape \(9, 8\): \(2, height, width"),
         (
             lambda: elastic_deformation(IMAGE, torch.zeros(8, 6), generator=seeded(0)),
@@ -635,7 +554,6 @@ IMAGE = torch.zeros(1, 6, 8)
             lambda: elastic_deformation(IMAGE, displacement=torch.zeros(3, 3)),
             r"displacement has shape \(3, 3\): \(2, grid, grid\), grid >= 2, is needed",
         ),
-        (lambda: dense_displacement(torch.zeros(2, 1, 3), (6, 8)), r"has shape \(2, 1, 3\)"),
         (
             lambda: elastic_deformation(IMAGE, displacement=torch.full((2, 3, 3), math.nan)),
             "displacement holds a value that is not finite",
@@ -648,18 +566,11 @@ IMAGE = torch.zeros(1, 6, 8)
             lambda: elastic_deformation(IMAGE, grid=1, generator=seeded(0)),
             "grid is 1: 2 to 1024 control points a side are needed",
         ),
-        (lambda: augment.draw_displacement(grid=10**30, generator=seeded(0)), "grid is 10{30}: 2"),
         (
             lambda: draw(
                 AugmentationConfig(), image_size=(6, 8), window=(0, 5), generator=seeded(0)
             ),
             r"window is \(0, 5\): both sides must be 1 px or more",
-        ),
-        (
-            lambda: draw(
-                AugmentationConfig(), image_size=(6, 0), window=(5, 5), generator=seeded(0)
-            ),
-            r"image_size is \(6, 0\)",
         ),
         (
             lambda: augment.apply(augmentation((6, 8)), IMAGE, window=(6, 8), output=(3, 8)),

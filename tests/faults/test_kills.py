@@ -22,7 +22,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tifffile
 import torch
@@ -94,9 +93,6 @@ def read_folder(folder: Path) -> dict[str, Any]:
             found[path.name] = tifffile.imread(path).tobytes()
         elif path.name == "metrics.json":
             found[path.name] = json.loads(path.read_text())
-        elif path.suffix == ".npz":
-            with np.load(path) as archive:
-                found[path.name] = archive["weights"].tobytes()
         elif path.suffix == ".pt":
             state = torch.load(path, weights_only=True)
             found[path.name] = state["iteration"], state["generator"].numpy().tobytes()

@@ -31,7 +31,6 @@ from .file_bytes import (
     hostile_json,
     hostile_log,
     hostile_model,
-    hostile_npz,
     hostile_png,
     pickled,
 )
@@ -183,17 +182,14 @@ def run_folder(random: Random, folder: Path, templates: Templates) -> list[str]:
 
 
 def resumed_training(random: Random, folder: Path, templates: Templates) -> list[str]:
-    """A run's folder with a hostile checkpoint, log, record or cache, to go on with."""
+    """A run's folder with a hostile checkpoint, log or record, to go on with."""
     shutil.copytree(templates.folder / "run", folder / "run")
-    kind, run = random.randrange(5), folder / "run"
+    kind, run = random.randrange(4), folder / "run"
     if kind < 2:
         path = run / "checkpoint.pt"
         content = pickled(random) if kind else damaged(random, path.read_bytes())
         path.write_bytes(content)
     elif kind == 2:
-        for path in run.glob("weight_map_*.npz"):
-            path.write_bytes(hostile_npz(random, (4, SIDE, SIDE)))
-    elif kind == 3:
         path = run / "log.csv"
         path.write_bytes(hostile_log(random, path.read_text()))
     else:

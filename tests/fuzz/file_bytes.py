@@ -240,30 +240,6 @@ def pickled(random: Random) -> bytes:
     return damaged(random, content) if random.random() < 0.2 else content
 
 
-def hostile_npz(random: Random, shape: tuple[int, ...]) -> bytes:
-    """Return an .npz file with an object array, other types, other shapes, or damage."""
-    arrays: list[Any] = [
-        np.array([Malicious()], object),
-        np.ones(shape, np.float64),
-        np.full(shape, np.nan, np.float32),
-        np.full(shape, -1, np.float32),
-        np.ones((1, *shape), np.float32),
-        np.ones(shape, np.float32),
-    ]
-    file = io.BytesIO()
-    np.savez(file, **{random.choice(("weights", "weights", "other")): random.choice(arrays)})
-    content = file.getvalue()
-    if random.random() < 0.2:
-        head = (
-            b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}"
-        )
-        zipped = io.BytesIO()
-        with zipfile.ZipFile(zipped, "w") as archive:
-            archive.writestr("weights.npy", (head % random.choice((10**12, 10**20))).ljust(128))
-        return zipped.getvalue()
-    return damaged(random, content) if random.random() < 0.4 else content
-
-
 def hostile_log(random: Random, text: str) -> bytes:
     """Return a log with absurd numbers, fields, lines or bytes."""
     lines = text.splitlines()

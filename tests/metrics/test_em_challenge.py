@@ -661,7 +661,8 @@ def test_thinning_without_any_cell_is_one_region():
     assert (thinned_labels(np.zeros((3, 4))) == 1).all()
 
 
-def test_progress_bar_goes_to_standard_error(capsys):
+def test_progress_goes_to_standard_error(capsys, monkeypatch):
+    monkeypatch.setattr("unet_repro.progress.LINE_EVERY_S", 0)
     em_challenge_metrics(*example_stack(), progress=True)
     captured = capsys.readouterr()
     assert "33/33" in captured.err and captured.out == ""

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from unet_repro.reports import drawing
-from unet_repro.reports.drawing import ERROR_COLOURS, Curve
+from unet_repro.reports.drawing import ERROR_COLOURS, Line
 
 CELL, MEMBRANE = 1.0, 0.0
 
@@ -98,8 +98,8 @@ def test_errors_get_a_logarithmic_axis_unless_one_is_zero(
     values: list[float], is_error: bool, scale: str
 ) -> None:
     axes = Figure().subplots()
-    curve = Curve(x=[0.0, 0.1], y=values, best=(0.1, values[1]))
-    drawing.draw_over_thresholds(axes, {"": curve}, is_error=is_error)
+    line = Line(x=[0.0, 0.1], y=values, best=(0.1, values[1]))
+    drawing.draw_over_thresholds(axes, {"": line}, is_error=is_error)
     assert axes.get_yscale() == scale
 
 
@@ -107,7 +107,7 @@ def test_svg_is_bare_and_takes_the_page_s_colours() -> None:
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     drawing.draw_over_thresholds(
-        axes, {"a < b": Curve([0, 1], [1, 2]), "c": Curve([0, 1], [2, np.nan])}, is_error=False
+        axes, {"a < b": Line([0, 1], [1, 2]), "c": Line([0, 1], [2, np.nan])}, is_error=False
     )
     element = drawing.svg(figure)
     assert element.startswith("<svg") and element.rstrip().endswith("</svg>")

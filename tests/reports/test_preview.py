@@ -132,19 +132,12 @@ class TestAugmentation:
         assert all(one.images[0].get_clim() == (0, highest) for one in found[1::2])
         assert all(one.images[0].colorbar is not None for one in found[1::2])
 
-    def test_a_slice_without_weight_or_contrast_can_be_drawn(self, drawn):
-        labels = np.zeros((20, 20), bool)
-        found = panels(drawn(augmentation_preview, labels, labels, window=12, samples=1))
-        assert len(found) == 4
-
     @pytest.mark.parametrize(
         ("images", "labels", "options", "message"),
         [
             ((3, 4, 5), (4, 5), {}, r"images are \(3, 4, 5\), labels \(4, 5\): both \(y, x\) or"),
             ((4, 5, 1, 1), (4, 5, 1, 1), {}, r"both \(y, x\) or both \(z, y, x\) are needed"),
-            ((0, 4, 5), (0, 4, 5), {}, r"images are \(0, 4, 5\)"),
             ((4, 5), (4, 5), {"window": 0}, "window is 0 px, samples 8: both must be 1 or more"),
-            ((4, 5), (4, 5), {"samples": 0}, "window is 572 px, samples 0"),
         ],
     )
     def test_errors_say_what_is_wrong(self, tmp_path, images, labels, options, message):
@@ -156,39 +149,25 @@ class TestAugmentation:
 
     def test_values_that_cannot_be_drawn_are_refused(self, tmp_path):
         labels = two_cells()
-        for draw, message in (
-            (lambda: shades(labels) * np.nan, "the images hold a value that is not finite"),
-            (lambda: labels / 2, "labels are float64: integers or a bool mask are needed"),
-        ):
-            given = draw()
-            pair = (given, labels) if "images" in message else (shades(labels), given)
-            with pytest.raises(InputError, match=message):
-                augmentation_preview(*pair, tmp_path / "grid.png")
+        with pytest.raises(InputError, match="the images hold a value that is not finite"):
+            augmentation_preview(shades(labels) * np.nan, labels, tmp_path / "grid.png")
         assert not list(tmp_path.iterdir())
 
 
 class TestWeightMap:
-    def test_png_replaces_another_only_if_asked(self, tmp_path):
-        path = tmp_path / "weights.png"
-        path.write_bytes(b"mine")
-        with pytest.raises(InputError, match=r"weights.png: exists already; give --overwrite"):
-            weight_map_preview(two_cells(), path)
-        assert path.read_bytes() == b"mine"
-        weight_map_preview(two_cells(), path, overwrite=True)
-        assert imread(path).shape[2] == 4
+    def test_png_is_complete(self, tmp_path):
+        weight_map_preview(two_cells(), tmp_path / "weights.png")
+        assert imread(tmp_path / "weights.png").shape[2] == 4
         assert [file.name for file in tmp_path.iterdir()] == ["weights.png"]
 
     @pytest.mark.parametrize(
         "options",
         [
             {},
-            {"w0": 3.0, "sigma": 2.0, "class_balance": None},
-            {"class_balance": (2.0, 5.0)},
-            {"variant": "short"},
+            {"w0": 3.0, "sigma": 2.0, "class_balance": (2.0, 5.0)},
+            {"variant": "short", "class_balance": None},
             {"variant": "falk2019"},
-            {"separate_touching": True},
-            {"ignore_label": 9},
-            {"w0": 0.0},
+            {"separate_touching": True, "ignore_label": 9},
         ],
     )
     def test_class_weight_and_border_term_add_up_to_the_weight_map(self, drawn, options):
@@ -243,11 +222,7 @@ class TestWeightMap:
                 {},
                 r"labels have shape \(5,\): \(y, x\) or \(z, y, x\) with pixels",
             ),
-            (np.zeros((0, 4, 4), int), {}, r"labels have shape \(0, 4, 4\)"),
             (two_cells(), {"z": 3}, r"z is 3: the stack has slices 0 ... 2"),
-            (two_cells(), {"z": -1}, r"z is -1: the stack"),
-            (two_cells(), {"sigma": 0.0}, r"sigma is 0.0: a finite number of px above 0"),
-            (two_cells(), {"variant": "short", "w0": 2.0}, r"w0 is 2.0: the variant 'short'"),
         ],
     )
     def test_errors_say_what_is_wrong(self, tmp_path, labels, options, message):

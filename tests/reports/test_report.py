@@ -2,6 +2,7 @@ import base64
 import json
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -229,10 +230,11 @@ def test_a_run_with_nothing_but_its_settings_has_a_page(tmp_path: Path) -> None:
 
 
 def test_blocks_of_slices_are_shown_with_their_last_slice(tmp_path: Path) -> None:
-    data = {"train_slices": "0:25, 29:30", "heldout_slices": "25:x"}
+    absurd = "0:" + 5000 * "9"  # beyond int()
+    data = {"train_slices": "0:25, 29:30", "heldout_slices": f"25:x, {absurd}"}
     write_json(tmp_path / "config.json", {"data": data})
     text = Page(write_report(tmp_path)).text
-    assert "trained on slices 0–24, 29 " in text and "held out 25:x" in text
+    assert "trained on slices 0–24, 29 " in text and f"held out 25:x, {absurd}" in text
 
 
 def test_a_run_that_still_writes_its_log_has_a_page(run: Path) -> None:
@@ -276,10 +278,6 @@ def test_failure_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(InputError, match="No space left"):
-        write_report(run)
-    monkeypatch.undo()
-    monkeypatch.setattr(drawing, "png_uri", lambda image: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     assert sorted(run.iterdir()) == files
@@ -334,10 +332,22 @@ def bad_json(file: str, text: str):  # type: ignore[no-untyped-def]
     return lambda run: (run / file).write_text(text)
 
 
+def without_a_field_of_the_rule(run: Path) -> None:
+    about = {"title": "T", "views": "none", "train_sequence": "01", "test_sequence": "02"}
+    frame = dict.fromkeys(("frame", "cells", "iou", "missed", "found", "complete"), 1)
+    cells = {**about, "is_heldout": False, "is_synthetic": False, "rule": {}, "frames": [frame]}
+    change(run / "metrics.json", cells=cells | {"figures": {"iou": 0.5, "seg": 0.5}})
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (shutil.rmtree, "no such folder"),
         (lambda run: (run / "config.json").unlink(), "holds no config.json"),
+        (
+            bad_json("config.json", '{"a": ' + 50_000 * "[" + 50_000 * "]" + "}"),
+            "config.json: is not valid JSON: it is nested in more",
+        ),
         (bad_json("config.json", '{"settings": {'), "config.json: is not valid JSON"),
         (bad_json("config.json", "[1, 2]"), "config.json: holds no JSON object"),
         (bad_json("config.json", '{"data": "x"}'), "'data' is not an object"),
@@ -370,6 +380,13 @@ def bad_json(file: str, text: str):  # type: ignore[no-untyped-def]
             ],
             "of 4 held-out slices, but the stacks have 3",
         ),
+        (
+            lambda run: write_stack(
+                run / "heldout_probability.tif", 300 * heldout()["probability"], overwrite=True
+            ),
+            "heldout_probability.tif: holds values outside 0 to 1",
+        ),
+        (without_a_field_of_the_rule, "one of its files cannot be understood"),
         (lambda run: (run / "report.html").mkdir(), "is not a regular file"),
     ],
 )
@@ -378,11 +395,6 @@ def test_what_cannot_be_understood_is_one_clear_line(run: Path, spoil, message: 
     with pytest.raises(InputError) as error:
         write_report(run)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere: no such folder"):
-        write_report(tmp_path / "nowhere")
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -401,50 +413,17 @@ def test_no_best_validation_no_word_of_it(run: Path, best: object) -> None:
     assert "best.safetensors" not in Page(write_report(run)).text
 
 
-def test_json_nested_without_end_is_refused(run: Path) -> None:
-    (run / "config.json").write_text('{"data": {"name": ' + 50_000 * "[" + 50_000 * "]" + "}}")
-    with pytest.raises(InputError, match=r"config.json: is not valid JSON: it is nested in more"):
-        write_report(run)
-
-
-def test_an_integer_beyond_any_float_is_no_figure(run: Path, evaluated: dict) -> None:
-    figures = evaluated["figures"] | {"v_rand": 10**400}
-    change(run / "metrics.json", heldout=evaluated | {"figures": figures})
+def test_numbers_beyond_any_axis_are_no_figures(run: Path, evaluated: dict) -> None:
+    """Matplotlib's axes would overflow at 1e308, and JSON holds integers that no float can."""
+    curves = evaluated["curves"] | {"pixel_error": [0.1, 1e308]}
+    figures = evaluated["figures"] | {"v_rand": 10**400, "pixel_error": 1e308}
+    change(run / "metrics.json", heldout=evaluated | {"figures": figures, "curves": curves})
     change(run / "config.json", state={"iterations": 10**400, "seconds": -(10**400)})
-    assert "10000000000" not in Page(write_report(run)).text
+    text = write_report(run).read_text()
+    assert "10000000000" not in text and "1e+308" not in text
     assert not evaluation.is_number(10**309) and evaluation.is_number(10**30)
 
 
 def test_half_a_character_does_not_prevent_a_page(run: Path) -> None:
     change(run / "config.json", data={"name": "caf\udce9"})  # a name in Latin-1, as Python has it
     assert "U-Net on caf?" in Page(write_report(run)).text
-
-
-def test_slices_of_absurd_numbers_are_shown_as_they_are(run: Path) -> None:
-    change(run / "config.json", data={"train_slices": "0:" + 5000 * "9"})  # beyond int()
-    assert f"0:{5000 * '9'}" in Page(write_report(run)).text
-
-
-def test_probabilities_out_of_range_are_refused(run: Path) -> None:
-    probability = heldout()["probability"] * 300
-    write_stack(run / "heldout_probability.tif", probability, overwrite=True)
-    with pytest.raises(InputError, match=r"heldout_probability\.tif: holds values outside 0 to 1"):
-        write_report(run)
-
-
-def test_a_cell_rule_without_its_fields_is_refused(run: Path) -> None:
-    about = {"title": "T", "views": "none", "train_sequence": "01", "test_sequence": "02"}
-    frame = dict.fromkeys(("frame", "cells", "iou", "missed", "found", "complete"), 1)
-    cells = {**about, "is_heldout": False, "is_synthetic": False, "rule": {}, "frames": [frame]}
-    change(run / "metrics.json", cells=cells | {"figures": {"iou": 0.5, "seg": 0.5}})
-    with pytest.raises(InputError, match="one of its files cannot be understood"):
-        write_report(run)
-
-
-def test_figures_beyond_any_axis_are_left_out(run: Path) -> None:
-    """1e308 in a file of figures is no figure: matplotlib's axes would overflow, and warn."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    metrics["heldout"]["figures"]["pixel_error"] = 1e308
-    metrics["heldout"]["curves"]["pixel_error"][2] = 1e308
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    assert "1e+308" not in write_report(run).read_text()

@@ -55,12 +55,14 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_parallel import held_out, stack, with_dropout, without_dropout
+from unet_repro import progress
 from unet_repro.program import guarded
 from unet_repro.config import TrainConfig, from_dict
 from unet_repro.errors import InputError
 from unet_repro.training.parallel import started
 from unet_repro.training.train import train
 from unet_repro.training.state import TrainingState
+progress.LINE_EVERY_S = 0
 tiny = from_dict(TrainConfig, json.loads({settings!r}))
 
 def run(settings, name, **more):

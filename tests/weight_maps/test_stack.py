@@ -543,11 +543,11 @@ def test_labels_are_never_replaced(tmp_path):
     write_weight_map(tmp_path / "folder", tmp_path / "folder/maps/w.tif", progress=False)
 
 
-def test_short_work_shows_no_bar_and_long_work_does(tmp_path, capsys, monkeypatch):
+def test_short_work_says_nothing_and_long_work_does(tmp_path, capsys, monkeypatch):
     labels = save(tmp_path / "labels.tif", ids())
     write_weight_map(labels, tmp_path / "w.tif")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(weight_stack, "_BAR_DELAY_S", 0)
+    monkeypatch.setattr("unet_repro.progress.LINE_EVERY_S", 0)
     write_weight_map(labels, tmp_path / "w.tif", overwrite=True)
     shown = capsys.readouterr()
     assert "weight maps" in shown.err and "5/5" in shown.err and shown.out == ""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from unet_repro import metrics
 from unet_repro.challenges.ctc import CTCSequence, write_ctc_result
@@ -18,6 +17,7 @@ from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.stacks import write_stack
 from unet_repro.prediction.instances import InstanceRule, instances_of_scores
+from unet_repro.progress import ProgressBar
 from unet_repro.reports.cell_report import STACKS
 
 Views = Literal["none", "flips"]
@@ -105,12 +105,14 @@ def segment_sequence(
     results = folder / f"{sequence.name}_RES"
     for old in results.glob("mask*.tif"):
         old.unlink()
-    bar = tqdm(sequence.images, unit="frame", desc="segment", disable=not progress)
-    for t, image in enumerate(bar):
-        instances = instances_of_scores(cell_scores(logits, image, views), rule)
-        write_ctc_result(results, sequence.digits[t], instances)
-        if t in sequence.frames:
-            annotated[t] = instances
+    frames = len(sequence.images)
+    with ProgressBar(frames, unit="frame", desc="segment", is_shown=progress) as bar:
+        for t, image in enumerate(sequence.images):
+            instances = instances_of_scores(cell_scores(logits, image, views), rule)
+            write_ctc_result(results, sequence.digits[t], instances)
+            if t in sequence.frames:
+                annotated[t] = instances
+            bar.update()
     return np.stack([annotated[t] for t in sequence.frames])
 
 

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,9 +102,20 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed writers left of files with these names, which may hold ``*`` and ``?``."""
+    for name in names:
+        for path in folder.glob(_temporary_name(Path(name), "[0-9a-f]" * 8)):
+            path.unlink(missing_ok=True)
+
+
+def _temporary_name(target: Path, token: str) -> str:
+    return f".{target.stem[:100]}.{token}{target.suffix}"
+
+
 def _create_beside(target: Path) -> Path:
     # Not tempfile.mkstemp: its files are readable by their owner only, whatever the umask says.
-    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(_temporary_name(target, secrets.token_hex(4)))
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
 

@@ -199,6 +199,6 @@ def _checked_workers(workers: int | None) -> int:
 def _progress_bar(total: int, is_wanted: bool) -> Any:
     if not is_wanted:
         return nullcontext()
-    from tqdm import tqdm  # only here: without a bar the metrics need no more than numpy and numba
+    from unet_repro.progress import ProgressBar  # only here: else numpy and numba are enough
 
-    return tqdm(total=total, desc="metrics", unit="slice·threshold", dynamic_ncols=True)
+    return ProgressBar(total, desc="metrics", unit="slice·threshold")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from unet_repro.errors import InputError
 from unet_repro.files.block_store import BlockStore, Index
@@ -22,6 +21,7 @@ from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.tile_runner import TileRunner
 from unet_repro.prediction.values import check_values
+from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
 
 _CHECKS, _CHECKED_PX = 3, 64  # places that are verified, and their side
@@ -52,9 +52,7 @@ class LocalRun:
             try:
                 written = pool.submit(self._assemble, arrivals)
                 done = len(blocks) - len(missing)
-                with tqdm(
-                    total=len(blocks), initial=done, unit="tile", disable=not progress
-                ) as bar:
+                with ProgressBar(len(blocks), initial=done, unit="tile", is_shown=progress) as bar:
                     computed = self._computed(runner, missing, written)
                     for block in in_order(self._keep, computed, 1):
                         arrivals.add(block.place)

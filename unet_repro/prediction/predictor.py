@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
@@ -26,6 +25,7 @@ from unet_repro.prediction.regions import Region
 from unet_repro.prediction.tile_runner import Finish, TileRunner, as_floats, raw_logits, softmax
 from unet_repro.prediction.tiling import Buffers, TilePlan, plan_tiles
 from unet_repro.prediction.views import VIEWS, Average, largest_batch
+from unet_repro.progress import ProgressBar
 
 # The default of `memory`: this share of what is free when the plan is made; on a CPU no more than
 # makes windows faster, for each byte of a value: 64 channels are fastest at some 1.4 million px
@@ -269,7 +269,12 @@ class OverlapTilePredictor:
             return self._all_tiles(runner, pixels, plan, finish, bar)
 
     def _all_tiles(
-        self, runner: TileRunner, pixels: NDArray[Any], plan: TilePlan, finish: Finish, bar: tqdm
+        self,
+        runner: TileRunner,
+        pixels: NDArray[Any],
+        plan: TilePlan,
+        finish: Finish,
+        bar: ProgressBar,
     ) -> NDArray[Any]:
         size = plan.height, plan.width
 
@@ -368,5 +373,5 @@ def _evaluating(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             part.training = True
 
 
-def _bar(tiles: int, is_shown: bool) -> tqdm:
-    return tqdm(total=tiles, unit="tile", disable=not is_shown)
+def _bar(tiles: int, is_shown: bool) -> ProgressBar:
+    return ProgressBar(tiles, unit="tile", is_shown=is_shown)

@@ -43,36 +43,36 @@ _GOLDEN_ANGLE = 0.381966  # of a turn: hues of successive numbers lie far apart
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Values over x; NaN where there is none. `best` is the point to mark."""
+class Line:
+    """A line of a chart, NaN where there is no value; `best` is the point to mark."""
 
     x: Sequence[float]
     y: Sequence[float]
     best: tuple[float, float] | None = None
 
 
-def draw_over_thresholds(axes: Axes, curves: dict[str, Curve], *, is_error: bool) -> None:
+def draw_over_thresholds(axes: Axes, lines: dict[str, Line], *, is_error: bool) -> None:
     """Draw a figure over the thresholds, its best value marked by a ring.
 
     Parameters
     ----------
     axes : matplotlib Axes
-    curves : dict
-        Name for the legend → curve; two at most. A single one gets no legend.
+    lines : dict
+        Name for the legend → line; two at most. A single one gets no legend.
     is_error : bool
         Small values matter: a logarithmic axis, unless a value is 0 or none is a number.
     """
-    values = [value for curve in curves.values() for value in curve.y if not math.isnan(value)]
+    values = [value for line in lines.values() for value in line.y if not math.isnan(value)]
     if is_error and values and min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    for colour, (name, curve) in zip((BLUE, ORANGE), curves.items()):
-        axes.plot(curve.x, curve.y, color=colour, marker="o", ms=3, lw=1.6, label=name)
-        if curve.best is not None:
-            axes.plot(*curve.best, "o", ms=9, mfc="none", mec=colour, mew=1.6)
-    if len(curves) > 1:
+    for colour, (name, line) in zip((BLUE, ORANGE), lines.items()):
+        axes.plot(line.x, line.y, color=colour, marker="o", ms=3, lw=1.6, label=name)
+        if line.best is not None:
+            axes.plot(*line.best, "o", ms=9, mfc="none", mec=colour, mew=1.6)
+    if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     axes.set_xlim(-0.04, 1.04)
     axes.set_xticks(np.linspace(0, 1, 6))

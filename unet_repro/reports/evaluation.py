@@ -324,12 +324,12 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return lines
 
 
-def threshold_curve(evaluation: dict[str, Any], key: str) -> drawing.Curve:
+def threshold_line(evaluation: dict[str, Any], key: str) -> drawing.Line:
     """Return one figure of an `evaluate_em` result over the thresholds, ready for drawing."""
     values = [v if is_number(v) else math.nan for v in evaluation["curves"].get(key, [])]
     figures = evaluation["figures"]
     best = (figures.get(f"{key}_threshold"), figures.get(key))
-    return drawing.Curve(
+    return drawing.Line(
         x=evaluation["curves"]["thresholds"][: len(values)],
         y=values,
         best=best if all(map(is_number, best)) else None,
@@ -370,7 +370,7 @@ def plot_evaluation(
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1), squeeze=False)[0]
     for axes, merit in zip(left.subplots(3, 2).flat, EM_FIGURES):
         drawing.draw_over_thresholds(
-            axes, {"": threshold_curve(evaluation, merit.key)}, is_error=merit.is_lower_better
+            axes, {"": threshold_line(evaluation, merit.key)}, is_error=merit.is_lower_better
         )
         best = merit.format(evaluation["figures"][merit.key])
         axes.set_title(f"{merit.name}: {best} ({merit.better} is better)", loc="left", fontsize=10)

@@ -90,7 +90,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "facts": run_facts.facts(run),
         "settings": run_facts.settings(run.section("settings")),
         "commands": run_facts.commands(run),
-        "differences": run_facts.differences(run.section("settings")),
+        "unlike_preset": run_facts.unlike_preset(run.section("settings")),
     }
 
 
@@ -210,15 +210,14 @@ def _threshold_charts(run: RunFolder) -> list[dict[str, Any]]:
     charts = []
     for merit in EM_FIGURES if evaluations else ():
         figure, axes = _chart()
-        curves = {
-            name: evaluation.threshold_curve(value, merit.key)
-            for name, value in evaluations.items()
+        lines = {
+            name: evaluation.threshold_line(value, merit.key) for name, value in evaluations.items()
         }
-        drawing.draw_over_thresholds(axes, curves, is_error=merit.is_lower_better)
+        drawing.draw_over_thresholds(axes, lines, is_error=merit.is_lower_better)
         best = " · ".join(
-            f"{merit.format(curve.best[1])} at {curve.best[0]:.1f}"
-            for curve in curves.values()
-            if curve.best is not None
+            f"{merit.format(line.best[1])} at {line.best[0]:.1f}"
+            for line in lines.values()
+            if line.best is not None
         )
         charts.append({"title": merit.name, "note": best, "svg": Markup(drawing.svg(figure))})
     return charts

@@ -168,28 +168,17 @@ def commands(run: RunFolder) -> list[str]:
     return [shlex.join(line) for line in lines]
 
 
-def differences(values: dict[str, Any]) -> list[str]:
+def unlike_preset(values: dict[str, Any]) -> list[str]:
     """Name the settings that differ from their preset's and are not in `commands`."""
     measured = ("model.in_channels", "model.input_mean", "model.input_std")  # from the images
     presets = {str(name): preset for name, preset in config.PRESETS.items()}
     if str(values.get("preset")) not in presets:
         return []
-    preset = _flat(config.to_dict(presets[str(values["preset"])]))
+    preset = config.flat(config.to_dict(presets[str(values["preset"])]))
     return [
         f"{key} = {_plain(value)} (preset: {_plain(preset[key])})"
-        for key, value in _flat(values).items()
+        for key, value in config.flat(values).items()
         if key in preset
         and key not in (*_FLAGS, *measured)
         and _plain(value) != _plain(preset[key])
     ]
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings with keys like "model.depth"."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": nested for name, nested in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -61,10 +61,12 @@ def restore_checkpoint(
             warnings.simplefilter("ignore")  # torch's, on files that are refused below
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         # a setting that did not exist then had the paper's value
-        before = _flat(config.to_dict(TrainConfig())) | _flat(parse_json(state["identity"]))
+        before = config.flat(config.to_dict(TrainConfig())) | config.flat(
+            parse_json(state["identity"])
+        )
     except Exception as error:  # torch raises many kinds for a damaged file
         raise _foreign(path) from error
-    for name, now in _flat(identity).items():
+    for name, now in config.flat(identity).items():
         if before.get(name) != now:
             what = (
                 "other images, labels or weights"
@@ -79,15 +81,6 @@ def restore_checkpoint(
         restore(state)
     except Exception as error:  # a part is missing or does not fit
         raise _foreign(path) from error
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings within settings as ``group.name``."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        is_group = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
-    return flat
 
 
 def _foreign(path: Path) -> InputError:

@@ -54,7 +54,7 @@ class TrainLog:
         writer.writerows(kept)
         with atomic_path(self.path, overwrite=True) as part:  # no kill may cost the rows
             part.write_bytes(text.getvalue().encode())
-        with self._told():
+        with self._failures_named():
             self.file = self.path.open("ab", buffering=0)
             self.events = _events(folder, iteration)
 
@@ -63,7 +63,7 @@ class TrainLog:
         text = io.StringIO(newline="")
         csv.DictWriter(text, COLUMNS, restval="").writerow(row)
         line = text.getvalue().encode()
-        with self._told():
+        with self._failures_named():
             if self.file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self.events:
@@ -79,9 +79,9 @@ class TrainLog:
             step = -(-max(picture.shape) // _SHOWN_PX)
             grey = picture[::step, ::step].astype(np.float32)
             grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12)
-            with self._told():
+            with self._failures_named():
                 self.events.add_image(f"held_out/{name}", grey, iteration, dataformats="HW")
-        with self._told():
+        with self._failures_named():
             self.events.flush()
 
     def __enter__(self) -> TrainLog:
@@ -94,8 +94,8 @@ class TrainLog:
                 self.events.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn what a full disk raises into one line."""
+    def _failures_named(self) -> Iterator[None]:
+        """Turn what a full disk raises into an `InputError`."""
         try:
             yield
         except OSError as error:

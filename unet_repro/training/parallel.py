@@ -96,15 +96,6 @@ class Processes:
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """Let the first process go through the body, then the others, which find its files."""
-        if not self.is_first:
-            self.highest(0)
-        yield
-        if self.is_first:
-            self.highest(0)
-
 
 ALONE = Processes()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from unet_repro.config import TrainConfig, UNetConfig
 from unet_repro.network.device import reused_memory
 from unet_repro.network.model import UNet
 from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.progress import ProgressBar
 from unet_repro.training.dataset import TrainingSet
 from unet_repro.training.log import TrainLog
 from unet_repro.training.optimisation import compiler_errors
@@ -141,33 +140,33 @@ class _Loop:
     def __init__(self, state: TrainingState, log: TrainLog | None, *, is_quiet: bool) -> None:
         self.state, self.log, self.is_quiet = state, log, is_quiet
         self.is_interrupted = False
+        self.bar = ProgressBar(
+            state.limit or None,
+            initial=state.iteration,
+            unit="it",
+            is_shown=not is_quiet,
+            desc="train",
+        )
 
     def run(self, held_out: HeldOut | None, on_validation: Callable[[Progress], None]) -> Stopped:
         """Step until the end, the time budget or Ctrl-C; leave a checkpoint and a model."""
         state = self.state
-        bar = tqdm(
-            total=state.limit or None,
-            initial=state.iteration,
-            unit="it",
-            disable=self.is_quiet,
-            desc="train",
-        )
         state.network.train()
-        with bar, stop_signals() as stop:
+        with self.bar, stop_signals() as stop:
             while self._goes_on(stop):
                 begin = time.monotonic()
                 state.step()
                 is_validated = state.iteration % state.settings.validate_every == 0
                 if is_validated or state.iteration % LOG_EVERY == 0:
-                    self._write_row(bar, held_out if is_validated else None)
+                    self._write_row(held_out if is_validated else None)
                 state.seconds += time.monotonic() - begin
-                bar.update()
+                self.bar.update()
                 if is_validated:
                     state.save()
                     if self.log:
                         on_validation(_progress(state, "running"))
             if state.losses and not self.is_interrupted:
-                self._write_row(bar, None)
+                self._write_row(None)
             state.save()
         if self.is_interrupted:
             return "interrupted"
@@ -189,7 +188,7 @@ class _Loop:
             state.save_checkpoint()
         return not is_over
 
-    def _write_row(self, bar: tqdm, held_out: HeldOut | None) -> None:
+    def _write_row(self, held_out: HeldOut | None) -> None:
         """Log the mean loss since the last row, and the validation on slices if there are any."""
         state = self.state
         row: dict[str, Any] = {
@@ -201,11 +200,11 @@ class _Loop:
         warning = state.watch.see_training(state.iteration, row["loss"])
         if not self.log:
             return
-        _tell(warning)
+        self._tell(warning)
         if held_out:
             row |= self._validate(held_out, self.log)
             if not self.is_quiet:
-                _tell(
+                self._tell(
                     f"iteration {row['iteration']}: loss {row['loss']:.4f}, "
                     f"held out: loss {row['validation_loss']:.4f}, "
                     f"pixel error {row['validation_pixel_error']:.4f}"
@@ -213,9 +212,8 @@ class _Loop:
         self.log.write(row)
         share = state.share()
         left = state.seconds * max(0.0, 1 - share) / share / 60 if share else math.inf
-        bar.set_postfix_str(
-            f"loss {row['loss']:.4f}, rate {row['learning_rate']:.2g}, {left:.1f} min left",
-            refresh=False,
+        self.bar.set_postfix_str(
+            f"loss {row['loss']:.4f}, rate {row['learning_rate']:.2g}, {left:.1f} min left"
         )
 
     def _validate(self, held_out: HeldOut, log: TrainLog) -> dict[str, Any]:
@@ -226,7 +224,7 @@ class _Loop:
         )
         found = validate(predictor, held_out)
         state.network.train()
-        _tell(
+        self._tell(
             state.watch.see_validation(state.iteration, found.loss, is_one_class=found.is_one_class)
         )
         if state.best is None or found.pixel_error < state.best.pixel_error:
@@ -238,11 +236,10 @@ class _Loop:
         log.show(state.iteration, pictures)
         return {"validation_loss": found.loss, "validation_pixel_error": found.pixel_error}
 
+    def _tell(self, text: str) -> None:
+        if text:
+            self.bar.write(text)
+
 
 def _progress(state: TrainingState, stopped: Stopped) -> Progress:
     return Progress(state.iteration, state.seconds, stopped, state.watch.has_collapsed, state.best)
-
-
-def _tell(text: str) -> None:
-    if text:
-        tqdm.write(text, file=sys.stderr)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from unet_repro._version import __version__
 from unet_repro.config import keywords_from
@@ -21,11 +20,12 @@ from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import Compression, write_pages
+from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
-from unet_repro.weight_maps.weight_cache import VERSION
 from unet_repro.weight_maps.weight_map import (
     DEFAULT_SIGMA_PX,
     DEFAULT_W0,
+    VERSION,
     Kind,
     Variant,
     frequency_weights,
@@ -36,8 +36,6 @@ from unet_repro.weight_maps.weight_map import (
 
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
-
-_BAR_DELAY_S = 1.0  # shorter work shows no progress bar
 
 
 @dataclass(frozen=True)
@@ -316,14 +314,7 @@ def _assemble(
 def _bar(
     results: Iterable[Result], what: str, total: int, *, progress: bool, initial: int = 0
 ) -> Iterator[Result]:
-    with tqdm(
-        desc=what,
-        total=total,
-        initial=initial,
-        unit="slice",
-        delay=_BAR_DELAY_S,
-        disable=not progress,
-    ) as bar:
+    with ProgressBar(total, unit="slice", desc=what, initial=initial, is_shown=progress) as bar:
         for result in results:
             yield result
             del result

@@ -22,6 +22,7 @@ Kind = Literal["auto", "mask", "ids"]
 
 DEFAULT_W0 = {"paper": config.W0, "short": 1.0, "falk2019": 50.0}
 DEFAULT_SIGMA_PX = {"paper": config.SIGMA_PX, "short": config.SIGMA_PX, "falk2019": 6.0}
+VERSION = 1  # raise it whenever `weight_map` gives other numbers for the same labels and settings
 _FALK_BACKGROUND, _FALK_NEAR_SIGMA_PX = 0.1, 10.0
 
 

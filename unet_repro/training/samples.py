@@ -1,0 +1,118 @@
+"""What a labelled stack gives to train on and to validate with: slices, classes, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unet_repro.config import TrainConfig, WeightMapConfig
+from unet_repro.errors import InputError
+from unet_repro.quantities import index_range
+from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.validation import HeldOut
+from unet_repro.weight_maps.weight_map import frequency_weights, separate_touching, weight_map
+
+
+@dataclass(frozen=True)
+class LabelledStack:
+    """Images and labels in memory, and what the record says of where they are from.
+
+    Parameters
+    ----------
+    images, labels : ndarray, shape (z, y, x)
+        As `images.stacks.read_pair` gives them.
+    name, images_path, labels_path, command
+        For the record.
+    is_synthetic
+        Not real data: every output says so.
+    known : ndarray of bool, shape (z, y, x), optional
+        False where the labels are unknown, as in partly annotated frames: weight 0.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str
+    images_path: str
+    labels_path: str
+    is_synthetic: bool = False
+    command: str = ""
+    known: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The numbers of the slices that are trained on and held out, and the classes of all."""
+
+    kept: list[int]
+    held_out: range
+    classes: np.ndarray  # uint8 (z, y, x): 1 in the cells' interiors, 0 elsewhere
+
+
+def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
+    """Return the numbers of the held-out slices, none where `settings.val` is empty."""
+    if not settings.val:
+        return range(0)
+    return index_range(settings.val, length=len(data.images), name="--val")
+
+
+def split(data: LabelledStack, settings: TrainConfig) -> Split:
+    """Decide which slices are for what; raise `InputError` where one class or all slices lack."""
+    held_out = held_out_slices(data, settings)
+    kept = [z for z in range(len(data.images)) if z not in held_out]
+    if not kept:
+        raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
+    how, labels = settings.weight_map, data.labels
+    if how.separate_touching:
+        labels = separate_touching(labels, radius=how.separation_px, workers=2)
+    classes = (labels > 0).astype(np.uint8)
+    for part, name in ((kept, "training"), (list(held_out), "held-out")):
+        _check_both_classes(data.labels[part], classes[part], name)
+    return Split(kept, held_out, classes)
+
+
+def _check_both_classes(labels: np.ndarray, classes: np.ndarray, name: str) -> None:
+    is_cell = labels > 0
+    if is_cell.size and is_cell.all() == is_cell.any():
+        found = "cell interior" if is_cell.any() else "background"
+        raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
+    if classes.size and not classes.any():
+        raise InputError(
+            f"separate_touching leaves nothing of the {name} slices' cells: they need a smaller "
+            "separation_px"
+        )
+
+
+def samples(
+    data: LabelledStack, parts: Split, how: WeightMapConfig, *, device: torch.device | str = "cpu"
+) -> tuple[TrainingSet, HeldOut | None]:
+    """Return what is trained on, on `device`, and what is held out, if anything."""
+    weights = _weights(data, parts, how)
+    kept = parts.kept
+    training = TrainingSet(data.images[kept], parts.classes[kept], weights[kept], device=device)
+    if not parts.held_out:
+        return training, None
+    block = slice(parts.held_out.start, parts.held_out.stop)
+    return training, HeldOut(data.images[block], parts.classes[block], weights[block])
+
+
+def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> np.ndarray:
+    """Return the weight map of all slices, balanced by the known pixels of the training slices."""
+    is_cell = parts.classes[parts.kept] != 0
+    if data.known is not None:
+        is_cell = is_cell[data.known[parts.kept]]
+    interior = int(np.count_nonzero(is_cell))
+    balance = None
+    if how.class_balance == "frequency":
+        balance = frequency_weights(is_cell.size - interior, interior)
+    weights = weight_map(
+        data.labels,
+        w0=how.w0,
+        sigma=how.sigma,
+        class_balance=balance,
+        separate_touching=how.separate_touching,
+        separation_px=how.separation_px,
+        workers=2,
+    )
+    return weights if data.known is None else np.where(data.known, weights, np.float32(0))
