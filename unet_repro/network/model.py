@@ -171,7 +171,7 @@ class UNet(nn.Module):
         initialise(self, generator=generator)
 
     def forward(self, image: Tensor) -> Tensor:
-        self._check(image)
+        self.check(image)
         maps = [(image - self.input_mean) / self.input_std]  # (N, C, H, W)
         for contraction in self.contracting_path:
             contraction(maps)
@@ -179,7 +179,8 @@ class UNet(nn.Module):
             expansion(maps)
         return self.classifier(maps.pop())  # (N, classes, H - 184, W - 184)
 
-    def _check(self, image: Tensor) -> None:
+    def check(self, image: Tensor) -> None:
+        """Raise an `InputError` that says what is needed unless the network takes `image`."""
         channels, depth = self.config.in_channels, self.config.depth
         if image.ndim != 4 or image.shape[1] != channels:
             raise InputError(
