@@ -1,6 +1,6 @@
 """What a window costs in the network: operations and memory, from the sizes of its layers alone.
 
-Not in the paper, but Fig. 1 is all it needs. It follows `model.UNet.forward` step by step.
+Not in the paper, but Fig. 1 is all it needs. It follows the blocks of `model` step by step.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NetworkCost:
     batch: int = 1
 
     def flops(self, height: ArrayLike, width: ArrayLike) -> Any:
-        """Return the operations of one window, two for each multiply-add."""
+        """Return the floating-point operations of one window, two for each multiply-add."""
         return sum(step.operations for step in self._steps(height, width))
 
     def largest_tensor(self, height: ArrayLike, width: ArrayLike) -> Any:
@@ -62,34 +62,31 @@ class NetworkCost:
         return largest
 
     def peak_bytes(self, height: ArrayLike, width: ArrayLike) -> Any:
-        """Return the most memory taken on a CPU, with what the heap keeps of the freed.
-
-        The input and the output are included, the weights are not.
-        """
+        """Return the most memory taken on a CPU, input and output included, weights not."""
         peak: Any = 0
         for step in self._steps(height, width):
-            sizes: list[Any] = [self.batch * self.bytes_per_value * n for n in step.alive]
-            sizes += [self.bytes_per_value * step.weights] * _REORDERED
-            sizes += [self.batch * _INDEX_BYTES * step.indices]
-            peak = np.maximum(peak, _FRAGMENTATION * sum(sizes))
+            taken = self.batch * self.bytes_per_value * sum(step.alive)
+            taken = taken + _REORDERED * self.bytes_per_value * step.weights
+            taken = taken + self.batch * _INDEX_BYTES * step.indices
+            peak = np.maximum(peak, _FRAGMENTATION * taken)
         return np.ceil(peak).astype(np.int64)
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:
         """Yield, step by step, what is computed and which tensors are alive."""
         h: Any = height
         w: Any = width
-        widths = [self.base_channels << level for level in range(self.depth + 1)]
+        level_channels = [self.base_channels << level for level in range(self.depth + 1)]
         if self.bilinear:
-            widths[-1] //= 2
+            level_channels[-1] //= 2
         channels = self.in_channels
         image = channels * h * w
         held = [image]  # by the caller; then the skips too
         yield _Step([*held, image, image])  # normalised
-        for level, after in enumerate(widths):
-            for outputs in (after, after):
-                step, h, w = self._convolution(held, channels, outputs, h, w)
+        for level, after in enumerate(level_channels):
+            for _ in range(2):
+                step, h, w = self._convolution(held, channels, after, h, w)
                 yield step
-                channels = outputs
+                channels = after
             if level == self.depth:
                 break
             x, pooled = channels * h * w, channels * (h // 2) * (w // 2)
@@ -103,7 +100,7 @@ class NetworkCost:
                 held = [*held, skip]
             h, w = h // 2, w // 2
         for level in reversed(range(self.depth)):
-            upsampled = channels if self.wide_last_up and not level else widths[level]
+            upsampled = channels if self.wide_last_up and not level else level_channels[level]
             below, h, w = channels * h * w, 2 * h, 2 * w
             up = upsampled * h * w
             if self.bilinear:
@@ -111,11 +108,11 @@ class NetworkCost:
             else:
                 weights = 4 * channels * upsampled
                 yield _Step([*held, below, up], 2 * channels * up, weights)
-            channels = upsampled + widths[level]
+            channels = upsampled + level_channels[level]
             yield _Step([*held, up, channels * h * w])  # concatenated
             held = held[:-1]
-            after = widths[level] // 2 if self.bilinear and level else widths[level]
-            for outputs in (widths[level], after):
+            after = level_channels[level] // 2 if self.bilinear and level else level_channels[level]
+            for outputs in (level_channels[level], after):
                 step, h, w = self._convolution(held, channels, outputs, h, w)
                 yield step
                 channels = outputs

@@ -59,13 +59,7 @@ def smallest_input(depth: int) -> int:
 
 
 def output_size(size: int, depth: int) -> int:
-    """Return the output side of a valid input side.
-
-    Raises
-    ------
-    InputError
-        `size` is not valid; the message names the nearest sizes that are.
-    """
+    """Return the output side of an input side; an `InputError` names the nearest valid ones."""
     check_input(size, depth, "side")
     return size - 2 * margin(depth)
 
@@ -106,31 +100,6 @@ class Tile:
     window_stop: int
 
 
-def place_window(start: int, stop: int, window: int, depth: int, *, padding: bool = False) -> Tile:
-    """Return the tile [start, stop) in a window of `window` px whose output begins on the grid.
-
-    Raises
-    ------
-    InputError
-        The tile is empty; the window is not a valid size, or too small for the tile.
-    """
-    grid = alignment(depth)
-    if not 0 <= start < stop:
-        raise InputError(f"the px {start} to {stop} are no tile: 0 <= start < stop is needed")
-    if not padding:
-        check_input(window, depth, "window")
-    elif window % grid:
-        raise InputError(f"window {window} is not a multiple of 2^depth = {grid}")
-    least = window_of(stop - start + start % grid, depth, padding=padding)
-    if window < least:
-        raise InputError(
-            f"a window of {window} px does not cover the px {start} to {stop}: "
-            f"at least {least} is needed"
-        )
-    first = start - start % grid - _before(depth, padding=padding)
-    return Tile(start, stop, first, first + window)
-
-
 def reversed_tile(tile: Tile, size: int, depth: int, *, padding: bool = False) -> Tile:
     """Return the tile that keeps the same pixels when its axis of `size` px is reversed.
 
@@ -138,7 +107,7 @@ def reversed_tile(tile: Tile, size: int, depth: int, *, padding: bool = False) -
     is sure to cover it if planned with ``is_reversed``; an `InputError` says where it does not.
     """
     window = tile.window_stop - tile.window_start
-    return place_window(size - tile.stop, size - tile.start, window, depth, padding=padding)
+    return _placed(size - tile.stop, size - tile.start, window, depth, padding)
 
 
 def plan_axis(
@@ -155,8 +124,8 @@ def plan_axis(
 
     The cuts lie at multiples of `stride` from the grid point at or below `start`. The last tile may
     be shorter, or longer by what its window computes beyond the stride (572: 388 px, not 384).
-    Every window has the same valid size, the last one too: it is mirrored over its full extent,
-    because a kept pixel may depend on more than `margin` px around it.
+    Every window has the same valid size, the last one too: a kept pixel may depend on more than
+    `margin` px around it, so the image is mirrored over all of the window.
 
     Parameters
     ----------
@@ -209,24 +178,24 @@ class Axis:
         grid = alignment(self.depth)
         if stride < grid or stride % grid:
             raise InputError(f"stride {stride} is not a positive multiple of 2^depth = {grid}")
-        number, window = self.layout(stride)
+        count, window = self.count_and_window(stride)
         first = self.start - self.start % grid
-        cuts = [self.start, *(first + n * stride for n in range(1, number)), self.stop]
+        cuts = [self.start, *(first + n * stride for n in range(1, count)), self.stop]
         return tuple(
-            place_window(start, stop, window, self.depth, padding=self.padding)
+            _placed(start, stop, window, self.depth, self.padding)
             for start, stop in itertools.pairwise(cuts)
         )
 
     def longest(self, stride: int) -> int:
         """Return the px of the longest tile of a stride."""
-        number, _ = self.layout(stride)
-        if number == 1:
+        count, _ = self.count_and_window(stride)
+        if count == 1:
             return self.stop - self.start
         below = self.start % alignment(self.depth)
-        last = self.stop - self.start + below - (number - 1) * stride
-        return max(last, stride if number > 2 else stride - below)
+        last = self.stop - self.start + below - (count - 1) * stride
+        return max(last, stride if count > 2 else stride - below)
 
-    def layout(self, stride: int) -> tuple[int, int]:
+    def count_and_window(self, stride: int) -> tuple[int, int]:
         """Return how many tiles a stride makes, and the size of their windows in px."""
         window = self._window(stride)
         if self._single <= self._output(window):
@@ -237,14 +206,14 @@ class Axis:
             return 1, self._window(self._single)
         return 1 - (-rest // stride), window
 
-    def least_stride(self, tiles: int) -> int:
-        """Return the smallest stride that makes at most `tiles` tiles."""
+    def least_stride(self, count: int) -> int:
+        """Return the smallest stride that makes at most `count` tiles."""
         grid = alignment(self.depth)
 
         def beyond(phase: int) -> int:  # what a window computes beyond its stride
             return self._output(self._window(grid + phase)) - grid
 
-        strides = [self._single - beyond(0), -(-(self._span - beyond(self._phases[0])) // tiles)]
+        strides = [self._single - beyond(0), -(-(self._span - beyond(self._phases[0])) // count)]
         aligned = [max(1, -(-stride // grid)) * grid for stride in strides]
         return min(aligned)
 
@@ -289,18 +258,27 @@ def _before(depth: int, *, padding: bool) -> int:
     return -(-halo(depth) // alignment(depth)) * alignment(depth)
 
 
-def aligned_stride(size: int, tiles: int, depth: int) -> int:
-    """Return the smallest aligned stride that covers `size` px with at most `tiles` tiles."""
-    return Axis(size, depth, False, 0, size, False).least_stride(tiles)
+def aligned_stride(size: int, count: int, depth: int) -> int:
+    """Return the smallest aligned stride that covers `size` px with at most `count` tiles."""
+    return Axis(size, depth, False, 0, size, False).least_stride(count)
+
+
+def _placed(start: int, stop: int, window: int, depth: int, padding: bool) -> Tile:
+    """Return the tile [start, stop) in a window of `window` px whose output begins on the grid."""
+    least = window_of(stop - start + start % alignment(depth), depth, padding=padding)
+    if window < least:
+        raise InputError(
+            f"a window of {window} px does not cover the px {start} to {stop}: "
+            f"at least {least} is needed"
+        )
+    first = start - start % alignment(depth) - _before(depth, padding=padding)
+    return Tile(start, stop, first, first + window)
 
 
 def stride_of_window(window: int, depth: int, *, padding: bool = False) -> int:
     """Return the largest aligned stride that a window of `window` px allows (572: 384).
 
-    Raises
-    ------
-    InputError
-        The window is not a valid input size, or too small to keep one aligned tile.
+    An `InputError` says what is wrong with a window that is not valid, or keeps no aligned tile.
     """
     grid = alignment(depth)
     if not padding:

@@ -245,7 +245,7 @@ def _axis(size: int, region: range | None, depth: int, padding: bool, is_reverse
 
 def _cut(axis: Axis, stride: int) -> tuple[Tile, ...]:
     # Sides are what a file claims: it must not take minutes to list the tiles of a false one.
-    if stride > 0 and axis.layout(stride)[0] > _MOST_TILES:
+    if stride > 0 and axis.count_and_window(stride)[0] > _MOST_TILES:
         raise InputError(
             f"tiles of {stride} px are too small for a side of {axis.stop - axis.start} px: at "
             f"most {_MOST_TILES} can lie along it"
@@ -295,12 +295,12 @@ def _choices(axis: Axis) -> Sizes:
     choices: list[tuple[int, ...]] = []
     stride = axis.least_stride(1)
     while True:
-        tiles, window = axis.layout(stride)
+        tiles, window = axis.count_and_window(stride)
         if tiles > _MOST_TILES:
             return np.array(choices)
         choices.append((stride, tiles, window, axis.longest(stride)))
         if stride == grid:
             return np.array(choices)
-        fewest = axis.layout(stride - grid)[0]  # that need a smaller stride
+        fewest = axis.count_and_window(stride - grid)[0]  # that need a smaller stride
         fewest = max(fewest, int(_SLACK * tiles))
         stride = min(axis.least_stride(fewest), stride - grid)
