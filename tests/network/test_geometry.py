@@ -176,18 +176,16 @@ def test_windows_are_no_larger_and_tiles_no_more_than_needed(
         assert max(geometry.window_of(n, depth, padding=padding) for n in needed) > plain
 
 
-def test_spare_px_of_the_papers_window_are_kept() -> None:
-    """572 -> 388 px: one tile of 388, though two strides of 384 differ by 384."""
+def test_tiles_of_the_papers_window() -> None:
+    """572 -> 388 px: an EM slice, and one tile of 388, though two strides of 384 differ by 384."""
+    assert geometry.stride_of_window(572, 4) == 384
+    assert geometry.plan_axis(512, 384, 4) == (
+        geometry.Tile(0, 384, -92, 480),
+        geometry.Tile(384, 512, 292, 864),
+    )
     assert geometry.plan_axis(388, 384, 4) == (geometry.Tile(0, 388, -92, 480),)
     assert [(t.start, t.stop) for t in geometry.plan_axis(389, 384, 4)] == [(0, 384), (384, 389)]
     assert len(geometry.plan_axis(388, 384, 4, padding=True)) == 2
-
-
-def test_region_keeps_the_grid_of_the_whole_image() -> None:
-    assert geometry.plan_axis(1000, 384, 4, start=37, stop=500) == (
-        geometry.Tile(37, 416, 32 - 92, 32 - 92 + 572),
-        geometry.Tile(416, 500, 416 - 92, 416 - 92 + 572),
-    )
 
 
 def test_reversed_tile_begins_at_the_grid_point_below() -> None:
@@ -217,14 +215,6 @@ def test_skip_margins_are_those_of_the_layers(depth: int) -> None:
     for level in reversed(range(depth)):
         side = 2 * (side - 4)
         assert 2 * geometry.skip_margin(level, depth) == down[level] - side
-
-
-def test_paper_tiles_of_an_em_slice() -> None:
-    assert geometry.stride_of_window(572, 4) == 384
-    assert geometry.plan_axis(512, 384, 4) == (
-        geometry.Tile(0, 384, -92, 480),
-        geometry.Tile(384, 512, 292, 864),
-    )
 
 
 @pytest.mark.parametrize(

@@ -125,18 +125,6 @@ def test_odd_skip_of_a_padded_network_gets_a_zero_row_and_column() -> None:
     assert both[0, 1].tolist() == [[5] * 3] * 3
 
 
-def test_skip_carries_position_straight_through() -> None:
-    """With the way up switched off, an output pixel sees 2 px around itself, and no shift."""
-    network = small(depth=2, base_channels=1, dropout=0.0)
-    for name, weights in network.named_parameters():
-        weights.data.fill_(0.0 if "up_convolution" in name or name.endswith("bias") else 1.0)
-    image = torch.zeros(1, 1, 60, 60)
-    image[0, 0, 28, 31] = 1
-    output = network(image)[0, 0].nonzero() + 20  # margin of depth 2
-    assert output.min(dim=0).values.tolist() == [28 - 4, 31 - 4]  # four 3x3 convolutions
-    assert output.max(dim=0).values.tolist() == [28 + 4, 31 + 4]
-
-
 def test_input_is_normalised_per_channel_first() -> None:
     plain = small(in_channels=2, depth=1)
     shifted = small(in_channels=2, depth=1, input_mean=(10.0, -3.0), input_std=(4.0, 0.5))
@@ -235,20 +223,6 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(network.eval()(image), network(image))
     undropped = small(dropout=0.0).train()
     assert torch.equal(undropped(image), network(image))
-
-
-@pytest.mark.parametrize("up_relu", [False, True])
-def test_relu_after_the_up_convolution_is_the_releases(up_relu: bool) -> None:
-    network = small(up_relu=up_relu).eval()
-    seen = []
-    for expansion in network.expanding_path:
-        upsampled = expansion.convolutions[0].in_channels // 2  # type: ignore[union-attr, operator]
-        expansion.convolutions[0].register_forward_pre_hook(  # type: ignore[union-attr, index]
-            lambda _, x, channels=upsampled: seen.append(x[0][:, :channels].min().item())
-        )
-    network(torch.rand(1, 1, 188, 188))
-    assert len(seen) == 4
-    assert all((least >= 0) is up_relu for least in seen)
 
 
 # What is kept in memory

@@ -103,8 +103,8 @@ class Tile:
 def reversed_tile(tile: Tile, size: int, depth: int, *, padding: bool = False) -> Tile:
     """Return the tile that keeps the same pixels when its axis of `size` px is reversed.
 
-    Its window is as large and lies on the grid of the reversed axis. That of a tile of `plan_axis`
-    is sure to cover it if planned with ``is_reversed``; an `InputError` says where it does not.
+    Its window is as large and lies on the grid of the reversed axis. It is sure to cover the pixels
+    if the tile was planned with ``is_reversed``; an `InputError` says where it does not.
     """
     window = tile.window_stop - tile.window_start
     return _placed(size - tile.stop, size - tile.start, window, depth, padding)
@@ -120,10 +120,17 @@ def plan_axis(
     stop: int | None = None,
     is_reversed: bool = False,
 ) -> tuple[Tile, ...]:
-    """Cut the px [start, stop) of an axis into tiles of `stride` px, aligned to the pooling grid.
+    """Cut the px [start, stop) of an axis, by default all, into tiles of `stride` px (`Axis`)."""
+    axis = Axis(size, depth, padding, start, size if stop is None else stop, is_reversed)
+    return axis.tiles(stride)
 
-    The cuts lie at multiples of `stride` from the grid point at or below `start`. The last tile may
-    be shorter, or longer by what its window computes beyond the stride (572: 388 px, not 384).
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis to be cut into tiles that are aligned to the pooling grid.
+
+    The cuts lie at multiples of the stride from the grid point at or below `start`. The last tile
+    may be shorter, or longer by what its window computes beyond the stride (572: 388 px, not 384).
     Every window has the same valid size, the last one too: a kept pixel may depend on more than
     `margin` px around it, so the image is mirrored over all of the window.
 
@@ -131,29 +138,15 @@ def plan_axis(
     ----------
     size
         Side of the image in px, 1 or more.
-    stride
-        A multiple of 2^depth.
     padding
         The network pads its convolutions: a window keeps its size, and its outermost px (the halo,
         rounded up to the pooling grid) are computed and thrown away.
     start, stop
-        The region of interest, ``0 <= start < stop <= size``; by default the whole side.
+        The region of interest, ``0 <= start < stop <= size``.
     is_reversed
         The axis is seen from its other end too: every window is large enough for `reversed_tile`,
         that is, up to one grid step larger than it need be otherwise.
-
-    Raises
-    ------
-    InputError
-        An empty side or region; a stride off the grid.
     """
-    axis = Axis(size, depth, padding, start, size if stop is None else stop, is_reversed)
-    return axis.tiles(stride)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The arithmetic of `plan_axis`, whose parameters these are, for any stride."""
 
     size: int
     depth: int
@@ -174,7 +167,7 @@ class Axis:
             )
 
     def tiles(self, stride: int) -> tuple[Tile, ...]:
-        """Return the tiles of a stride."""
+        """Return the tiles of a stride, which must be a multiple of 2^depth."""
         grid = alignment(self.depth)
         if stride < grid or stride % grid:
             raise InputError(f"stride {stride} is not a positive multiple of 2^depth = {grid}")
