@@ -64,9 +64,11 @@ def test_cuda_that_is_not_there_is_refused(has_cuda):
         choose_device("cuda")
 
 
-def test_precision_that_is_named_is_taken(has_cuda):
-    has_cuda(True, has_bfloat16=False)
-    assert choose_precision("bfloat16", CUDA) == "bfloat16"
+def test_precision_on_cuda(has_cuda):
+    for is_there, expected in ((True, "bfloat16"), (False, "float32")):
+        has_cuda(True, has_bfloat16=is_there)
+        assert choose_precision("auto", CUDA) == expected
+        assert choose_precision("bfloat16", CUDA) == "bfloat16"  # what is named is taken
 
 
 @pytest.mark.parametrize(
@@ -83,20 +85,12 @@ def test_automatic_precision_on_a_cpu_is_what_it_multiplies_in(cpu_info, text, e
     assert choose_precision("auto", CPU) == expected
 
 
-@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_automatic_precision_on_cuda(has_cuda, has_bfloat16, expected):
-    has_cuda(True, has_bfloat16=has_bfloat16)
-    assert choose_precision("auto", CUDA) == expected
-
-
-@pytest.mark.parametrize(
-    ("precision", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
-)
-def test_autocast_runs_convolutions_in_the_precision(precision, expected):
+def test_autocast_runs_convolutions_in_the_precision():
     image, kernel = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
-    with autocast(precision, CPU):
-        assert torch.nn.functional.conv2d(image, kernel).dtype == expected
-    assert torch.nn.functional.conv2d(image, kernel).dtype == torch.float32
+    for precision in ("float32", "bfloat16"):
+        with autocast(precision, CPU):
+            found = torch.nn.functional.conv2d(image, kernel).dtype
+        assert found == getattr(torch, precision)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,18 +63,39 @@ def test_input_size_is_the_smallest_whose_output_covers(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
+    ("function", "arguments", "message"),
     [
-        (570, r"side 570 is not a U-Net input size \(n % 16 == 12, n >= 188\); nearest: 556, 572$"),
-        (573, "nearest: 572, 588$"),
-        (172, "nearest: 188$"),
-        (-5, "nearest: 188$"),
-        (189, "nearest: 188, 204$"),
+        (
+            *(geometry.output_size, (570, 4)),
+            r"side 570 is not a U-Net input size \(n % 16 == 12, n >= 188\); nearest: 556, 572$",
+        ),
+        (geometry.output_size, (573, 4), "nearest: 572, 588$"),
+        (geometry.output_size, (172, 4), "nearest: 188$"),
+        (geometry.output_size, (-5, 4), "nearest: 188$"),
+        (geometry.output_size, (189, 4), "nearest: 188, 204$"),
+        (geometry.stride_of_window, (570, 4), "tile 570 .* nearest: 556, 572"),
+        (geometry.stride_of_window, (188, 4), "keeps no 16 aligned px: at least 204 is needed"),
+        (
+            partial(geometry.stride_of_window, padding=True),
+            (100, 4),
+            "tile 100 is not a multiple of 2.depth = 16",
+        ),
+        (
+            partial(geometry.stride_of_window, padding=True),
+            (224, 4),
+            "keeps no 16 aligned px: at least 240 is needed",
+        ),
+        (geometry.plan_axis, (0, 16, 4), "image side of 0 px cannot be tiled"),
+        (geometry.plan_axis, (100, 0, 4), "stride 0 is not a positive multiple of 2.depth = 16"),
+        (geometry.plan_axis, (100, 24, 4), "stride 24 is not"),
+        (geometry.Axis, (100, 4, False, 5, 5, False), "px 5 to 5 are no region of a side of 100"),
+        (geometry.Axis, (100, 4, False, -1, 5, False), "px -1 to 5 are no region"),
+        (geometry.Axis, (100, 4, False, 0, 101, False), "px 0 to 101 are no region"),
     ],
 )
-def test_wrong_size_names_the_nearest(size: int, message: str) -> None:
+def test_what_cannot_be_is_refused(function: Any, arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        geometry.output_size(size, 4)
+        function(*arguments)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -199,12 +221,6 @@ def test_reversed_tile_begins_at_the_grid_point_below() -> None:
         geometry.reversed_tile(plain, 1000, 4)
 
 
-@pytest.mark.parametrize("region", [(5, 5), (-1, 5), (0, 101)])
-def test_region_outside_the_image_is_refused(region: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="px {} to {} are no region of a side".format(*region)):
-        geometry.plan_axis(100, 16, 4, start=region[0], stop=region[1])
-
-
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_skip_margins_are_those_of_the_layers(depth: int) -> None:
     """From the sizes on the way down and up: Fig. 1 crops 88, 40, 16 and 4 px."""
@@ -215,35 +231,6 @@ def test_skip_margins_are_those_of_the_layers(depth: int) -> None:
     for level in reversed(range(depth)):
         side = 2 * (side - 4)
         assert 2 * geometry.skip_margin(level, depth) == down[level] - side
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, 16, 4), "image side of 0 px cannot be tiled"),
-        ((100, 0, 4), "stride 0 is not a positive multiple of 2.depth = 16"),
-        ((100, 24, 4), "stride 24 is not"),
-    ],
-)
-def test_bad_axis_is_refused(arguments: tuple[int, int, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        geometry.plan_axis(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("window", "depth", "padding", "message"),
-    [
-        (570, 4, False, "tile 570 .* nearest: 556, 572"),
-        (188, 4, False, "tile 188 keeps no 16 aligned px: at least 204 is needed"),
-        (100, 4, True, "tile 100 is not a multiple of 2.depth = 16"),
-        (224, 4, True, "tile 224 keeps no 16 aligned px: at least 240 is needed"),
-    ],
-)
-def test_window_without_an_aligned_tile_is_refused(
-    window: int, depth: int, padding: bool, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        geometry.stride_of_window(window, depth, padding=padding)
 
 
 @settings(deadline=None)

@@ -56,13 +56,13 @@ def make_network(
     -------
     callable
         Maps a float32 window (N, C, h, w), best with channels-last strides, to float32 logits
-        (N, classes, h', w'), sizes as in `UNet`. Wrong sizes raise the model's InputError. It is
-        not meant to be called by two threads at once.
+        (N, classes, h', w'), sizes as in `UNet`. Not meant to be called by two threads at once.
 
     Raises
     ------
     InputError
-        An unknown backend or precision; a backend that cannot run here or not with this model.
+        An unknown backend or precision; a backend that cannot run here or not with this model. The
+        function raises the model's, for wrong sizes.
 
     Notes
     -----
@@ -137,17 +137,13 @@ def _prepared(model: UNet, device: torch.device, precision: str) -> UNet:
                 layer.to(torch.bfloat16)
         # the last layer in float32, or else a logit of 5 has steps of 0.03
         network.classifier.float()
-        network.contracting_path[0][0].register_forward_pre_hook(_to_bfloat16)
-        network.classifier.register_forward_pre_hook(_to_float32)
+        _cast_input(network.contracting_path[0][0], torch.bfloat16)
+        _cast_input(network.classifier, torch.float32)
     return network
 
 
-def _to_bfloat16(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].to(torch.bfloat16),)
-
-
-def _to_float32(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].float(),)
+def _cast_input(layer: nn.Module, dtype: torch.dtype) -> None:
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
 
 
 def _compiled(network: UNet, device: torch.device) -> Network:
@@ -191,9 +187,9 @@ def _quiet(*names: str) -> Iterator[None]:
 class _OpenVino:
     """The network as OpenVINO's graph, for windows of any size.
 
-    The graph is made layer by layer: OpenVINO's own conversion traces the model, warns of what it
-    traces, and reports its use over the network unasked. Normalisation stays in PyTorch, since
-    OpenVINO may fold it into the first convolution, and bfloat16 then rounds the grey values.
+    OpenVINO's own conversion traces the model, warns of what it traces, and reports its use over
+    the network unasked. Normalisation stays in PyTorch: OpenVINO may fold it into the first
+    convolution, and bfloat16 then rounds the grey values.
     """
 
     def __init__(self, model: UNet, device: torch.device, precision: str) -> None:

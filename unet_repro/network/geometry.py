@@ -226,8 +226,7 @@ class Axis:
     @property
     def _single(self) -> int:
         """Return the px to compute if there is one tile: it starts on one grid at a time."""
-        below = max(self.start % alignment(self.depth), self._phases[1])
-        return self.stop - self.start + below
+        return self.stop - self.start + max(self.start % alignment(self.depth), self._phases[1])
 
     def _window(self, output: int) -> int:
         return window_of(output, self.depth, padding=self.padding)

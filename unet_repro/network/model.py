@@ -131,10 +131,9 @@ class UNet(nn.Module):
 
     Notes
     -----
-    Input: float (N, C, H, W), grey values as they are in the files; height and width may differ
-    and must be valid sizes (`geometry.is_valid_input`), or any size from 2^depth up where the
-    configuration pads. Output: logits of the same dtype; class 1 is the cell interior, class 0 the
-    membrane or background.
+    Input: float, grey values as they are in the files; height and width may differ and must be
+    valid sizes (`geometry.is_valid_input`), or any from 2^depth up where the configuration pads.
+    Output: logits of the same dtype; class 1 is the cell interior, 0 the membrane or background.
 
     Not in the paper: the order of concatenation (upsampled map first), and the places and rate of
     dropout; both as in the authors' release. Biases start at 0.
@@ -190,10 +189,8 @@ class UNet(nn.Module):
             if not self.config.padding:
                 geometry.check_input(size, depth, f"input {name}")
             elif size < 2**depth:
-                raise InputError(
-                    f"input {name} {size} vanishes in {depth} poolings: "
-                    f"at least {2**depth} is needed"
-                )
+                least = f"at least {2**depth} is needed"
+                raise InputError(f"input {name} {size} vanishes in {depth} poolings: {least}")
 
 
 @torch.no_grad()
