@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.network import backends as backend_module
-from unet_repro.network.backends import make_network
+from unet_repro.network.backends import Network, make_network
+from unet_repro.network.geometry import smallest_input
 from unet_repro.network.model import UNet
 
-SHAPES = {
+CONFIGS = {
     "the paper's": {},
-    "of the release": {"up_relu": True, "wide_last_up": True},
+    "of the release": {"depth": 4, "up_relu": True, "wide_last_up": True},
     "channels and classes": {
         "in_channels": 2,
         "classes": 3,
@@ -29,10 +31,10 @@ SHAPES = {
 }
 
 
-def network_of(depth: int = 2, seed: int = 0, **shape: object) -> UNet:
+def network_of(depth: int = 2, **values: object) -> UNet:
     """Return a network with He weights, whose other tensors are not at their neutral values."""
-    generator = torch.Generator().manual_seed(seed)
-    config = UNetConfig(depth=depth, base_channels=4, **shape)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    config = UNetConfig(depth=depth, base_channels=4, **values)  # type: ignore[arg-type]
     network = UNet(config, generator=generator).eval()
     for name, tensor in network.state_dict().items():
         if tensor.ndim == 1 and tensor.is_floating_point():  # biases; those of batch norm, too
@@ -59,58 +61,73 @@ def differences(network: UNet, window: Tensor, logits: Tensor) -> tuple[float, f
     return difference.max().item(), difference.mean().item()
 
 
-@pytest.fixture(params=["torch", "openvino"])
-def backend(request) -> str:
+@pytest.fixture(params=["torch", "openvino", pytest.param("cuda", marks=pytest.mark.gpu)])
+def way(request, monkeypatch) -> str:
+    """Where and how to run: a backend on the CPU, or PyTorch on CUDA."""
     if request.param == "openvino":
         pytest.importorskip("openvino")
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # rounds to 10 bits
     return request.param
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_float32_is_the_plain_model(backend, shape):
-    network = network_of(**shape)
-    run = make_network(network, backend=backend)
+def make(way: str, network: UNet, **options: Any) -> Network:
+    """Return what `make_network` makes, between tensors of the CPU."""
+    if way != "cuda":
+        return make_network(network, backend=way, **options)  # type: ignore[arg-type]
+    run = make_network(network, device="cuda", **options)
+    return lambda window: run(window.cuda()).cpu()
+
+
+def has_bfloat16(way: str) -> bool:
+    """Tell whether bfloat16 is more than a wish: OpenVINO takes float32 where the CPU has none."""
+    if way != "openvino":
+        return True
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.mark.parametrize("values", CONFIGS.values(), ids=CONFIGS)
+def test_float32_is_the_plain_model(way, values):
+    network = network_of(**values)
+    run = make(way, network)
+    least, grid = smallest_input(network.config.depth), 2**network.config.depth
     # other sizes with the same function; two windows; height and width that differ
-    for height, width, count in ((44, 52, 1), (60, 44, 2), (44, 44, 1)):
-        window = window_for(network, height, width, count)
-        assert differences(network, window, run(window))[0] < 1e-5
+    for rows, columns, count in ((0, 2, 1), (4, 0, 2), (0, 0, 1)):
+        window = window_for(network, least + rows * grid, least + columns * grid, count)
+        logits = run(window)
+        assert differences(network, window, logits)[0] < 1e-5
+        assert not logits.requires_grad
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_bfloat16_is_near_the_plain_model(backend, shape):
+@pytest.mark.parametrize("values", CONFIGS.values(), ids=CONFIGS)
+def test_bfloat16_is_near_the_plain_model(way, values):
     # grey values around 30000 +- 50 would be 128 apart in bfloat16: they are normalised before
-    network = network_of(**shape)
-    run = make_network(network, backend=backend, precision="bfloat16")
-    window = window_for(network, 60, 76)
-    largest, mean = differences(network, window, run(window))
-    assert 1e-5 < mean < 5e-3
-    assert largest < 3e-2
+    network = network_of(**values)
+    window = window_for(network, 204, 220)
+    logits = make(way, network, precision="bfloat16")(window)
+    largest, mean = differences(network, window, logits)
+    assert largest < 3e-2 and mean < 5e-3
+    assert (mean > 1e-5) is has_bfloat16(way)
+    if way != "openvino":  # whose logits are rounded
+        assert not torch.equal(logits, logits.bfloat16().float())
 
 
-def test_the_paper_s_depth(backend):
-    network = network_of(depth=4)
-    window = window_for(network, 188, 204)
-    with torch.inference_mode():
-        expected = network(window).softmax(1)
-    for precision, limit in (("float32", 1e-5), ("bfloat16", 3e-2)):
-        run = make_network(network, backend=backend, precision=precision)
-        assert differences(network, window, run(window))[0] < limit
-        assert (run(window).softmax(1) - expected).abs().max() < 10 * limit
-
-
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 21), (18, 16), (23, 17)])
-def test_padded_windows_off_the_pooling_grid(backend, height, width):
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 22), (23, 16)])
+def test_padded_windows_off_the_pooling_grid(way, height, width):
     network = network_of(padding=True)
-    run = make_network(network, backend=backend)
+    run = make(way, network)
     for more in (0, 8):  # the same place on the grid
         window = window_for(network, height + more, width)
         assert differences(network, window, run(window))[0] < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_logits_outlive_the_next_call(backend, precision):
+def test_logits_outlive_the_next_call(way):
     network = network_of()
-    run = make_network(network, backend=backend, precision=precision)
+    run = make(way, network)
     first, second = (window_for(network, 76, 76, seed=seed) for seed in (1, 2))
     logits = run(first)
     kept = logits.clone()
@@ -118,20 +135,14 @@ def test_logits_outlive_the_next_call(backend, precision):
     assert torch.equal(logits, kept)
 
 
-def test_bfloat16_does_not_round_the_logits_of_torch():
-    network = network_of()
-    logits = make_network(network, precision="bfloat16")(window_for(network, 76, 76))
-    assert not torch.equal(logits, logits.bfloat16().float())
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_model_stays_as_it_was(backend, precision):
+def test_the_model_stays_as_it_was(way, precision):
     network = network_of(padding=True, batch_norm=True, dropout=0.5).train()
     network.expanding_path[0].eval()  # a part apart
     before = copy.deepcopy(network.state_dict())
     modes = [part.training for part in network.modules()]
     window = window_for(network, 44, 44)
-    run = make_network(network, backend=backend, precision=precision)
+    run = make(way, network, precision=precision)
     assert torch.equal(run(window), run(window))  # no dropout, no statistics of the batch
     assert [part.training for part in network.modules()] == modes
     for name, tensor in network.state_dict().items():
@@ -168,20 +179,15 @@ def test_a_float64_model_stays_float64():
     assert make_network(network, precision="bfloat16")(window.float()).dtype == torch.float32
 
 
-def test_wrong_windows_are_refused_as_by_the_model(backend):
+def test_wrong_windows_are_refused_as_by_the_model(way):
     network = network_of()
-    run = make_network(network, backend=backend)
+    run = make(way, network)
     for shape in ((1, 1, 45, 44), (1, 2, 44, 44), (1, 44, 44)):
         with pytest.raises(InputError) as expected:
             network(torch.zeros(shape))
         with pytest.raises(InputError) as found:
             run(torch.zeros(shape))
         assert str(found.value) == str(expected.value)
-
-
-def test_no_gradients_are_kept(backend):
-    network = network_of()
-    assert not make_network(network, backend=backend)(window_for(network, 44, 44)).requires_grad
 
 
 def test_any_callable_runs_as_it_is():

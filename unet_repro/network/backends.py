@@ -12,7 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -29,7 +29,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 def make_network(
-    model: Callable[[Tensor], Tensor],
+    model: Network,
     *,
     backend: Backend = "torch",
     device: str | torch.device = "cpu",
@@ -41,7 +41,7 @@ def make_network(
     ----------
     model : UNet or callable
         Never changed: neither its weights, nor its mode, nor where it is. Dropout is off, whatever
-        the model's mode. Any other callable runs as it is, with backend ``torch`` alone.
+        the mode. Any other callable runs as it is, with backend ``torch`` alone.
     backend
         ``torch`` runs the layers one by one. ``compile`` fuses them by `torch.compile`; each new
         window size takes 10 to 40 s, and a C++ compiler. ``openvino`` needs a CPU and the package
@@ -49,19 +49,20 @@ def make_network(
     device : str or torch.device
         Where the windows are.
     precision
-        ``bfloat16``: convolutions in bfloat16, normalisation and what comes out in float32.
+        ``bfloat16``: convolutions in bfloat16, normalisation and what comes out in float32. On a
+        CPU without bfloat16, PyTorch emulates it, and OpenVINO computes in float32 instead.
 
     Returns
     -------
     callable
         Maps a float32 window (N, C, h, w), best with channels-last strides, to float32 logits
-        (N, classes, h', w'), sizes as in `UNet`. Wrong sizes raise the model's InputError. It is
-        not meant to be called by two threads at once.
+        (N, classes, h', w'), sizes as in `UNet`. Not meant to be called by two threads at once.
 
     Raises
     ------
     InputError
-        An unknown backend or precision; a backend that cannot run here or not with this model.
+        An unknown backend or precision; a backend that cannot run here or not with this model. The
+        function raises the model's, for wrong sizes.
 
     Notes
     -----
@@ -91,31 +92,23 @@ def make_network(
     if not isinstance(model, UNet):
         if backend != "torch":
             raise InputError(f"backend {backend} runs a UNet only; any callable runs with torch")
-        return _as_it_is(model, device, precision)
+        return _for_inference(model, lambda: autocast(precision, device))
     if backend == "openvino":
         return _OpenVino(model, device, precision)
     network = _prepared(model, device, precision)
-    return _run(_compiled(network, device) if backend == "compile" else network, device)
+    run = _compiled(network, device) if backend == "compile" else network
+    return _for_inference(run, lambda: _fastest_cuda_kernels(device))
 
 
-def _as_it_is(model: Callable[[Tensor], Tensor], device: torch.device, precision: str) -> Network:
-    def network(window: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(precision, device):
-            return _at_least_float32(model(window))
+def _for_inference(network: Network, context: Callable[[], AbstractContextManager]) -> Network:
+    """Return `network` without gradients, in a context, and with float32 or float64 as result."""
 
-    return network
-
-
-def _run(network: Callable[[Tensor], Tensor], device: torch.device) -> Network:
     def run(window: Tensor) -> Tensor:
-        with torch.inference_mode(), _fastest_cuda_kernels(device):
-            return _at_least_float32(network(window))
+        with torch.inference_mode(), context():
+            logits = network(window)
+            return logits if logits.dtype == torch.float64 else logits.float()
 
     return run
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextmanager
@@ -144,20 +137,16 @@ def _prepared(model: UNet, device: torch.device, precision: str) -> UNet:
                 layer.to(torch.bfloat16)
         # the last layer in float32, or else a logit of 5 has steps of 0.03
         network.classifier.float()
-        network.contracting_path[0][0].register_forward_pre_hook(_to_bfloat16)
-        network.classifier.register_forward_pre_hook(_to_float32)
+        _cast_input(network.contracting_path[0][0], torch.bfloat16)
+        _cast_input(network.classifier, torch.float32)
     return network
 
 
-def _to_bfloat16(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].to(torch.bfloat16),)
+def _cast_input(layer: nn.Module, dtype: torch.dtype) -> None:
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
 
 
-def _to_float32(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].float(),)
-
-
-def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _compiled(network: UNet, device: torch.device) -> Network:
     """Return the network compiled anew for each window size, in silence."""
     if device.type == "cuda":
         if not find_spec("triton"):
@@ -169,7 +158,7 @@ def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor], Tensor]
                 f"backend compile needs a C++ compiler, and {compiler} is not found: install one, "
                 "name it in CXX, or use backend torch"
             )
-    compiled: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+    compiled: dict[torch.Size, Network] = {}
 
     def run(window: Tensor) -> Tensor:
         if window.shape in compiled:
@@ -198,9 +187,9 @@ def _quiet(*names: str) -> Iterator[None]:
 class _OpenVino:
     """The network as OpenVINO's graph, for windows of any size.
 
-    The graph is made layer by layer: OpenVINO's own conversion traces the model, warns of what it
-    traces, and reports its use over the network unasked. Normalisation stays in PyTorch, since
-    OpenVINO may fold it into the first convolution, and bfloat16 then rounds the grey values.
+    OpenVINO's own conversion traces the model, warns of what it traces, and reports its use over
+    the network unasked. Normalisation stays in PyTorch: OpenVINO may fold it into the first
+    convolution, and bfloat16 then rounds the grey values.
     """
 
     def __init__(self, model: UNet, device: torch.device, precision: str) -> None:
@@ -211,8 +200,6 @@ class _OpenVino:
                 "backend openvino needs the package openvino: pip install 'unet_repro[openvino]'"
             )
         self._model = copy.deepcopy(model).to("cpu").float().eval()
-        with torch.device("meta"):  # tells sizes, and what is wrong with them, and holds no weights
-            self._sizes = UNet(model.config)
         self._settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -224,7 +211,7 @@ class _OpenVino:
     def __call__(self, window: Tensor) -> Tensor:
         import openvino
 
-        self._sizes(torch.empty(window.shape, device="meta"))
+        self._model.check(window)
         with torch.inference_mode():
             model = self._model
             pixels = ((window.float() - model.input_mean) / model.input_std).contiguous()
@@ -291,9 +278,8 @@ def _openvino_layers(layers: Any, x: Any) -> Any:
             pads = list(layer.padding)
             x = opset13.convolution(x, tensors["weight"], [1, 1], pads, pads, [1, 1])
         elif isinstance(layer, nn.ConvTranspose2d):
-            weight, pads = tensors["weight"], [0, 0]
             x = opset13.convolution_backprop_data(
-                x, weight, strides=[2, 2], pads_begin=pads, pads_end=pads, dilations=[1, 1]
+                x, tensors["weight"], [2, 2], pads_begin=[0, 0], pads_end=[0, 0], dilations=[1, 1]
             )
         elif isinstance(layer, nn.BatchNorm2d):
             names = ("weight", "bias", "running_mean", "running_var")
@@ -302,13 +288,13 @@ def _openvino_layers(layers: Any, x: Any) -> Any:
         elif isinstance(layer, nn.ReLU):
             x = opset13.relu(x)
         elif isinstance(layer, nn.Upsample):
-            scales = np.full(2, layer.scale_factor, np.float32)
+            scales, corners = np.full(2, layer.scale_factor, np.float32), "align_corners"
             x = opset13.interpolate(
                 x,
                 scales,
                 "linear_onnx",
                 "scales",
-                coordinate_transformation_mode="align_corners",
+                coordinate_transformation_mode=corners,
                 axes=[2, 3],
             )
         else:

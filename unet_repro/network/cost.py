@@ -1,10 +1,11 @@
 """What a window costs in the network: operations and memory, from the sizes of its layers alone.
 
-Not in the paper, but Fig. 1 is all it needs. It follows `model.UNet.forward` step by step.
+Not in the paper, but Fig. 1 is all it needs. It follows the blocks of `model` step by step.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +25,22 @@ _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 
 
 @dataclass(frozen=True)
+class _Step:
+    """One operation of a window: sizes of the tensors alive, floating-point operations, weights."""
+
+    alive: list[Sizes]
+    operations: Any = 0
+    weights: int = 0
+    indices: Any = 0
+
+
+@dataclass(frozen=True)
 class NetworkCost:
     """The cost of a window in inference. Sizes are integers of any size, or arrays of int64.
 
-    Arrays are broadcast; their windows must be within what a tensor can hold.
-
-    Parameters
-    ----------
-    depth, base_channels, in_channels, classes, padding, wide_last_up, bilinear
-        The network, as in `UNetConfig`.
-    bytes_per_value
-        4 for float32, 2 for bfloat16, 8 for float64.
-    batch
-        Windows that are computed at a time.
+    Arrays are broadcast; their windows must be within what a tensor can hold. The first fields
+    are those of `UNetConfig`; `batch` windows are computed at a time, in 4 bytes a value for
+    float32, 2 for bfloat16, 8 for float64.
     """
 
     depth: int
@@ -50,7 +54,7 @@ class NetworkCost:
     batch: int = 1
 
     def flops(self, height: ArrayLike, width: ArrayLike) -> Any:
-        """Return the operations of one window, two for each multiply-add."""
+        """Return the floating-point operations of one window, two for each multiply-add."""
         return sum(step.operations for step in self._steps(height, width))
 
     def largest_tensor(self, height: ArrayLike, width: ArrayLike) -> Any:
@@ -62,34 +66,30 @@ class NetworkCost:
         return largest
 
     def peak_bytes(self, height: ArrayLike, width: ArrayLike) -> Any:
-        """Return the most memory taken on a CPU, with what the heap keeps of the freed.
-
-        The input and the output are included, the weights are not.
-        """
+        """Return the most memory taken on a CPU, input and output included, weights not."""
         peak: Any = 0
         for step in self._steps(height, width):
-            sizes: list[Any] = [self.batch * self.bytes_per_value * n for n in step.alive]
-            sizes += [self.bytes_per_value * step.weights] * _REORDERED
-            sizes += [self.batch * _INDEX_BYTES * step.indices]
-            peak = np.maximum(peak, _FRAGMENTATION * sum(sizes))
+            taken = self.batch * self.bytes_per_value * sum(step.alive)
+            taken = taken + _REORDERED * self.bytes_per_value * step.weights
+            taken = taken + self.batch * _INDEX_BYTES * step.indices
+            peak = np.maximum(peak, _FRAGMENTATION * taken)
         return np.ceil(peak).astype(np.int64)
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:
         """Yield, step by step, what is computed and which tensors are alive."""
         h: Any = height
         w: Any = width
-        widths = [self.base_channels << level for level in range(self.depth + 1)]
+        level_channels = [self.base_channels << level for level in range(self.depth + 1)]
         if self.bilinear:
-            widths[-1] //= 2
+            level_channels[-1] //= 2
         channels = self.in_channels
         image = channels * h * w
         held = [image]  # by the caller; then the skips too
         yield _Step([*held, image, image])  # normalised
-        for level, after in enumerate(widths):
-            for outputs in (after, after):
-                step, h, w = self._convolution(held, channels, outputs, h, w)
-                yield step
-                channels = outputs
+        for level, after in enumerate(level_channels):
+            steps, h, w = self._convolutions(held, (channels, after, after), h, w)
+            yield from steps
+            channels = after
             if level == self.depth:
                 break
             x, pooled = channels * h * w, channels * (h // 2) * (w // 2)
@@ -103,42 +103,32 @@ class NetworkCost:
                 held = [*held, skip]
             h, w = h // 2, w // 2
         for level in reversed(range(self.depth)):
-            upsampled = channels if self.wide_last_up and not level else widths[level]
+            middle = level_channels[level]
+            upsampled = channels if self.wide_last_up and not level else middle
             below, h, w = channels * h * w, 2 * h, 2 * w
             up = upsampled * h * w
             if self.bilinear:
                 yield _Step([*held, below, up])
             else:
-                weights = 4 * channels * upsampled
-                yield _Step([*held, below, up], 2 * channels * up, weights)
-            channels = upsampled + widths[level]
-            yield _Step([*held, up, channels * h * w])  # concatenated
+                yield _Step([*held, below, up], 2 * channels * up, 4 * channels * upsampled)
+            joined = upsampled + middle
+            yield _Step([*held, up, joined * h * w])  # concatenated
             held = held[:-1]
-            after = widths[level] // 2 if self.bilinear and level else widths[level]
-            for outputs in (widths[level], after):
-                step, h, w = self._convolution(held, channels, outputs, h, w)
-                yield step
-                channels = outputs
+            channels = middle // 2 if self.bilinear and level else middle
+            steps, h, w = self._convolutions(held, (joined, middle, channels), h, w)
+            yield from steps
         logits = self.classes * h * w
         yield _Step([*held, channels * h * w, logits], 2 * channels * logits)
 
-    def _convolution(
-        self, held: list[Sizes], before: int, after: int, h: Sizes, w: Sizes
-    ) -> tuple[_Step, Sizes, Sizes]:
-        """Return a 3x3 convolution and the size of its output."""
-        x = before * h * w
-        if not self.padding:
-            h, w = h - 2, w - 2
-        y = after * h * w
-        weights = 9 * before * after
-        return _Step([*held, x, y], 18 * before * y, weights), h, w
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation of a window: sizes of the tensors alive, floating-point operations, weights."""
-
-    alive: list[Sizes]
-    operations: Any = 0
-    weights: int = 0
-    indices: Any = 0
+    def _convolutions(
+        self, held: list[Sizes], channels: tuple[int, ...], h: Sizes, w: Sizes
+    ) -> tuple[list[_Step], Sizes, Sizes]:
+        """Return 3x3 convolutions between so many channels, and the size of their output."""
+        steps = []
+        for before, after in itertools.pairwise(channels):
+            x = before * h * w
+            if not self.padding:
+                h, w = h - 2, w - 2
+            y = after * h * w
+            steps.append(_Step([*held, x, y], 18 * before * y, 9 * before * after))
+        return steps, h, w

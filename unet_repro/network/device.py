@@ -70,8 +70,7 @@ def _cpu_info(field: str) -> str:
 def free_memory(device: torch.device) -> int:
     """Return the free bytes of a CUDA device, or of this process's share of the machine.
 
-    On Linux the smallest of what the kernel calls available and what the control groups leave;
-    8 GiB where nothing says.
+    On Linux the least of what the kernel and the control groups leave; 8 GiB where nothing says.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -116,9 +115,8 @@ _reusing = 0  # contexts of `reused_memory` that are open in this process
 def reused_memory(device: torch.device) -> Iterator[None]:
     """Let the C library reuse large blocks meanwhile, instead of returning each to the system.
 
-    A CPU spends up to a quarter of its time on fresh pages otherwise. Where the library is not
-    glibc, nothing changes. At the end, of the outermost if several are open, what is free goes
-    back to the system.
+    A CPU spends up to a quarter of its time on fresh pages otherwise. Only with glibc; what is free
+    goes back to the system at the end, of the outermost if several are open.
     """
     global _reusing
     library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None

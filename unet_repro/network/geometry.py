@@ -59,13 +59,7 @@ def smallest_input(depth: int) -> int:
 
 
 def output_size(size: int, depth: int) -> int:
-    """Return the output side of a valid input side.
-
-    Raises
-    ------
-    InputError
-        `size` is not valid; the message names the nearest sizes that are.
-    """
+    """Return the output side of an input side; an `InputError` names the nearest valid ones."""
     check_input(size, depth, "side")
     return size - 2 * margin(depth)
 
@@ -106,39 +100,14 @@ class Tile:
     window_stop: int
 
 
-def place_window(start: int, stop: int, window: int, depth: int, *, padding: bool = False) -> Tile:
-    """Return the tile [start, stop) in a window of `window` px whose output begins on the grid.
-
-    Raises
-    ------
-    InputError
-        The tile is empty; the window is not a valid size, or too small for the tile.
-    """
-    grid = alignment(depth)
-    if not 0 <= start < stop:
-        raise InputError(f"the px {start} to {stop} are no tile: 0 <= start < stop is needed")
-    if not padding:
-        check_input(window, depth, "window")
-    elif window % grid:
-        raise InputError(f"window {window} is not a multiple of 2^depth = {grid}")
-    least = window_of(stop - start + start % grid, depth, padding=padding)
-    if window < least:
-        raise InputError(
-            f"a window of {window} px does not cover the px {start} to {stop}: "
-            f"at least {least} is needed"
-        )
-    first = start - start % grid - _before(depth, padding=padding)
-    return Tile(start, stop, first, first + window)
-
-
 def reversed_tile(tile: Tile, size: int, depth: int, *, padding: bool = False) -> Tile:
     """Return the tile that keeps the same pixels when its axis of `size` px is reversed.
 
-    Its window is as large and lies on the grid of the reversed axis. That of a tile of `plan_axis`
-    is sure to cover it if planned with ``is_reversed``; an `InputError` says where it does not.
+    Its window is as large and lies on the grid of the reversed axis. It is sure to cover the pixels
+    if the tile was planned with ``is_reversed``; an `InputError` says where it does not.
     """
     window = tile.window_stop - tile.window_start
-    return place_window(size - tile.stop, size - tile.start, window, depth, padding=padding)
+    return _placed(size - tile.stop, size - tile.start, window, depth, padding)
 
 
 def plan_axis(
@@ -151,40 +120,33 @@ def plan_axis(
     stop: int | None = None,
     is_reversed: bool = False,
 ) -> tuple[Tile, ...]:
-    """Cut the px [start, stop) of an axis into tiles of `stride` px.
-
-    The cuts lie at ``start + n * stride``, the last tile may be shorter; if the window of one tile
-    covers them all, there is one. Every window begins on the pooling grid and has the same valid
-    size, the last one too: it is mirrored over its full extent, because a kept pixel may depend on
-    more than `margin` px around it.
-
-    Parameters
-    ----------
-    size
-        Side of the image in px, 1 or more.
-    stride
-        A multiple of 2^depth.
-    padding
-        The network pads its convolutions: a window keeps its size, and its outermost px (the halo,
-        rounded up to the pooling grid) are computed and thrown away.
-    start, stop
-        The region of interest, ``0 <= start < stop <= size``; by default the whole side.
-    is_reversed
-        The axis is seen from its other end too: every window is large enough for `reversed_tile`,
-        up to one grid step larger than it need be otherwise.
-
-    Raises
-    ------
-    InputError
-        An empty side or region; a stride off the grid.
-    """
+    """Cut the px [start, stop) of an axis, by default all, into tiles of `stride` px (`Axis`)."""
     axis = Axis(size, depth, padding, start, size if stop is None else stop, is_reversed)
     return axis.tiles(stride)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The arithmetic of `plan_axis`, whose parameters these are, for any stride."""
+    """An axis to be cut into tiles that are aligned to the pooling grid.
+
+    The cuts lie at ``start + n * stride``, the last tile may be shorter; where one window of that
+    stride covers all (572: 388 px, not 384), there is one tile. All windows have one valid size,
+    the last one too: a kept pixel may depend on more than `margin` px around it, so the image is
+    mirrored over all of the window.
+
+    Parameters
+    ----------
+    size
+        Side of the image in px, 1 or more.
+    padding
+        The network pads its convolutions: a window keeps its size, and its outermost px (the halo,
+        rounded up to the pooling grid) are computed and thrown away.
+    start, stop
+        The region of interest, ``0 <= start < stop <= size``.
+    is_reversed
+        The axis is seen from its other end too: every window is large enough for `reversed_tile`,
+        up to one grid step larger than it need be otherwise.
+    """
 
     size: int
     depth: int
@@ -205,14 +167,14 @@ class Axis:
             )
 
     def tiles(self, stride: int) -> tuple[Tile, ...]:
-        """Return the tiles of a stride."""
+        """Return the tiles of a stride, which must be a multiple of 2^depth."""
         grid = alignment(self.depth)
         if stride < grid or stride % grid:
             raise InputError(f"stride {stride} is not a positive multiple of 2^depth = {grid}")
         number, window = self.count_and_window(stride)
         cuts = [*(self.start + n * stride for n in range(number)), self.stop]
         return tuple(
-            place_window(start, stop, window, self.depth, padding=self.padding)
+            _placed(start, stop, window, self.depth, self.padding)
             for start, stop in itertools.pairwise(cuts)
         )
 
@@ -230,13 +192,13 @@ class Axis:
         """Return the px of the longest tile of a stride."""
         return len(self) if self.count_and_window(stride)[0] == 1 else stride
 
-    def least_stride(self, tiles: int) -> int:
-        """Return the smallest stride that makes at most `tiles` tiles."""
+    def least_stride(self, count: int) -> int:
+        """Return the smallest stride that makes at most `count` tiles."""
         grid = alignment(self.depth)
         single = max(grid, len(self) // grid * grid - 2 * grid)  # its window may cover more
         while self.count_and_window(single)[0] > 1:
             single += grid
-        return min(single, -(-len(self) // (tiles * grid)) * grid)
+        return min(single, -(-len(self) // (count * grid)) * grid)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -269,18 +231,27 @@ def _before(depth: int, *, padding: bool) -> int:
     return -(-halo(depth) // alignment(depth)) * alignment(depth)
 
 
-def aligned_stride(size: int, tiles: int, depth: int) -> int:
-    """Return the smallest aligned stride that covers `size` px with at most `tiles` tiles."""
-    return Axis(size, depth, False, 0, size, False).least_stride(tiles)
+def aligned_stride(size: int, count: int, depth: int) -> int:
+    """Return the smallest aligned stride that covers `size` px with at most `count` tiles."""
+    return Axis(size, depth, False, 0, size, False).least_stride(count)
+
+
+def _placed(start: int, stop: int, window: int, depth: int, padding: bool) -> Tile:
+    """Return the tile [start, stop) in a window of `window` px whose output begins on the grid."""
+    least = window_of(stop - start + start % alignment(depth), depth, padding=padding)
+    if window < least:
+        raise InputError(
+            f"a window of {window} px does not cover the px {start} to {stop}: "
+            f"at least {least} is needed"
+        )
+    first = start - start % alignment(depth) - _before(depth, padding=padding)
+    return Tile(start, stop, first, first + window)
 
 
 def stride_of_window(window: int, depth: int, *, padding: bool = False) -> int:
     """Return the largest aligned stride that a window of `window` px allows (572: 384).
 
-    Raises
-    ------
-    InputError
-        The window is not a valid input size, or too small to keep one aligned tile.
+    An `InputError` says what is wrong with a window that is not valid, or keeps no aligned tile.
     """
     grid = alignment(depth)
     if not padding:

@@ -1,4 +1,9 @@
-"""The U-Net of Fig. 1 (Sec. 2), its initialisation (Sec. 3) and its file."""
+"""The U-Net of Fig. 1 (Sec. 2) and its initialisation (Sec. 3): blocks first, the network last.
+
+The blocks work on one list, the feature maps that are still needed, newest last: a block takes its
+input out and appends its result. A map that nothing else holds is thus freed once it is used; an
+argument `x` would be held by the caller until the block returns.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,95 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet_repro import config
-from unet_repro.config import UNetConfig
+from unet_repro.config import HE_GAIN, UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
 
-_FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them
+
+class DoubleConvolution(nn.Sequential):
+    """Two 3x3 convolutions, each followed by a ReLU (blue arrows)."""
+
+    def __init__(self, before: int, middle: int, after: int, config: UNetConfig) -> None:
+        super().__init__()
+        for inputs, outputs in ((before, middle), (middle, after)):
+            padding, bias = int(config.padding), not config.batch_norm
+            self.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=padding, bias=bias))
+            if config.batch_norm:
+                self.append(nn.BatchNorm2d(outputs))
+            self.append(nn.ReLU(inplace=True))
+
+    def forward(self, maps: list[Tensor]) -> None:
+        for layer in self:
+            maps.append(layer(maps.pop()))  # (N, after, H - 4, W - 4) in the end
+
+
+class Contraction(DoubleConvolution):
+    """A level of the contracting path: convolutions, then max-pooling (red), but at the bottom.
+
+    The skip and, on top of it, the pooled map are left; at the bottom the one map there is.
+    """
+
+    def __init__(self, before: int, after: int, level: int, config: UNetConfig) -> None:
+        super().__init__(before, after, after, config)
+        self.dropout = config.dropout if level >= config.depth - 1 else 0.0  # the end of the path
+        self.dropped_skip = config.dropped_skip
+        self.is_bottom = level == config.depth
+        is_cropped = not (config.padding or self.is_bottom)
+        self.skip_margin = geometry.skip_margin(level, config.depth) if is_cropped else 0
+
+    def forward(self, maps: list[Tensor]) -> None:
+        super().forward(maps)
+        x = maps.pop()
+        dropped = F.dropout(x, self.dropout, self.training)
+        if self.is_bottom:
+            maps.append(dropped)
+            return
+        pooled = F.max_pool2d(dropped, kernel_size=2)  # (N, after, H / 2, W / 2)
+        skip = dropped if self.dropped_skip else x
+        lost = self.skip_margin
+        if lost and not torch.is_grad_enabled():  # autograd keeps the whole of it anyway
+            skip = skip[:, :, lost:-lost, lost:-lost].clone()
+        maps += [skip, pooled]
+
+
+class Expansion(nn.Module):
+    """A step of the expanding path: up-convolution (green), the skip (grey), convolutions."""
+
+    def __init__(self, channels: list[int], level: int, config: UNetConfig) -> None:
+        super().__init__()
+        below, width = channels[level + 1], channels[level]
+        after = width
+        self.up_convolution: nn.Module
+        if config.bilinear:
+            upsampled = width  # the level below has already halved its channels
+            after = width // 2 if level else width
+            self.up_convolution = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        else:
+            upsampled = below if config.wide_last_up and level == 0 else width
+            self.up_convolution = nn.ConvTranspose2d(below, upsampled, kernel_size=2, stride=2)
+        self.up_relu = config.up_relu
+        self.convolutions = DoubleConvolution(upsampled + width, width, after, config)
+
+    def forward(self, maps: list[Tensor]) -> None:
+        maps.append(self.up_convolution(maps.pop()))  # (N, upsampled, 2 H, 2 W)
+        if self.up_relu:
+            maps.append(F.relu(maps.pop()))
+        maps.append(crop_and_concatenate(maps.pop(), maps.pop()))
+        self.convolutions(maps)
+
+
+def crop_and_concatenate(x: Tensor, skip: Tensor) -> Tensor:
+    """Concatenate `x` with the centre of `skip` (N, C, H, W), `x` first (Fig. 1, grey arrows).
+
+    In a padded network an odd skip is one px larger than `x`, which is then padded with zeros.
+    """
+    heights, widths = ((s - n) for s, n in zip(skip.shape[2:], x.shape[2:]))
+    if heights < 2 and widths < 2:
+        x = F.pad(x, (0, widths, 0, heights)) if heights or widths else x
+        return torch.cat((x, skip), dim=1)
+    top, left = heights // 2, widths // 2
+    centre = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    return torch.cat((x, centre), dim=1)
 
 
 class UNet(nn.Module):
@@ -36,17 +124,16 @@ class UNet(nn.Module):
 
     Parameters
     ----------
-    shape : UNetConfig
+    config : UNetConfig
         Depth, channels and departures from the paper; the default is the paper's network.
     generator : torch.Generator, optional
         Source of the initial weights: reproducible, and independent of the global state.
 
     Notes
     -----
-    Input: float (N, C, H, W), grey values as they are in the files; height and width may differ
-    and must be valid sizes (`geometry.is_valid_input`), or any size from 2^depth up where the
-    configuration pads. Output: logits of the same dtype; class 1 is the cell interior, class 0 the
-    membrane or background.
+    Input: float, grey values as they are in the files; height and width may differ and must be
+    valid sizes (`geometry.is_valid_input`), or any from 2^depth up where the configuration pads.
+    Output: logits of the same dtype; class 1 is the cell interior, 0 the membrane or background.
 
     Not in the paper: the order of concatenation (upsampled map first), and the places and rate of
     dropout; both as in the authors' release. Biases start at 0.
@@ -62,125 +149,48 @@ class UNet(nn.Module):
     input_std: Tensor
 
     def __init__(
-        self, shape: UNetConfig | None = None, *, generator: torch.Generator | None = None
+        self, config: UNetConfig | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.config = shape = shape or UNetConfig()
-        widths = [shape.base_channels * 2**level for level in range(shape.depth + 1)]
-        if shape.bilinear:
-            widths[-1] //= 2
+        self.config = config = config or UNetConfig()
+        channels = [config.base_channels * 2**level for level in range(config.depth + 1)]
+        if config.bilinear:
+            channels[-1] //= 2
         self.contracting_path = nn.ModuleList(
-            _double_convolution(before, width, width, shape)
-            for before, width in zip([shape.in_channels, *widths], widths)
+            Contraction(before, after, level, config)
+            for level, (before, after) in enumerate(zip([config.in_channels, *channels], channels))
         )
         self.expanding_path = nn.ModuleList(
-            _Expansion(widths, level, shape) for level in reversed(range(shape.depth))
+            Expansion(channels, level, config) for level in reversed(range(config.depth))
         )
-        self.dropout = nn.Dropout(shape.dropout)
-        self.classifier = nn.Conv2d(shape.base_channels, shape.classes, kernel_size=1)
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(shape, f"input_{name}")).reshape(1, -1, 1, 1)
-            self.register_buffer(f"input_{name}", values, persistent=False)
+        self.classifier = nn.Conv2d(config.base_channels, config.classes, kernel_size=1)
+        for name in ("input_mean", "input_std"):
+            values = torch.tensor(getattr(config, name)).reshape(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
         initialise(self, generator=generator)
 
     def forward(self, image: Tensor) -> Tensor:
-        self._check(image)
-        shape = self.config
-        last = shape.depth - 1
-        skips = []
-        x = (image - self.input_mean) / self.input_std  # (N, C, H, W)
-        # Layer by layer, with no name but `x`: a map is freed as soon as the next one is there.
-        for level, convolutions in enumerate(self.contracting_path):
-            for layer in convolutions:  # type: ignore[attr-defined]
-                x = layer(x)  # (N, width, H, W)
-            skip = x
-            if level >= last:  # the end of the contracting path
-                x = self.dropout(x)
-            if shape.dropped_skip:
-                skip = x
-            if level <= last:  # the bottom has no skip
-                x = F.max_pool2d(x, kernel_size=2)  # (N, width, H / 2, W / 2)
-                skips.append(self._kept(skip, level))
-            del skip
+        self.check(image)
+        maps = [(image - self.input_mean) / self.input_std]  # (N, C, H, W)
+        for contraction in self.contracting_path:
+            contraction(maps)
         for expansion in self.expanding_path:
-            x = expansion.upsampled(x)  # type: ignore[operator]
-            x = crop_and_concatenate(x, skips.pop())
-            for layer in expansion.convolutions:  # type: ignore[union-attr]
-                x = layer(x)
-        return self.classifier(x)  # (N, classes, H - 184, W - 184)
+            expansion(maps)
+        return self.classifier(maps.pop())  # (N, classes, H - 184, W - 184)
 
-    def _kept(self, skip: Tensor, level: int) -> Tensor:
-        """Return what is needed of a skip: a copy of its centre, unless autograd keeps it all."""
-        if torch.is_grad_enabled() or self.config.padding:
-            return skip
-        lost = geometry.skip_margin(level, self.config.depth)
-        return skip[:, :, lost:-lost, lost:-lost].clone()
-
-    def _check(self, image: Tensor) -> None:
-        shape = self.config
-        if image.ndim != 4 or image.shape[1] != shape.in_channels:
+    def check(self, image: Tensor) -> None:
+        """Raise an `InputError` that says what is needed unless the network takes `image`."""
+        channels, depth = self.config.in_channels, self.config.depth
+        if image.ndim != 4 or image.shape[1] != channels:
             raise InputError(
-                f"input has shape {tuple(image.shape)}: "
-                f"(N, {shape.in_channels}, height, width) is needed"
+                f"input has shape {tuple(image.shape)}: (N, {channels}, height, width) is needed"
             )
         for name, size in zip(("height", "width"), image.shape[2:]):
-            if not shape.padding:
-                geometry.check_input(size, shape.depth, f"input {name}")
-            elif size < 2**shape.depth:
-                raise InputError(
-                    f"input {name} {size} vanishes in {shape.depth} poolings: "
-                    f"at least {2**shape.depth} is needed"
-                )
-
-
-def _double_convolution(before: int, middle: int, after: int, shape: UNetConfig) -> nn.Sequential:
-    """Two 3x3 convolutions, each followed by a ReLU."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((before, middle), (middle, after)):
-        padding = 1 if shape.padding else 0
-        bias = not shape.batch_norm
-        layers.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=padding, bias=bias))
-        if shape.batch_norm:
-            layers.append(nn.BatchNorm2d(outputs))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
-
-
-class _Expansion(nn.Module):
-    """The layers of a step of the expanding path; `UNet.forward` concatenates between them."""
-
-    def __init__(self, widths: list[int], level: int, shape: UNetConfig) -> None:
-        super().__init__()
-        below, width = widths[level + 1], widths[level]
-        after = width
-        self.up_convolution: nn.Module
-        if shape.bilinear:
-            upsampled = width  # the level below has already halved its channels
-            below = after = width // 2 if level else width
-            self.up_convolution = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-        else:
-            upsampled = below if shape.wide_last_up and level == 0 else width
-            self.up_convolution = nn.ConvTranspose2d(below, upsampled, kernel_size=2, stride=2)
-        self.up_relu = shape.up_relu
-        self.convolutions = _double_convolution(upsampled + width, width, after, shape)
-
-    def upsampled(self, x: Tensor) -> Tensor:
-        x = self.up_convolution(x)  # (N, upsampled, 2 H, 2 W)
-        return F.relu(x) if self.up_relu else x
-
-
-def crop_and_concatenate(x: Tensor, skip: Tensor) -> Tensor:
-    """Concatenate `x` with the centre of `skip` (N, C, H, W), `x` first (Fig. 1, grey arrows).
-
-    In a padded network an odd skip is one px larger than `x`, which is then padded with zeros.
-    """
-    heights, widths = ((s - n) for s, n in zip(skip.shape[2:], x.shape[2:]))
-    if heights < 2 and widths < 2:
-        x = F.pad(x, (0, widths, 0, heights)) if heights or widths else x
-        return torch.cat((x, skip), dim=1)
-    top, left = heights // 2, widths // 2
-    centre = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
-    return torch.cat((x, centre), dim=1)
+            if not self.config.padding:
+                geometry.check_input(size, depth, f"input {name}")
+            elif size < 2**depth:
+                least = f"at least {2**depth} is needed"
+                raise InputError(f"input {name} {size} vanishes in {depth} poolings: {least}")
 
 
 @torch.no_grad()
@@ -202,6 +212,6 @@ def initialise(network: nn.Module, *, generator: torch.Generator | None = None) 
             continue
         if layer.weight.is_meta:  # holds no values; torch would import its compiler to draw none
             continue
-        layer.weight.normal_(0, math.sqrt(config.HE_GAIN / incoming), generator=generator)
+        layer.weight.normal_(0, math.sqrt(HE_GAIN / incoming), generator=generator)
         if layer.bias is not None:
             layer.bias.zero_()

@@ -23,18 +23,14 @@ _FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them
 
 
 def save_model(
-    model: UNet,
-    path: str | os.PathLike[str],
-    *,
-    training: dict[str, Any] | None = None,
+    model: UNet, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None
 ) -> None:
-    """Write weights and the whole configuration to one safetensors file, atomically.
+    """Write weights and configuration, input normalisation included, to one file, atomically.
 
     Parameters
     ----------
     model
-        Its `config`, input normalisation included, goes into the file's metadata: the file alone
-        predicts.
+        The file alone is enough to predict with it.
     path
         Usually ``model.safetensors``; replaced if it exists.
     training : dict, optional
@@ -62,14 +58,14 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     """
     path = Path(path)
     metadata = read_metadata(path)
-    shape = from_dict(UNetConfig, metadata["config"])
+    config = from_dict(UNetConfig, metadata["config"])
     with torch.device("meta"):  # a configuration may lie: compare before allocating
-        expected = UNet(shape).state_dict()
+        expected = UNet(config).state_dict()
     try:
         tensors = _read_tensors(path, expected)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    model = UNet(shape)
+    model = UNet(config)
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: weight {name} holds NaN or infinite values")
@@ -98,12 +94,9 @@ def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the metadata of a model file: ``config`` and ``training`` (dicts), the version.
+    """Return a model file's ``config``, ``training`` (dicts) and version (``unet_repro``).
 
-    Raises
-    ------
-    InputError
-        The file is missing or not one of ours.
+    A file that is missing or not one of ours is an `InputError`.
     """
     path = Path(path)
     if not path.is_file():
