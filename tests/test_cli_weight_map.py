@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import imagecodecs
@@ -132,51 +127,6 @@ def test_bad_labels_are_one_line_and_leave_nothing(files, capsys):
         assert run("weight-map", files / f"{name}.tif", "--out", files / "w.tif") == 2
         assert message in error_line(capsys)
     assert sorted(files.iterdir()) == before
-
-
-SLOWED = """
-import sys, time
-from unet_repro import cli
-from unet_repro.weight_maps import stack as weight_stack
-weight_map = weight_stack.weight_map
-def slow_weight_map(labels, **settings):
-    time.sleep(0.05)
-    return weight_map(labels, **settings)
-weight_stack.weight_map = slow_weight_map
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-@pytest.mark.parametrize(
-    ("stop", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],  # see faults/
-)
-def test_stopped_program_is_resumed_to_the_same_bytes(files, stop, code):
-    stack = np.tile(read_stack(files / "labels.tif"), (50, 1, 1))
-    labels, out = files / "many.tif", files / "w.tif"
-    tifffile.imwrite(labels, stack, photometric="minisblack")
-    command = ["weight-map", str(labels), "--workers", "1", "--out"]
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOWED, *command, out],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
-    ) as program:
-        while not (files / ".w.tif.parts/blocks/c/2/0/0").exists() and program.poll() is None:
-            time.sleep(0.01)
-        program.send_signal(stop)
-        printed, told = program.communicate()
-    assert program.returncode == code and printed == "" and not out.exists()
-    if stop == signal.SIGINT:
-        assert told.splitlines()[-1] == f"interrupted; --resume goes on with {out}"
-        assert "Traceback" not in told
-    assert run(*command, out, "--resume") == 0
-    assert run(*command, files / "undisturbed.tif") == 0
-    assert out.read_bytes() == (files / "undisturbed.tif").read_bytes()
-    assert not (files / ".w.tif.parts").exists()
 
 
 def test_preview_of_augmentation(files, capsys):

@@ -108,6 +108,10 @@ def read_folder(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_images(folder: Path) -> dict[str, Any]:
+    return {path.name: path.read_bytes() for path in (folder / "labels").glob("*")}
+
+
 def read_download(folder: Path) -> dict[str, Any]:
     target = folder / "root/isbi2012"
     if not target.exists():
@@ -129,7 +133,7 @@ def jobs(inputs: Inputs, published: str) -> list[Job]:
     weight_map = ["weight-map", inputs / "label_slices", "--workers", "2"]
     evaluate = ["evaluate", inputs / "labels.tif", inputs / "probability.tif"]
     often = (
-        "from unet_repro import training_state as t\n"
+        "from unet_repro.training import state as t\n"
         "t.CHECKPOINT_EVERY, t.CHECKPOINT_SHARE = 0.05, 0.5"
     )
     download = {"script": str(PREPARE), "prelude": published}
@@ -146,6 +150,12 @@ def jobs(inputs: Inputs, published: str) -> list[Job]:
             lambda folder: [*predict, "--out", folder / "p.tif"],
             "--resume",
             bytes_of("p.tif"),
+        ),
+        Job(
+            "predict a folder",
+            lambda folder: [*predict, "--kind", "labels", "--out", folder / "labels"],
+            "--resume",
+            read_images,
         ),
         Job(
             "weight-map",
@@ -250,15 +260,25 @@ def run_trials(
 
 
 # train: with -m faults; its loop is killed in `test_train`
-@pytest.mark.parametrize("name", ["predict", "weight-map", "evaluate", "download"])
-def test_nothing_is_lost(name, server, undisturbed, tmp_path):
-    run_trials(name, 3, server, undisturbed, tmp_path, seed=1)
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("predict", 9), ("predict a folder", 3), ("weight-map", 6), ("evaluate", 3), ("download", 3)],
+)
+def test_nothing_is_lost(name, count, server, undisturbed, tmp_path):
+    run_trials(name, count, server, undisturbed, tmp_path, seed=1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("train", 36), ("predict", 54), ("weight-map", 48), ("evaluate", 30), ("download", 48)],
+    [
+        ("train", 36),
+        ("predict", 54),
+        ("predict a folder", 36),
+        ("weight-map", 48),
+        ("evaluate", 30),
+        ("download", 48),
+    ],
 )
 def test_nothing_is_lost_in_many_trials(name, count, server, undisturbed, tmp_path):
     run_trials(name, count, server, undisturbed, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -194,3 +196,53 @@ def test_blocks_at_the_far_ends_are_smaller(tmp_path):
             for j in range(2):
                 store.write((i, j), values[3 * i : 3 * i + 3, 4 * j : 4 * j + 4])
         np.testing.assert_array_equal(store.read((1, 1)), values[3:, 4:])
+
+
+class Death(BaseException):
+    pass
+
+
+def test_death_before_and_after_every_renaming_costs_at_most_a_block(tmp_path, monkeypatch):
+    """All that is seen from outside happens by os.replace."""
+    replace, written = os.replace, []
+
+    def run(**options):
+        with BlockStore(tmp_path / "a.tif", **options) as store:
+            begin(store)
+            for index in store.missing([] if store.is_complete else [FIRST, INDEX]):
+                written.append(index)
+                store.write(index, SLICE)
+            if not store.is_complete:
+                store.finish(lambda path: path.write_bytes(store.read(INDEX)))
+
+    def dying(at, is_after):
+        calls = itertools.count(1)
+
+        def count(*paths):
+            is_last = next(calls) == at
+            if is_last and not is_after:
+                raise Death
+            replace(*paths)
+            if is_last:
+                raise Death
+
+        return count
+
+    died = 0
+    for at, is_after in itertools.product(range(1, 10), (False, True)):
+        written.clear()
+        monkeypatch.setattr(os, "replace", dying(at, is_after))
+        try:
+            run()
+        except Death:
+            died += 1
+        monkeypatch.setattr(os, "replace", replace)
+        if not (tmp_path / "a.tif").exists():
+            run(resume=True)
+        elif (tmp_path / ".a.tif.parts").exists():
+            run(resume=True)  # nothing is left to do
+        assert (tmp_path / "a.tif").read_bytes() == SLICE.tobytes()
+        assert len(written) <= 3
+        assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+        (tmp_path / "a.tif").unlink()
+    assert died == 2 * 4  # the record, two blocks, the output

@@ -506,6 +506,36 @@ def test_full_disc_while_the_output_is_written(
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=0, atol=1e-5)
 
 
+def contents(out: Path) -> dict[str, bytes]:
+    files = sorted(out.iterdir()) if out.is_dir() else [out]
+    return {file.name if out.is_dir() else "": file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("out_name", ["o.tif", "o"])
+def test_killed_when_the_output_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_name: str
+) -> None:
+    """Between the renaming and the end: a resumed run finds nothing left to do."""
+    model, source = network(depth=1, base_channels=1), tmp_path / "in"
+    write_stack(source / "a.tif", np.zeros((20, 20), np.uint8))
+    replace = os.replace
+
+    def replace_and_die(origin: Path, target: Path) -> None:
+        replace(origin, target)
+        if Path(target).name == out_name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            predict_stack(source, model, tmp_path / out_name)
+    assert (tmp_path / f".{out_name}.parts").exists()
+    before = contents(tmp_path / out_name)
+    predict_stack(source, model, tmp_path / out_name, resume=True)
+    assert contents(tmp_path / out_name) == before
+    assert not (tmp_path / f".{out_name}.parts").exists()
+
+
 WAYS = {
     "bfloat16": {"precision": "bfloat16"},
     "openvino": {"backend": "openvino"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tracemalloc
@@ -355,107 +354,6 @@ def test_resume_remembers_that_an_old_output_may_be_replaced(tmp_path, monkeypat
     monkeypatch.undo()
     write_weight_map(labels, out, resume=True, progress=False)
     np.testing.assert_array_equal(read_stack(out), weight_map(ids()))
-
-
-# One process that forks a child for each trial: only the first import is paid for.
-TRIALS = """
-import itertools, os, random, signal, sys, time
-from pathlib import Path
-from unet_repro.images.stacks import read_stack
-from unet_repro.weight_maps.weight_map import weight_map
-from unet_repro.weight_maps.stack import write_weight_map
-
-labels, folder, random_trials = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-weight_map(read_stack(labels)[:1])  # compiled
-
-def start(out, die=lambda: None, **options):
-    child = os.fork()
-    if child:
-        return child
-    try:
-        die()
-        write_weight_map(labels, out, workers=2, progress=False, compression="zlib", **options)
-    except BaseException as error:
-        print(error, file=sys.stderr)
-        os._exit(1)
-    os._exit(0)
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def check(name):
-    out = folder / name
-    is_there = out.exists()
-    assert not is_there or out.read_bytes() == expected, name  # whole or absent
-    assert end(start(out, resume=True)) == 0, name
-    assert out.read_bytes() == expected, name
-    out.unlink()
-    assert not list(folder.iterdir()), list(folder.iterdir())
-    return is_there
-
-whole = folder.parent / "whole.tif"
-begun = time.monotonic()
-assert end(start(whole)) == 0
-duration = time.monotonic() - begun
-expected = whole.read_bytes()
-
-# All that is seen from outside happens by os.replace: die before and after each call of it.
-def dying(at, after):
-    def die():
-        replace, calls = os.replace, itertools.count(1)
-        def counting(*paths):
-            call = next(calls)
-            if call == at and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*paths)
-            if call == at and after:
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.replace = counting
-    return die
-
-at, found_there = 1, []
-while True:
-    codes = []
-    for after in (False, True):
-        codes.append(end(start(folder / "w.tif", dying(at, after))))
-        found_there.append(check("w.tif"))
-    if codes == [0, 0]:
-        break
-    assert codes == [-signal.SIGKILL] * 2, codes
-    at += 1
-assert found_there[-4:] == [False, True, True, True]  # before and after the last; undisturbed
-print(at - 1, "replacements")
-
-random.seed(1)
-for trial in range(random_trials):
-    child = start(folder / "w.tif")
-    time.sleep(random.uniform(0, duration))
-    os.kill(child, signal.SIGKILL)
-    end(child)
-    check("w.tif")
-"""
-
-
-def kill_trials(tmp_path, *, depth: int, side: int, random_trials: int) -> str:
-    labels = save(tmp_path / "labels.tif", ids(depth, side))
-    (tmp_path / "out").mkdir()
-    command = [sys.executable, "-c", TRIALS, labels, tmp_path / "out", str(random_trials)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_killed_at_any_moment_it_is_resumed_to_the_same_bytes(tmp_path):
-    printed = kill_trials(tmp_path, depth=4, side=64, random_trials=8)
-    # the record, four slices, the output
-    assert printed == "6 replacements\n"
-
-
-@pytest.mark.slow
-def test_killed_at_many_random_moments_it_is_resumed_to_the_same_bytes(tmp_path):
-    kill_trials(tmp_path, depth=12, side=200, random_trials=120)
 
 
 def test_second_process_on_the_same_output_is_refused(half_done):
