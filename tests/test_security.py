@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from safetensors.torch import save_file
 
 from unet_repro import cli
 from unet_repro.config import UNetConfig
@@ -73,7 +74,7 @@ def test_no_loader_of_the_package_may_run_what_it_loads():
 
 def test_json_and_tiff_of_users_are_read_in_one_way_only():
     for file, name, values, _ in calls():
-        if name == "json.loads" and file != "safe_json.py":
+        if name == "json.loads" and file != "file_access.py":
             assert values[0].startswith("json.dumps("), file  # our own, as JSON has it
         if name == "tifffile.TiffFile":
             assert values[0].endswith("handle"), file  # of file_access.open_binary, not a path
@@ -121,6 +122,18 @@ def test_a_pickle_is_never_executed(tmp_path, form):
     with pytest.raises(InputError, match="not a model of unet_repro"):
         load_model(model)
     assert not marker.exists()
+
+
+def test_json_nested_without_end_is_refused_in_models_and_checkpoints(tmp_path):
+    nested = "[" * 100_000 + "]" * 100_000
+    texts = {"unet_repro": "1", "config": nested, "training": "{}"}
+    save_file({"weight": torch.zeros(1)}, tmp_path / "m.safetensors", texts)
+    with pytest.raises(InputError, match="not a model of unet_repro .it is nested in more than"):
+        load_model(tmp_path / "m.safetensors")
+    content = io.BytesIO()
+    torch.save({"identity": nested}, content)
+    with pytest.raises(InputError, match="not a checkpoint of unet_repro, or damaged"):
+        restore_checkpoint(content.getvalue(), tmp_path / "c.pt", {}, lambda state: None)
 
 
 class Active(HTMLParser):

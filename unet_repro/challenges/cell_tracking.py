@@ -150,7 +150,8 @@ def score_frames(
             f"{len(labels)} frames of labels, {len(instances)} of instances, {len(known)} of "
             f"known pixels and {len(names)} names: one of each is needed for every frame"
         )
-    frames, ious = [], []
+    frames: list[dict[str, Any]] = []
+    ious: list[float] = []
     for label, found, is_known, name in zip(labels, instances, known, names):
         scores = metrics.object_ious(label, found) if label.any() else np.empty(0)
         ious += scores.tolist()

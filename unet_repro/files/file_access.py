@@ -1,16 +1,19 @@
 """Opening files that may be damaged, missing or in use: whatever goes wrong is one `InputError`."""
 
 import io
+import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from unet_repro.errors import InputError
+
+_DEEPEST_JSON = 50  # what this package writes has fewer than 10 levels
 
 
 class LoneFile(io.BufferedReader):
@@ -42,6 +45,27 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
     """Read the first `size` bytes of a file, or all of them."""
     with open_binary(path) as file:
         return file.read(size)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; nested so deeply that to compare or show it may fail, it is a ValueError too."""
+    too_deep = ValueError(f"it is nested in more than {_DEEPEST_JSON} levels")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    level = [value]
+    for _ in range(_DEEPEST_JSON):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if any(isinstance(inner, (dict, list)) for inner in level):
+        raise too_deep
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import numpy as np
 
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
+from unet_repro.files.file_access import parse_json
 from unet_repro.files.lock import take_lock
-from unet_repro.files.safe_json import parse_json
 
 _ZSTD_LEVEL = 1  # the fastest
 _WRITTEN = "written"
