@@ -128,7 +128,7 @@ def test_json_nested_without_end_is_refused_in_models_and_checkpoints(tmp_path):
     nested = "[" * 100_000 + "]" * 100_000
     texts = {"unet_repro": "1", "config": nested, "training": "{}"}
     save_file({"weight": torch.zeros(1)}, tmp_path / "m.safetensors", texts)
-    with pytest.raises(InputError, match="not a model of unet_repro .it is nested in more than"):
+    with pytest.raises(InputError, match="it is nested in more than 50 levels"):
         load_model(tmp_path / "m.safetensors")
     content = io.BytesIO()
     torch.save({"identity": nested}, content)

@@ -60,10 +60,6 @@ def cell_scores(
     views
         ``flips``: the image, mirrored along y, along x, and along both. Not in the paper: the
         authors' release averages raw scores over these four.
-
-    Returns
-    -------
-    ndarray of float32, shape (y, x)
     """
     steps = (1, -1) if views == "flips" else (1,)
     scores = [
@@ -139,11 +135,6 @@ def score_frames(
         cells, and ``foreground_iou``, that of all known pixels without regard to which cell they
         are; ``ious``: the score of each cell; ``frames``: for each its ``frame`` (the name),
         ``cells``, ``iou``, ``missed``, ``found`` (instances) and ``complete``.
-
-    Raises
-    ------
-    InputError
-        As `unet_repro.metrics.object_ious`: above all where no cell is annotated.
     """
     if not len(labels) == len(instances) == len(known) == len(names):
         raise InputError(

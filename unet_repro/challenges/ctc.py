@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from unet_repro.errors import InputError
 from unet_repro.images.image_files import image_files, read_image
-from unet_repro.images.stacks import StackReader, write_stack
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.stacks import write_stack
 
 PathLike = str | os.PathLike[str]
 Truth = Literal["gold", "silver"]
@@ -80,10 +81,6 @@ def read_ctc_sequence(
         How far a cell without a mask may reach from its marker. By default as far as the image:
         in a frame that is only partly annotated, nothing but the masks is known. ``"measured"``:
         as far as any mask of this very sequence reaches from its marker (`largest_reach_px`).
-
-    Returns
-    -------
-    CTCSequence
 
     Raises
     ------

@@ -170,6 +170,8 @@ def _fetch(source: Dataset, archive: Path, show_progress: bool) -> None:
     try:
         download(source.url, str(archive), None)
     except OSError as error:
+        if (response := getattr(error, "response", None)) is not None:
+            response.close()  # pooch does not
         reason: BaseException = error
         while inner := reason.__cause__ or reason.__context__:  # requests wraps what happened
             reason = inner

@@ -94,11 +94,6 @@ def write_em_phantom(
         As in `em_phantom`.
     overwrite : bool
         Replace existing files.
-
-    Raises
-    ------
-    InputError
-        As `em_phantom` and `unet_repro.images.stacks.write_stack`.
     """
     for part, part_seed in (("train", seed), ("test", seed + 1)):
         images, labels = em_phantom(slices=slices, height=height, width=width, seed=part_seed)

@@ -96,10 +96,6 @@ class Cells:
         ----------
         z : float
             0 … number of slices; between slices the cells are interpolated.
-
-        Returns
-        -------
-        y, x : ndarray of float32, shape (y, x)
         """
         y, x = np.mgrid[: self.shape[1], : self.shape[2]].astype(np.float32)
         for amplitude, bend_y, bend_x in self.bend:
@@ -143,10 +139,6 @@ def draw_cells(rng: np.random.Generator, shape: tuple[int, int, int]) -> Cells:
     rng : numpy.random.Generator
     shape : tuple of int
         (z, y, x).
-
-    Returns
-    -------
-    Cells
     """
     slices = shape[0] + 1
     centre, half_axis, radius = _pack_capsules(rng, *shape[1:])

@@ -11,20 +11,10 @@ from unet_repro.errors import InputError
 def iou(labels: Any, prediction: Any) -> float:
     """Compute the IOU of the paper's Table 2: the mean over all reference objects (Sec. 4).
 
-    Parameters
-    ----------
-    labels, prediction
-        As for `seg`.
-
     Returns
     -------
     float
         In [0, 1], higher is better.
-
-    Raises
-    ------
-    InputError
-        As `seg`.
 
     Notes
     -----
@@ -87,20 +77,10 @@ def seg(labels: Any, prediction: Any) -> float:
 def object_ious(labels: Any, prediction: Any) -> np.ndarray:
     """Return the score of every reference object, as `seg` averages them.
 
-    Parameters
-    ----------
-    labels, prediction
-        As for `seg`.
-
     Returns
     -------
     ndarray of float64, shape (objects,)
         Frame by frame, in each by rising id; 0 for an object that is not matched.
-
-    Raises
-    ------
-    InputError
-        As `seg`.
 
     Examples
     --------

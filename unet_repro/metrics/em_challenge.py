@@ -114,20 +114,6 @@ def pixel_error(
     TP, FP and FN are pooled over the slices, F = 2PR/(P + R), P = 1 if FP = 0, R = 1 if FN = 0.
     This is not the share of wrong pixels: that is 1 − `accuracy`, and reported beside it.
 
-    Parameters
-    ----------
-    labels, probability, progress, workers
-        As for `em_challenge_metrics`.
-
-    Returns
-    -------
-    PixelError
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
-
     Notes
     -----
     The figure depends on the width of the membranes. It is unchanged when both inputs are flipped
@@ -163,20 +149,10 @@ def rand_error(
     with b_j = Σ_i c_ij and a_i the sizes of the objects. The three are summed over the slices;
     F = TP / (½(TP + FP) + ½(TP + FN)).
 
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
     Returns
     -------
     RandError
         Precision falls with mergers, recall with splits.
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----
@@ -210,20 +186,6 @@ def warping_error(
     The truth is warped towards the proposal, one pixel after the other, as long as no object or
     hole appears, vanishes, splits or merges. Each pixel where the two still differ is one error
     of one of six classes; the figure counts splits and mergers, per pixel of the stack.
-
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
-    Returns
-    -------
-    WarpingError
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----
@@ -266,20 +228,10 @@ def v_rand(
     hardly matters. The formula is that of `rand_error`; F is computed for each slice, and the
     score at a threshold is the mean over the slices.
 
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
     Returns
     -------
     VRand
         With the split part (recall of pixel pairs) and the merge part (precision).
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----
@@ -305,20 +257,10 @@ def v_info(
     the interior pixels of the truth, and H their entropies in nats, the score of a slice is
     2·I / (H(truth) + H(proposal)); that of a threshold is the mean over the slices.
 
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
     Returns
     -------
     VInfo
         With the split part I / H(proposal) and the merge part I / H(truth).
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from unet_repro.errors import InputError
 from unet_repro.files.resumable import Parts
-from unet_repro.images.stacks import StackReader
+from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.outputs import Destination, Values

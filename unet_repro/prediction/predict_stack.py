@@ -17,7 +17,8 @@ from safetensors.torch import save
 from unet_repro._version import __version__
 from unet_repro.errors import InputError
 from unet_repro.files.resumable import Parts
-from unet_repro.images.stacks import StackReader, read_calibration, read_info
+from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import Compression, layout_of
 from unet_repro.network import geometry
 from unet_repro.network.backends import Backend

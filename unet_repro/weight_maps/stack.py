@@ -16,7 +16,9 @@ from unet_repro._version import __version__
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_output
 from unet_repro.files.resumable import Parts
-from unet_repro.images.stacks import StackReader, read_calibration, read_info, write_slices
+from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.stacks import write_slices
 from unet_repro.reports.preview import weight_map_preview
 from unet_repro.threads import in_order
 from unet_repro.weight_maps.weight_cache import VERSION
