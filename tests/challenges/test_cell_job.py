@@ -11,7 +11,6 @@ import tifffile
 
 from unet_repro.challenges import cell_job
 from unet_repro.challenges.cell_phantom import write_cell_phantom
-from unet_repro.challenges.cell_tracking import cell_scores
 from unet_repro.challenges.ctc import read_ctc_sequence
 from unet_repro.errors import InputError
 from unet_repro.metrics import seg
@@ -70,15 +69,15 @@ def test_masks_and_figures_are_those_of_the_model(script, folder, tmp_path):
     out = tmp_path / "out"
     assert run(script, folder, out, "--train-sequence", "02", "--threshold", "0.4") == 0
     test = read_ctc_sequence(folder, "01")
-    predictor = OverlapTilePredictor(load_model(out / "model.safetensors"))
+    predictor = OverlapTilePredictor(load_model(out / "model.safetensors"), average="flips")
     rule = replace(
         script.EXPERIMENT.rule, threshold=0.4, least_px=5, border_px=4
     )  # grow_to is the job's
     masks = []
     for t, image in enumerate(test.images):
-        scores = cell_scores(predictor.logits, image, "flips")
+        background, cell = predictor.logits(image)
         masks.append(tifffile.imread(out / f"01_RES/mask{t:03d}.tif"))
-        np.testing.assert_array_equal(masks[t], instances_of_scores(scores, rule))
+        np.testing.assert_array_equal(masks[t], instances_of_scores(cell - background, rule))
     cells = json.loads((out / "metrics.json").read_text())["cells"]
     assert cells["figures"]["seg"] == seg(test.labels, np.stack(masks)[list(test.frames)])
     assert [row["frame"] for row in cells["frames"]] == ["001", "003"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,9 +17,8 @@ from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.stacks import write_stack
 from unet_repro.prediction.instances import InstanceRule, instances_of_scores
+from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.reports.cell_report import STACKS
-
-Views = Literal["none", "flips"]
 
 
 def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> CTCSequence:
@@ -47,35 +45,11 @@ def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> 
     )
 
 
-def cell_scores(
-    logits: Callable[[np.ndarray], np.ndarray], image: np.ndarray, views: Views
-) -> np.ndarray:
-    """Return the log-odds of the cell interior, averaged over views.
-
-    Parameters
-    ----------
-    logits : callable
-        Maps an image (y, x) to raw scores (2, y, x), as `OverlapTilePredictor.logits`.
-    image : ndarray, shape (y, x)
-    views
-        ``flips``: the image, mirrored along y, along x, and along both. Not in the paper: the
-        authors' release averages raw scores over these four.
-    """
-    steps = (1, -1) if views == "flips" else (1,)
-    scores = [
-        logits(image[::rows, ::columns])[:, ::rows, ::columns]
-        for rows, columns in itertools.product(steps, steps)
-    ]
-    mean = np.mean(scores, axis=0)  # (2, y, x)
-    return (mean[1] - mean[0]).astype(np.float32)
-
-
 def segment_sequence(
-    logits: Callable[[np.ndarray], np.ndarray],
+    predictor: OverlapTilePredictor,
     sequence: CTCSequence,
     folder: Path,
     *,
-    views: Views,
     rule: InstanceRule,
     progress: bool = False,
 ) -> np.ndarray:
@@ -83,8 +57,8 @@ def segment_sequence(
 
     Parameters
     ----------
-    logits, views
-        As for `cell_scores`.
+    predictor
+        Of two classes: a cell's score is its log-odds, from raw scores averaged over the views.
     folder
         Gets the folder ``NN_RES``, NN the sequence's name; masks that are there are replaced.
     rule
@@ -103,7 +77,8 @@ def segment_sequence(
         old.unlink()
     bar = tqdm(sequence.images, unit="frame", desc="segment", disable=not progress)
     for t, image in enumerate(bar):
-        instances = instances_of_scores(cell_scores(logits, image, views), rule)
+        background, cell = predictor.logits(image)
+        instances = instances_of_scores(cell - background, rule)
         write_ctc_result(results, sequence.digits[t], instances)
         if t in sequence.frames:
             annotated[t] = instances
