@@ -24,12 +24,8 @@ from unet_repro.reports.cell_report import STACKS
 def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> CTCSequence:
     """Return a sequence that consists of some of the annotated frames alone.
 
-    Parameters
-    ----------
-    sequence
-        Annotated frames without a single known pixel are left out.
-    part
-        Which of the others: 0 is the first. All if None.
+    Those without a single known pixel are left out; `part` says which of the others: 0 is the
+    first. All if None.
     """
     usable = [i for i in range(len(sequence.frames)) if sequence.is_known[i].any()]
     chosen = usable if part is None else [usable[i] for i in part]
@@ -61,10 +57,6 @@ def segment_sequence(
         Of two classes: a cell's score is its log-odds, from raw scores averaged over the views.
     folder
         Gets the folder ``NN_RES``, NN the sequence's name; masks that are there are replaced.
-    rule
-        How cells are made of scores.
-    progress
-        Show a bar on standard error.
 
     Returns
     -------
@@ -154,21 +146,9 @@ def write_cell_results(
 ) -> dict[str, Any]:
     """Score a segmented sequence; write ``metrics.json`` and the scored frames, for the report.
 
-    Parameters
-    ----------
-    folder
-        Of the run. Images, labels and instances of the annotated frames go to ``cells_*.tif``.
-    sequence, instances
-        The sequence and what `segment_sequence` made of it.
-    rule
-        By which the cells were found.
-    about
-        What else to record: sequences, views, the published figure.
-
-    Returns
-    -------
-    dict
-        What ``metrics.json`` holds under ``cells``: `rule`, `about` and what `score_frames` says.
+    Images, labels and instances of the annotated frames go to ``cells_*.tif`` in `folder`. Returns
+    what ``metrics.json`` holds under ``cells``: `rule`, `about` (sequences, views, the published
+    figure) and what `score_frames` says.
     """
     evaluation = score_frames(
         sequence.labels,
@@ -188,13 +168,7 @@ def write_cell_results(
 
 
 def cell_table(cells: dict[str, Any]) -> str:
-    """Return figures and frames as text.
-
-    Parameters
-    ----------
-    cells : dict
-        From `write_cell_results`.
-    """
+    """Return figures and frames, from `write_cell_results`, as text."""
     figures, published = cells["figures"], cells.get("published")
     lines = [
         f"IOU (Table 2)  {figures['iou']:.4f}"

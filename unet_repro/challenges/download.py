@@ -24,27 +24,13 @@ _LARGEST_UNPACKED_BYTES = 4 * 2**30  # the real sets unpack to less than 100 MB
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a data set comes from and how to recognise it.
+    """Where a data set comes from and how to recognise it."""
 
-    Attributes
-    ----------
-    url : str
-        The archive, a zip file.
-    terms : str
-        One line on use and citation.
-    required : tuple of str
-        Files and folders without which the set is not usable, below its folder.
-    sha256 : str, optional
-        Of the archive.
-    pixels_sha256 : dict of str to str
-        File to SHA-256 of its raw pixels in C order.
-    """
-
-    url: str
-    terms: str
-    required: tuple[str, ...]
-    sha256: str | None = None
-    pixels_sha256: dict[str, str] = field(default_factory=dict)
+    url: str  # a zip file
+    terms: str  # of use and citation, in one line
+    required: tuple[str, ...]  # files and folders without which it is not usable
+    sha256: str | None = None  # of the archive
+    pixels_sha256: dict[str, str] = field(default_factory=dict)  # by file, raw, in C order
 
 
 _CTC_FOLDERS = ("01", "01_GT/SEG", "01_GT/TRA", "02", "02_GT/SEG", "02_GT/TRA")

@@ -74,14 +74,7 @@ def as_input_errors(path: Path, what: str = "") -> Iterator[None]:
 
     What they raise is not documented and takes many forms (struct.error, KeyError, MemoryError
     from a huge size, ...), and some defects are only logged. Warnings in the log are harmless
-    oddities of the tags.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file to name.
-    what : str
-        The part of the file to name, with a space behind it: ``"slice 3 "``.
+    oddities of the tags. `what` names the part of the file, with a space behind: ``"slice 3 "``.
     """
     logged: list[str] = []
     thread = threading.get_ident()
@@ -110,17 +103,7 @@ def as_input_errors(path: Path, what: str = "") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FileState:
-    """Size and time of a file, by which a later change is noticed.
-
-    Parameters
-    ----------
-    path
-        The file.
-    size
-        In bytes.
-    mtime_ns
-        Time of the last change in ns.
-    """
+    """Size in bytes and time of a file, by which a later change is noticed."""
 
     path: Path
     size: int

@@ -106,17 +106,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Keep others from writing a run's folder while the body runs.
 
     A job of several steps holds it from the first to the last; the steps, which hold it
-    themselves, find it held and go on.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Of the run; made and removed as `exclusive` does.
-
-    Raises
-    ------
-    InputError
-        Another process, or another thread, is writing the folder, or it cannot be written.
+    themselves, find it held and go on. Another process, or another thread, that is writing the
+    folder is an `InputError`. The folder is made and removed as `exclusive` does.
     """
     place = os.path.realpath(folder)
     if place in _runs.get():

@@ -1,6 +1,7 @@
 """The figures of the EM challenge 2012: Table 1 of the paper, and V_rand and V_info of 2015.
 
-They follow the evaluation program that the challenge's organisers published.
+They follow the evaluation program that the challenge's organisers published. Arguments and errors
+of all are those of `em_challenge_metrics`.
 """
 
 from typing import Any, Literal
@@ -19,8 +20,7 @@ from unet_repro.metrics.results import (
     EMChallengeMetrics,
     PixelError,
     RandError,
-    VInfo,
-    VRand,
+    VScore,
     WarpingError,
 )
 
@@ -221,7 +221,7 @@ def v_rand(
     degenerate: Degenerate = "sensible",
     progress: bool = False,
     workers: int | None = None,
-) -> VRand:
+) -> VScore:
     """Compute the highest Rand score after thinning over the thresholds (higher is better).
 
     The proposal's regions are those of `thinned_labels`, so that the width of its membranes
@@ -230,7 +230,7 @@ def v_rand(
 
     Returns
     -------
-    VRand
+    VScore
         With the split part (recall of pixel pairs) and the merge part (precision).
 
     Notes
@@ -250,7 +250,7 @@ def v_info(
     degenerate: Degenerate = "sensible",
     progress: bool = False,
     workers: int | None = None,
-) -> VInfo:
+) -> VScore:
     """Compute the highest information score after thinning (higher is better).
 
     With I the mutual information of the truth's objects and the thinned proposal's regions over
@@ -259,7 +259,7 @@ def v_info(
 
     Returns
     -------
-    VInfo
+    VScore
         With the split part I / H(proposal) and the merge part I / H(truth).
 
     Notes
