@@ -394,7 +394,7 @@ def from_dict(cls: type[Config], values: Any) -> Config:
         A key that `cls` does not have, a value of the wrong type, or one the class refuses.
     """
     if not isinstance(values, dict):
-        raise InputError(f"{cls.__name__} needs an object with its fields, not {_shown(values)}")
+        raise InputError(f"{cls.__name__} needs an object with its fields, not {values!r:.60}")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -419,12 +419,5 @@ def _checked(cls: type, key: str, hint: Any, value: Any) -> Any:
     elif type(value) is hint:
         good = value
     if good is None:
-        raise InputError(f"{cls.__name__}.{key} cannot be {_shown(value)}")
+        raise InputError(f"{cls.__name__}.{key} cannot be {value!r:.60}")
     return good
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.60}"
-    except RecursionError:
-        return "nested so deeply"

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from unet_repro.challenges.cell_tracking import (
     annotated_part,
-    cell_scores,
     cell_table,
     score_frames,
     segment_sequence,
@@ -17,14 +17,15 @@ from unet_repro.challenges.cell_tracking import (
 from unet_repro.challenges.ctc import CTCSequence
 from unet_repro.errors import InputError
 from unet_repro.prediction.instances import InstanceRule
+from unet_repro.prediction.predictor import OverlapTilePredictor
 
 RULE = InstanceRule(threshold=0.5, grow_to=0.5, least_px=0, border_px=0)
 
 
-def bright_is_cell(image):
+def bright_is_cell(x):
     """A stand-in for the network: log-odds +-2 where the image is above 100."""
-    cell = np.where(image > 100, 2.0, -2.0)
-    return np.stack([-cell / 2, cell / 2])
+    cell = torch.where(x > 100, 1.0, -1.0)[..., 8:-8, 8:-8]
+    return torch.cat((-cell, cell), 1)
 
 
 @pytest.fixture
@@ -50,38 +51,24 @@ def sequence():
     )
 
 
-def test_scores_are_the_log_odds_of_class_1():
-    image = np.array([[0, 200], [200, 0]], np.uint8)
-    np.testing.assert_array_equal(
-        cell_scores(bright_is_cell, image, "none"), [[-2.0, 2.0], [2.0, -2.0]]
-    )
+def test_flips_average_the_raw_scores_of_the_four_mirror_images():
+    def upper_left(x):  # another pixel's value, so that a mirror image has other scores
+        return torch.cat((-x, x), 1)[..., 7:-9, 7:-9]
 
-
-def test_flips_average_the_four_mirror_images():
-    def corner(image):  # depends on where a pixel lies in what it is given
-        score = np.zeros(image.shape)
-        score[0, 0] = 4.0
-        return np.stack([np.zeros(image.shape), score])
-
-    scores = cell_scores(corner, np.zeros((3, 4)), "flips")
-    expected = np.zeros((3, 4))
-    expected[[0, 0, 2, 2], [0, 3, 0, 3]] = 1.0
-    np.testing.assert_array_equal(scores, expected)
-    assert scores.dtype == np.float32
-    once = cell_scores(corner, np.zeros((3, 4)), "none")
-    assert once[0, 0] == 4.0 and once.sum() == 4.0
-
-
-def test_flipped_views_are_turned_back():
-    image = np.arange(12, dtype=float).reshape(3, 4)
-    same = cell_scores(lambda x: np.stack([0 * x, x]), image, "flips")
-    np.testing.assert_array_equal(same, image)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30)).astype(np.float32)
+    once = OverlapTilePredictor(upper_left, depth=1)
+    steps = [(rows, columns) for rows in (1, -1) for columns in (1, -1)]
+    views = [once.logits(image[::rows, ::columns])[:, ::rows, ::columns] for rows, columns in steps]
+    flips = OverlapTilePredictor(upper_left, depth=1, average="flips").logits(image)
+    np.testing.assert_array_equal(flips, np.mean(views, axis=0))
+    assert not np.array_equal(flips, views[0])
 
 
 def test_all_frames_become_masks_and_the_annotated_ones_come_back(sequence, tmp_path):
     (tmp_path / "02_RES").mkdir()
     tifffile.imwrite(tmp_path / "02_RES/mask099.tif", np.zeros((2, 2), np.uint16))  # of before
-    found = segment_sequence(bright_is_cell, sequence, tmp_path, views="flips", rule=RULE)
+    predictor = OverlapTilePredictor(bright_is_cell, depth=1, average="flips")
+    found = segment_sequence(predictor, sequence, tmp_path, rule=RULE)
     files = sorted((tmp_path / "02_RES").iterdir())
     assert [file.name for file in files] == [f"mask{t:03d}.tif" for t in range(5)]
     for t, file in enumerate(files):

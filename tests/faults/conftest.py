@@ -91,7 +91,7 @@ def published(inputs: Inputs) -> Iterator[str]:
         thread.start()
         yield (
             "import os; os.environ.pop('UNET_REPRO_DATA', None); os.environ['no_proxy'] = '*'\n"
-            "from unet_repro import download\n"
+            "from unet_repro.challenges import download\n"
             "download._CHUNK_BYTES = 10_000\n"
             "download.DATASETS['isbi2012'] = download.Dataset("
             f"url='http://127.0.0.1:{running.server_port}/set.zip', terms='free', "

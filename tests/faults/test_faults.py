@@ -204,7 +204,7 @@ AT_WORK = {
     "train": ("run", "train"),
     "predict": ("stack_prediction", "StackRun"),
     "weight-map": ("weight_stack", "weight_map"),
-    "download": ("download", "_unpack"),
+    "download": ("challenges.download", "_unpack"),
 }
 
 

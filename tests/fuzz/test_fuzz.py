@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from unet_repro.errors import InputError
-from unet_repro.images.stacks import StackReader, read_calibration
+from unet_repro.images.calibration import read_calibration
+from unet_repro.images.stack_reader import StackReader
 
 from .tiff_bytes import assemble, directory_ends, grey_pages
 

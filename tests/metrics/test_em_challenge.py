@@ -461,14 +461,6 @@ def test_labels_may_be_mask_or_instances(stack, offset):
         assert em_challenge_metrics(same, probability).as_dict() == expected
 
 
-@settings(max_examples=15, deadline=None)
-@given(stacks())
-def test_order_of_slices_does_not_matter(stack):
-    ours = em_challenge_metrics(*stack).as_dict()
-    reversed_ = em_challenge_metrics(*(array[::-1] for array in stack)).as_dict()
-    assert ours == pytest.approx(reversed_, rel=0, abs=1e-12)
-
-
 # Over- and under-segmentation apart, by hand
 
 TWO_CELLS = np.array([[1, 1, 0, 1, 1, 1, 1]])
@@ -483,7 +475,6 @@ def test_merger_lowers_precision_of_rand_and_recall_of_information():
     assert rand.best == pytest.approx(1 - 20 / 28)
     thinned = v_rand(TWO_CELLS, MERGED)
     assert (thinned.merge == 20 / 36).all() and (thinned.split == 1).all()
-    assert thinned.precision is thinned.merge and thinned.recall is thinned.split
     assert thinned.best == pytest.approx(20 / 28)
     information = v_info(TWO_CELLS, MERGED)  # H(proposal) = 0, nothing is split
     assert (information.split == 1).all() and (information.merge == 0).all()
@@ -501,7 +492,6 @@ def test_split_lowers_recall_of_rand_and_precision_of_information():
     h_proposal = -2 * (2 / 6 * log(2 / 6) + 1 / 6 * log(1 / 6))
     assert information.merge == pytest.approx(1)
     assert information.split == pytest.approx(h_truth / h_proposal)
-    assert information.precision is information.split and information.recall is information.merge
     assert information.best == pytest.approx(2 * h_truth / (h_truth + h_proposal))
 
 
@@ -657,10 +647,6 @@ def test_warping_map_counts_are_those_of_warping_error():
         assert (classes == WarpingClass.MERGER).sum() == errors.mergers_per_slice[z, k]
 
 
-def test_thinning_without_any_cell_is_one_region():
-    assert (thinned_labels(np.zeros((3, 4))) == 1).all()
-
-
 def test_progress_goes_to_standard_error(capsys, monkeypatch):
     monkeypatch.setattr("unet_repro.progress.LINE_EVERY_S", 0)
     em_challenge_metrics(*example_stack(), progress=True)
@@ -688,20 +674,16 @@ LABELS = np.array([[[0, 1], [1, 1]]])
 PROBABILITY = np.array([[[0.1, 0.9], [0.8, 1.0]]])
 
 
-@pytest.mark.parametrize("figure", [em_challenge_metrics, *FIGURES.values()])
 @pytest.mark.parametrize(
     "labels, probability, message",
     [
         (LABELS, PROBABILITY[:, :1], r"\(1, 2, 2\).*\(1, 1, 2\) differ in shape"),
-        (LABELS[0], PROBABILITY, r"\(2, 2\).*\(1, 2, 2\) differ in shape"),
         (LABELS, PROBABILITY * 255, r"ranges from 25.5 to 255.*divide a 0…255 image by 255"),
         (LABELS, PROBABILITY * 4 - 2, r"ranges from -1.6 to 2; .* softmax or sigmoid"),
         (LABELS, np.where(LABELS, np.nan, 0.5), r"3 values that are NaN or infinite"),
         (LABELS, np.where(LABELS, 0.5, np.inf), r"1 values that are NaN or infinite"),
-        (LABELS, np.where(LABELS, np.inf, -np.inf), r"4 values that are NaN or infinite"),
         (LABELS, (PROBABILITY * 255).astype(np.uint8), r"dtype uint8; .*pass image / 255"),
         (LABELS, PROBABILITY > 0.5, r"dtype bool; .*pass mask.astype"),
-        (LABELS, PROBABILITY * 1j, r"dtype complex128; give floats"),
         (LABELS * 0, PROBABILITY, r"every pixel of labels is 0 \(membrane\)"),
         (LABELS * 0 + 7, PROBABILITY, r"every pixel of labels is above 0 \(cell interior\)"),
         (LABELS * 1.0, PROBABILITY, r"labels has dtype float64; give integers or booleans"),
@@ -712,10 +694,16 @@ PROBABILITY = np.array([[[0.1, 0.9], [0.8, 1.0]]])
         (LABELS, PROBABILITY[0, 0], r"probability has 1 dimensions, shape \(2,\)"),
     ],
 )
-def test_bad_input_is_told_in_one_line(figure, labels, probability, message):
+def test_bad_input_is_told_in_one_line(labels, probability, message):
     with pytest.raises(InputError, match=message) as caught:
-        figure(labels, probability)
+        em_challenge_metrics(labels, probability)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("figure", FIGURES.values())
+def test_each_figure_checks_its_input(figure):
+    with pytest.raises(InputError, match="differ in shape"):
+        figure(LABELS[0], PROBABILITY)
 
 
 def test_bad_options_are_told():

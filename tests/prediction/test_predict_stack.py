@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
-from unet_repro.images.stacks import read_info, read_stack, write_stack
+from unet_repro.images.calibration import read_info
+from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.prediction.local import LocalRun

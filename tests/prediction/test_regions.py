@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from unet_repro.errors import InputError
 from unet_repro.images import tiff_segments
-from unet_repro.images.stacks import StackReader, write_stack
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.stacks import write_stack
 
 ALL = slice(None)
 INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]

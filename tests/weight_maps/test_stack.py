@@ -16,7 +16,8 @@ import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.images import tiff_writer
-from unet_repro.images.stacks import read_calibration, read_info, read_stack
+from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.stacks import read_stack
 from unet_repro.weight_maps import stack as weight_stack
 from unet_repro.weight_maps.stack import write_weight_map
 from unet_repro.weight_maps.weight_map import weight_map

@@ -14,7 +14,6 @@ import tyro
 from unet_repro import config
 from unet_repro.challenges.cell_phantom import write_cell_phantom
 from unet_repro.challenges.cell_tracking import (
-    Views,
     annotated_part,
     cell_table,
     segment_sequence,
@@ -27,6 +26,7 @@ from unet_repro.errors import InputError
 from unet_repro.files.lock import run_lock
 from unet_repro.network.device import choose_device
 from unet_repro.prediction.instances import InstanceRule
+from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.reports.report import write_report
 from unet_repro.run import run_predictor, start_run
@@ -106,8 +106,8 @@ class CellTracking:
     truth
         Whose masks to learn from: gold, drawn by people for some frames; silver, computed from the
         results of the challenge's best methods for nearly all. Not in the paper: silver.
-    views
-        Whose raw scores are averaged; flips: of the image and its mirror images along y, x, both.
+    average
+        Views whose raw scores are averaged; flips: the image mirrored along y, x, both, neither.
     overwrite
         Begin anew instead of going on.
     """
@@ -118,7 +118,7 @@ class CellTracking:
     train_sequence: Literal["01", "02"] = "01"
     truth: Truth = "gold"
     settings: Settings = field(default_factory=TrainConfig)
-    views: Views = "flips"
+    average: Average = "flips"
     rule: tyro.conf.OmitArgPrefixes[InstanceRule] = field(default_factory=InstanceRule)
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     command: tyro.conf.Suppress[str] = ""
@@ -147,10 +147,8 @@ class CellTracking:
             again = " without --overwrite" if self.overwrite else ""
             print(f"interrupted; the same command{again} goes on from here", file=sys.stderr)
             return INTERRUPTED
-        predictor = run_predictor(settings, self.out, "none")
-        instances = segment_sequence(
-            predictor.logits, test, self.out, views=self.views, rule=self.rule, progress=True
-        )
+        predictor = run_predictor(settings, self.out, self.average)
+        instances = segment_sequence(predictor, test, self.out, rule=self.rule, progress=True)
         about = {
             "title": name,
             "train_sequence": self.train_sequence,
@@ -158,7 +156,7 @@ class CellTracking:
             "truth": self.truth,
             "is_heldout": bool(held_out),
             "is_synthetic": data.is_synthetic,
-            "views": self.views,
+            "views": self.average,
             "published": config.TABLE_2.get(name),
         }
         cells = write_cell_results(self.out, test, instances, rule=self.rule, about=about)

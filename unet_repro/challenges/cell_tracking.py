@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,21 +16,16 @@ from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.stacks import write_stack
 from unet_repro.prediction.instances import InstanceRule, instances_of_scores
+from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.progress import ProgressBar
 from unet_repro.reports.cell_report import STACKS
-
-Views = Literal["none", "flips"]
 
 
 def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> CTCSequence:
     """Return a sequence that consists of some of the annotated frames alone.
 
-    Parameters
-    ----------
-    sequence
-        Annotated frames without a single known pixel are left out.
-    part
-        Which of the others: 0 is the first. All if None.
+    Those without a single known pixel are left out; `part` says which of the others: 0 is the
+    first. All if None.
     """
     usable = [i for i in range(len(sequence.frames)) if sequence.is_known[i].any()]
     chosen = usable if part is None else [usable[i] for i in part]
@@ -47,39 +41,11 @@ def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> 
     )
 
 
-def cell_scores(
-    logits: Callable[[np.ndarray], np.ndarray], image: np.ndarray, views: Views
-) -> np.ndarray:
-    """Return the log-odds of the cell interior, averaged over views.
-
-    Parameters
-    ----------
-    logits : callable
-        Maps an image (y, x) to raw scores (2, y, x), as `OverlapTilePredictor.logits`.
-    image : ndarray, shape (y, x)
-    views
-        ``flips``: the image, mirrored along y, along x, and along both. Not in the paper: the
-        authors' release averages raw scores over these four.
-
-    Returns
-    -------
-    ndarray of float32, shape (y, x)
-    """
-    steps = (1, -1) if views == "flips" else (1,)
-    scores = [
-        logits(image[::rows, ::columns])[:, ::rows, ::columns]
-        for rows, columns in itertools.product(steps, steps)
-    ]
-    mean = np.mean(scores, axis=0)  # (2, y, x)
-    return (mean[1] - mean[0]).astype(np.float32)
-
-
 def segment_sequence(
-    logits: Callable[[np.ndarray], np.ndarray],
+    predictor: OverlapTilePredictor,
     sequence: CTCSequence,
     folder: Path,
     *,
-    views: Views,
     rule: InstanceRule,
     progress: bool = False,
 ) -> np.ndarray:
@@ -87,14 +53,10 @@ def segment_sequence(
 
     Parameters
     ----------
-    logits, views
-        As for `cell_scores`.
+    predictor
+        Of two classes: a cell's score is its log-odds, from raw scores averaged over the views.
     folder
         Gets the folder ``NN_RES``, NN the sequence's name; masks that are there are replaced.
-    rule
-        How cells are made of scores.
-    progress
-        Show a bar on standard error.
 
     Returns
     -------
@@ -108,7 +70,8 @@ def segment_sequence(
     frames = len(sequence.images)
     with ProgressBar(frames, unit="frame", desc="segment", is_shown=progress) as bar:
         for t, image in enumerate(sequence.images):
-            instances = instances_of_scores(cell_scores(logits, image, views), rule)
+            background, cell = predictor.logits(image)
+            instances = instances_of_scores(cell - background, rule)
             write_ctc_result(results, sequence.digits[t], instances)
             if t in sequence.frames:
                 annotated[t] = instances
@@ -141,18 +104,14 @@ def score_frames(
         cells, and ``foreground_iou``, that of all known pixels without regard to which cell they
         are; ``ious``: the score of each cell; ``frames``: for each its ``frame`` (the name),
         ``cells``, ``iou``, ``missed``, ``found`` (instances) and ``complete``.
-
-    Raises
-    ------
-    InputError
-        As `unet_repro.metrics.object_ious`: above all where no cell is annotated.
     """
     if not len(labels) == len(instances) == len(known) == len(names):
         raise InputError(
             f"{len(labels)} frames of labels, {len(instances)} of instances, {len(known)} of "
             f"known pixels and {len(names)} names: one of each is needed for every frame"
         )
-    frames, ious = [], []
+    frames: list[dict[str, Any]] = []
+    ious: list[float] = []
     for label, found, is_known, name in zip(labels, instances, known, names):
         scores = metrics.object_ious(label, found) if label.any() else np.empty(0)
         ious += scores.tolist()
@@ -189,21 +148,9 @@ def write_cell_results(
 ) -> dict[str, Any]:
     """Score a segmented sequence; write ``metrics.json`` and the scored frames, for the report.
 
-    Parameters
-    ----------
-    folder
-        Of the run. Images, labels and instances of the annotated frames go to ``cells_*.tif``.
-    sequence, instances
-        The sequence and what `segment_sequence` made of it.
-    rule
-        By which the cells were found.
-    about
-        What else to record: sequences, views, the published figure.
-
-    Returns
-    -------
-    dict
-        What ``metrics.json`` holds under ``cells``: `rule`, `about` and what `score_frames` says.
+    Images, labels and instances of the annotated frames go to ``cells_*.tif`` in `folder`. Returns
+    what ``metrics.json`` holds under ``cells``: `rule`, `about` (sequences, views, the published
+    figure) and what `score_frames` says.
     """
     evaluation = score_frames(
         sequence.labels,
@@ -223,13 +170,7 @@ def write_cell_results(
 
 
 def cell_table(cells: dict[str, Any]) -> str:
-    """Return figures and frames as text.
-
-    Parameters
-    ----------
-    cells : dict
-        From `write_cell_results`.
-    """
+    """Return figures and frames, from `write_cell_results`, as text."""
     figures, published = cells["figures"], cells.get("published")
     lines = [
         f"IOU (Table 2)  {figures['iou']:.4f}"

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from unet_repro.errors import InputError
 from unet_repro.images.image_files import image_files, read_image
-from unet_repro.images.stacks import StackReader, write_stack
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.stacks import write_stack
 
 PathLike = str | os.PathLike[str]
 Truth = Literal["gold", "silver"]
@@ -81,10 +82,6 @@ def read_ctc_sequence(
         in a frame that is only partly annotated, nothing but the masks is known. ``"measured"``:
         as far as any mask of this very sequence reaches from its marker (`largest_reach_px`).
 
-    Returns
-    -------
-    CTCSequence
-
     Raises
     ------
     InputError
@@ -147,18 +144,10 @@ def masks_folder(sequence: str, truth: Truth) -> str:
 
 
 def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """Return how far any mask reaches from the marker that lies on it.
+    """Return how far any mask reaches from the marker that lies on it: px, rounded up.
 
-    Parameters
-    ----------
-    frames : sequence of (labels, markers), ndarrays of int of shape (y, x)
-        Instance numbers of masks and of markers; they need not correspond.
-
-    Returns
-    -------
-    float or None
-        The distance in px from the marker to the farthest pixel of the mask, rounded up; None
-        where no marker lies on a mask.
+    `frames` are pairs of masks and markers, whose numbers need not correspond. None where no
+    marker lies on a mask.
     """
     reach = []
     for label, marker in frames:
@@ -175,14 +164,8 @@ def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float |
 def write_ctc_result(folder: PathLike, digits: str, instances: np.ndarray) -> None:
     """Write the instances of one frame as the challenge takes them: ``maskTTT.tif``, uint16.
 
-    Parameters
-    ----------
-    folder : path-like
-        ``01_RES`` for sequence 01; made if need be. A file of the same frame is replaced.
-    digits : str
-        The frame's number as in the name of its image (`CTCSequence.digits`).
-    instances : ndarray of int, shape (y, x)
-        0 is background, k > 0 is cell k.
+    `digits` is the frame's number as in the name of its image. A file of the same frame is
+    replaced.
 
     Raises
     ------

@@ -85,20 +85,8 @@ def write_em_phantom(
 ) -> None:
     """Write two phantoms under the file names of the EM challenge.
 
-    Parameters
-    ----------
-    folder : path-like
-        Gets ``train-volume.tif`` and ``train-labels.tif`` from `seed`, ``test-volume.tif`` and
-        ``test-labels.tif`` from `seed` + 1. It is created if need be.
-    slices, height, width, seed : int
-        As in `em_phantom`.
-    overwrite : bool
-        Replace existing files.
-
-    Raises
-    ------
-    InputError
-        As `em_phantom` and `unet_repro.images.stacks.write_stack`.
+    ``train-volume.tif`` and ``train-labels.tif`` come from `seed`, ``test-volume.tif`` and
+    ``test-labels.tif`` from `seed` + 1.
     """
     for part, part_seed in (("train", seed), ("test", seed + 1)):
         images, labels = em_phantom(slices=slices, height=height, width=width, seed=part_seed)

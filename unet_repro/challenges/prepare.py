@@ -16,17 +16,7 @@ from unet_repro.program import guarded
 def main(dataset: str, argv: Sequence[str] | None = None) -> int:
     """Find or download a data set and print its counts.
 
-    Parameters
-    ----------
-    dataset : str
-        As in `unet_repro.challenges.download.find_or_download`.
-    argv : sequence of str, optional
-        The arguments of the command line, by default those of this process.
-
-    Returns
-    -------
-    int
-        The exit code: 0, 2 if the data are not to be had or damaged, 130 after Ctrl-C or SIGTERM.
+    Returns the exit code: 0; 2: the data are not to be had or damaged; 130: Ctrl-C or SIGTERM.
     """
     parser = argparse.ArgumentParser(
         prog=f"prepare.py ({dataset})",
@@ -49,25 +39,7 @@ def main(dataset: str, argv: Sequence[str] | None = None) -> int:
 
 
 def describe(dataset: str, folder: Path) -> list[str]:
-    """Count what a data set holds.
-
-    Parameters
-    ----------
-    dataset : str
-        As in `unet_repro.challenges.download.find_or_download`.
-    folder : pathlib.Path
-        Where it lies.
-
-    Returns
-    -------
-    list of str
-        One line for each stack or sequence.
-
-    Raises
-    ------
-    InputError
-        If a file is missing or damaged.
-    """
+    """Count what a data set holds, one line for each stack or sequence."""
     if dataset == "isbi2012":
         return _describe_em(dataset, folder)
     return [_describe_sequence(folder, name) for name in ("01", "02")]

@@ -24,16 +24,8 @@ _SIZE_CLASSES = (  # radius from and to in px, tries per px² of the field, mean
 class SmoothNoise:
     """Gaussian noise of unit variance over (z, y, x), evaluated one slice at a time.
 
-    Random control points `scale` apart are blended with Gaussian weights whose squares sum to 1.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Draws the control points, once.
-    shape : tuple of int
-        (z, y, x).
-    scale : tuple of float
-        Distance of the control points along z (slices), y and x (px).
+    Random control points `scale` apart (slices, px, px), drawn once, are blended with Gaussian
+    weights whose squares sum to 1.
     """
 
     def __init__(
@@ -90,17 +82,7 @@ class Cells:
     bend: list[tuple[float, SmoothNoise, SmoothNoise]]
 
     def bent_grid(self, z: float) -> tuple[np.ndarray, np.ndarray]:
-        """Give where each pixel lies among the unbent cells.
-
-        Parameters
-        ----------
-        z : float
-            0 … number of slices; between slices the cells are interpolated.
-
-        Returns
-        -------
-        y, x : ndarray of float32, shape (y, x)
-        """
+        """Give where each pixel lies (y, x) among the unbent cells, also between slices."""
         y, x = np.mgrid[: self.shape[1], : self.shape[2]].astype(np.float32)
         for amplitude, bend_y, bend_x in self.bend:
             y += amplitude * bend_y(z)
@@ -112,19 +94,8 @@ class Cells:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Measure how far each pixel lies from the nearest membrane's middle line.
 
-        Parameters
-        ----------
-        z : float
-            As in `bent_grid`.
-        y, x : ndarray of float32, shape (y, x)
-            From `bent_grid`.
-
-        Returns
-        -------
-        distance : ndarray of float32, shape (y, x)
-            About the distance in px, smaller in corners, at most 12.
-        owner : ndarray of int64, shape (y, x)
-            The cell of each pixel.
+        Takes what `bent_grid` gives for `z`. Returns about the distance in px (float32; smaller in
+        corners, at most 12) and the cell of each pixel.
         """
         lower, share = int(z), z - int(z)
         upper = min(lower + 1, len(self.radius) - 1)
@@ -136,18 +107,7 @@ class Cells:
 
 
 def draw_cells(rng: np.random.Generator, shape: tuple[int, int, int]) -> Cells:
-    """Draw cells of many sizes that fill the field, and their ways through the slices.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    shape : tuple of int
-        (z, y, x).
-
-    Returns
-    -------
-    Cells
-    """
+    """Draw cells of many sizes that fill a field (z, y, x), and their ways through the slices."""
     slices = shape[0] + 1
     centre, half_axis, radius = _pack_capsules(rng, *shape[1:])
     turn = np.cumsum(rng.normal(0, 0.05, (slices, len(radius))), axis=0)

@@ -12,19 +12,8 @@ from unet_repro.errors import InputError
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Make sure that a file can be written at `path`, before hours of work go into it.
 
-    Missing parent folders are created.
-
-    Parameters
-    ----------
-    path : path-like
-        The file to write.
-    overwrite : bool
-        Accept an existing regular file at `path`.
-
-    Returns
-    -------
-    pathlib.Path
-        `path` with symbolic links followed, so that a link to a file survives its replacement.
+    Missing parent folders are created. Returns `path` with symbolic links followed, so that a link
+    to a file survives its replacement.
 
     Raises
     ------
@@ -58,18 +47,8 @@ def check_apart(out: str | os.PathLike[str], source: Path) -> None:
 def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary file to write, and put it in place of `path` if all went well.
 
-    Parameters
-    ----------
-    path : path-like
-        The file to make. Missing parent folders are created.
-    overwrite : bool
-        Replace an existing file.
-
-    Yields
-    ------
-    pathlib.Path
-        An empty file in the same folder, with the same suffix. It is removed if the body raises
-        (an interrupt included), and then an existing file at `path` is as it was.
+    It is empty, in the same folder and of the same suffix. It is removed if the body raises (an
+    interrupt included), and then an existing file at `path` is as it was.
 
     Raises
     ------

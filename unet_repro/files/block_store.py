@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_repro.errors import InputError
+from unet_repro.files.file_access import parse_json
 from unet_repro.files.lock import take_lock
 
 if TYPE_CHECKING:
@@ -164,12 +165,12 @@ class BlockStore:
 
     def _stored(self) -> dict[str, Any]:
         try:
-            attributes = json.loads(self._header.read_bytes())["attributes"]
+            attributes = parse_json(self._header.read_bytes())["attributes"]
             return {
                 "record": dict(attributes["record"]),
                 "overwrite": bool(attributes["overwrite"]),
             }
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged() from error
 
     def _damaged(self) -> InputError:
@@ -218,10 +219,7 @@ class BlockStore:
             self._check_target()
 
     def _check_record(self, stored: dict[str, Any], record: dict[str, Any]) -> None:
-        try:
-            found = differences(stored, json.loads(json.dumps(record)))
-        except RecursionError as error:
-            raise self._damaged() from error
+        found = differences(stored, json.loads(json.dumps(record)))
         if found:
             more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
             raise InputError(

@@ -1,16 +1,19 @@
 """Opening files that may be damaged, missing or in use: whatever goes wrong is one `InputError`."""
 
 import io
+import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from unet_repro.errors import InputError
+
+_DEEPEST_JSON = 50  # what this package writes has fewer than 10 levels
 
 
 class LoneFile(io.BufferedReader):
@@ -44,20 +47,34 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
         return file.read(size)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; nested so deeply that to compare or show it may fail, it is a ValueError too."""
+    too_deep = ValueError(f"it is nested in more than {_DEEPEST_JSON} levels")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    level = [value]
+    for _ in range(_DEEPEST_JSON):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if any(isinstance(inner, (dict, list)) for inner in level):
+        raise too_deep
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 @contextmanager
 def as_input_errors(path: Path, what: str = "") -> Iterator[None]:
     """Turn whatever a damaged file makes tifffile and the codecs raise or log into `InputError`.
 
     What they raise is not documented and takes many forms (struct.error, KeyError, MemoryError
     from a huge size, ...), and some defects are only logged. Warnings in the log are harmless
-    oddities of the tags.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file to name.
-    what : str
-        The part of the file to name, with a space behind it: ``"slice 3 "``.
+    oddities of the tags. `what` names the part of the file, with a space behind: ``"slice 3 "``.
     """
     logged: list[str] = []
     thread = threading.get_ident()
@@ -86,17 +103,7 @@ def as_input_errors(path: Path, what: str = "") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FileState:
-    """Size and time of a file, by which a later change is noticed.
-
-    Parameters
-    ----------
-    path
-        The file.
-    size
-        In bytes.
-    mtime_ns
-        Time of the last change in ns.
-    """
+    """Size in bytes and time of a file, by which a later change is noticed."""
 
     path: Path
     size: int

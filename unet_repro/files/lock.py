@@ -20,24 +20,14 @@ _runs: ContextVar[frozenset[str]] = ContextVar("_runs", default=frozenset())  # 
 
 
 def take_lock(path: Path, message: str) -> BinaryIO:
-    """Hold a lock file until it is closed, or the process ends.
+    """Hold a lock file until it is closed, or the process ends; its folder must be there.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The lock file; its folder is there.
-    message : str
-        What the `InputError` says if another process holds it.
-
-    Returns
-    -------
-    file
-        To be closed. Its holder may remove `path`, also with the folder, before that.
+    The holder may remove `path`, also with the folder, before it closes the file.
 
     Raises
     ------
     InputError
-        Another process holds it.
+        With `message`: another process holds it.
     OSError
         The file cannot be made.
 
@@ -71,12 +61,9 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 @contextmanager
 def exclusive(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock file while the body runs, and remove it behind.
+    """Hold a lock file while the body runs, and remove it behind; arguments as in `take_lock`.
 
-    Parameters
-    ----------
-    path, message
-        As in `take_lock`; a missing folder is made, and removed again if nothing came into it.
+    A missing folder is made, and removed again if nothing came into it.
 
     Raises
     ------
@@ -119,17 +106,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Keep others from writing a run's folder while the body runs.
 
     A job of several steps holds it from the first to the last; the steps, which hold it
-    themselves, find it held and go on.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Of the run; made and removed as `exclusive` does.
-
-    Raises
-    ------
-    InputError
-        Another process, or another thread, is writing the folder, or it cannot be written.
+    themselves, find it held and go on. Another process, or another thread, that is writing the
+    folder is an `InputError`. The folder is made and removed as `exclusive` does.
     """
     place = os.path.realpath(folder)
     if place in _runs.get():

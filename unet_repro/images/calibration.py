@@ -57,10 +57,7 @@ UNCALIBRATED = Calibration()
 def read_calibration(path: PathLike) -> Calibration:
     """Read what a readable stack states of its axes and scale (ImageJ, OME, TIFF's own tags).
 
-    Parameters
-    ----------
-    path : path-like
-        As in `StackReader`; of a folder, its first file counts, and its slices are along z.
+    Of a folder, its first file counts, and its slices are along z.
     """
     file_path = image_files(path)[0] if Path(path).is_dir() else Path(path)
     if file_path.suffix.lower() == ".png":

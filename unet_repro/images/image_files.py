@@ -8,21 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from unet_repro.errors import InputError
-from unet_repro.files.file_access import as_input_errors
 from unet_repro.images.png_files import png_header, read_png
-from unet_repro.images.tiff_pages import TiffPages, tag_ratio
+from unet_repro.images.tiff_pages import TiffPages
 from unet_repro.images.tiff_segments import CACHE_BYTES
-
-__all__ = [
-    "PngImage",
-    "TiffPages",
-    "as_input_errors",
-    "image_files",
-    "image_header",
-    "open_image",
-    "read_image",
-    "tag_ratio",
-]
 
 PathLike = str | os.PathLike[str]
 
@@ -31,17 +19,9 @@ _IMAGE_SUFFIXES = (*_TIFF_SUFFIXES, ".png")
 
 
 def image_files(folder: PathLike) -> list[Path]:
-    """List the TIFF and PNG files of a folder in natural order.
+    """List the TIFF and PNG files of a folder in natural order: ``2.png`` before ``10.png``.
 
-    Parameters
-    ----------
-    folder : path-like
-        Hidden files and files of other suffixes are passed over.
-
-    Returns
-    -------
-    list of pathlib.Path
-        At least one; numbers in names count as numbers: ``2.png`` before ``10.png``.
+    Hidden files and files of other suffixes are passed over.
 
     Raises
     ------
@@ -74,25 +54,7 @@ def _natural_key(file: Path) -> tuple[list[str | int], str]:
 
 
 class PngImage:
-    """Give a PNG file as a stack of one slice, as `TiffPages` gives a TIFF; it is decoded once.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file.
-    channels : int, optional
-        As in `TiffPages`.
-
-    Attributes
-    ----------
-    shape, channels, dtype
-        As in `TiffPages`.
-
-    Raises
-    ------
-    InputError
-        As `unet_repro.images.png_files.read_png`.
-    """
+    """Give a PNG file as a stack of one slice, as `TiffPages` gives a TIFF; it is decoded once."""
 
     def __init__(self, path: Path, *, channels: int | None = None) -> None:
         self.channels = channels or 1
@@ -115,20 +77,7 @@ def open_image(
     channels: int | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> TiffPages | PngImage:
-    """Open one image of a folder.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        A TIFF file of one slice or a PNG file.
-    palette, channels, cache_bytes
-        As in `TiffPages`.
-
-    Raises
-    ------
-    InputError
-        If the file is not one such image.
-    """
+    """Open one image of a folder, a TIFF of one slice or a PNG file; options as in `TiffPages`."""
     if path.suffix.lower() not in _TIFF_SUFFIXES:
         return PngImage(path, channels=channels)
     pages = TiffPages(path, palette=palette, channels=channels, cache_bytes=cache_bytes)
@@ -144,27 +93,7 @@ def open_image(
 def image_header(
     path: Path, *, palette: bool = False, channels: int | None = None
 ) -> tuple[tuple[int, int], np.dtype]:
-    """Give (y, x) and the dtype of one image without decoding it.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        A TIFF file of one slice or a PNG file.
-    palette, channels
-        As in `TiffPages`.
-
-    Returns
-    -------
-    shape : tuple of int
-        (y, x).
-    dtype : numpy.dtype
-        uint8 or uint16 for PNG.
-
-    Raises
-    ------
-    InputError
-        If the file is not one such image.
-    """
+    """Give (y, x) and the dtype of one image of a folder without decoding it."""
     if path.suffix.lower() not in _TIFF_SUFFIXES:
         return png_header(path, channels=channels or 1)
     pages = open_image(path, palette=palette, channels=channels)
@@ -173,25 +102,7 @@ def image_header(
 
 
 def read_image(path: Path, *, palette: bool = False) -> np.ndarray:
-    """Read one grey image of a folder.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        A TIFF file of one page or a PNG file.
-    palette : bool
-        Accept a TIFF page with a colour table and give its indices.
-
-    Returns
-    -------
-    ndarray, shape (y, x)
-        The pixels as stored; a 1-bit PNG gives uint8 of 0 and 255.
-
-    Raises
-    ------
-    InputError
-        If the file is not one grey image or cannot be decoded.
-    """
+    """Read one grey image (y, x) of a folder as stored; a 1-bit PNG gives uint8 of 0 and 255."""
     image = open_image(path, palette=palette)
     try:
         _, height, width = image.shape

@@ -17,21 +17,9 @@ _NAMES = {_RGB: "colour", _TABLE: "a colour table", _GREY_ALPHA: "transparency"}
 
 
 def png_header(path: Path, *, channels: int = 1) -> tuple[tuple[int, int], np.dtype]:
-    """Give (y, x) and the dtype of a PNG file without decoding it.
+    """Give (y, x) and the dtype, uint8 or uint16, of a PNG file without decoding it.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file.
-    channels : int
-        How many channels it must have: 1 grey, 2 grey and opacity, 3 colour, 4 with opacity.
-
-    Returns
-    -------
-    shape : tuple of int
-        (y, x).
-    dtype : numpy.dtype
-        uint8 or uint16.
+    `channels` is what it must have: 1 grey, 2 grey and opacity, 3 colour, 4 with opacity.
 
     Raises
     ------
@@ -43,23 +31,7 @@ def png_header(path: Path, *, channels: int = 1) -> tuple[tuple[int, int], np.dt
 
 
 def read_png(path: Path, *, channels: int = 1) -> np.ndarray:
-    """Read a PNG file.
-
-    Parameters
-    ----------
-    path, channels
-        As in `png_header`.
-
-    Returns
-    -------
-    ndarray of uint8 or uint16, shape (channels, y, x)
-        The pixels as stored; one bit a pixel gives 0 and 255.
-
-    Raises
-    ------
-    InputError
-        As `png_header`; also if the pixels cannot be decoded.
-    """
+    """Read a PNG file as stored, shape (channels, y, x); one bit a pixel gives 0 and 255."""
     content = read_bytes(path)
     shape, dtype = _parse_header(path, content, channels)
     if b"IEND" not in content[-64:]:

@@ -49,8 +49,6 @@ class StackReader:
     Attributes
     ----------
     path : pathlib.Path
-    axes : str
-        Always ``"ZYX"``.
     shape : tuple of int
         (z, y, x); no side is 0.
     channels : int
@@ -58,8 +56,6 @@ class StackReader:
         As stored, in native byte order.
     names : list of str
         Where each slice comes from: the file's name, or ``"slice k"`` in a TIFF stack.
-    voxel_size_um : tuple of float or None
-        (z, y, x) in micrometres where the file says so; z is NaN if only the pixel size is known.
 
     Raises
     ------
@@ -80,8 +76,6 @@ class StackReader:
     [[[13 14]
       [17 18]]]
     """
-
-    axes = "ZYX"
 
     def __init__(
         self,
@@ -105,7 +99,6 @@ class StackReader:
         self._lock = threading.RLock()
         self._image: TiffPages | PngImage | None = None  # what is open
         self._image_z = 0
-        self.voxel_size_um: tuple[float, float, float] | None = None
         self._is_folder = self.path.is_dir()
         files = image_files(self.path) if self._is_folder else [self.path]
         self._states = [FileState.of(file) for file in files]
@@ -115,7 +108,6 @@ class StackReader:
             self._image = tiff = TiffPages(self.path, **self._options)
             self.shape, self.dtype = tiff.shape, tiff.dtype
             self.names = [f"slice {z}" for z in range(self.shape[0])]
-            self.voxel_size_um = tiff.voxel_size_um
 
     def _open_folder(self, files: list[Path], palette: bool, channels: int | None) -> None:
         headers = [image_header(file, palette=palette, channels=channels) for file in files]
@@ -131,7 +123,7 @@ class StackReader:
         self.names = [file.name for file in files]
 
     def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
-        """Read a rectangle of slice `z`; of a TIFF, only the strips and tiles that it touches.
+        """Copy a rectangle (channels, h, w) of slice `z`; of a TIFF, only what it touches is read.
 
         A page that is neither compressed nor tiled is read row by row, the wanted columns only. A
         page that is one compressed strip must be decoded as a whole, once for all its rectangles
@@ -140,14 +132,8 @@ class StackReader:
         Parameters
         ----------
         z : int
-            0 … shape[0] − 1.
         rows, columns : slice
             Not empty and inside the slice, step 1; ``slice(None)`` is all of them.
-
-        Returns
-        -------
-        ndarray, shape (channels, h, w)
-            A new array of the stack's dtype, in native byte order.
 
         Raises
         ------
@@ -159,27 +145,7 @@ class StackReader:
         return self._read(z, rows, columns, keep=True)
 
     def read_slice(self, z: int) -> np.ndarray:
-        """Read slice `z` of a stack of one channel.
-
-        Parameters
-        ----------
-        z : int
-            0 … shape[0] − 1.
-
-        Returns
-        -------
-        ndarray, shape (y, x)
-            A new array of the stack's dtype.
-
-        Raises
-        ------
-        InputError
-            If the pixels cannot be decoded.
-        IndexError
-            If there is no such slice.
-        ValueError
-            If there are several channels; `read_region` reads them.
-        """
+        """Copy slice `z`, shape (y, x), of a stack of one channel; errors as in `read_region`."""
         if self.channels != 1:
             raise ValueError(f"a slice has {self.channels} channels; read_region reads them")
         return self._read(z, slice(None), slice(None), keep=False)[0]
@@ -210,7 +176,7 @@ class StackReader:
         return image
 
     def read(self) -> np.ndarray:
-        """Read a stack of one channel into an array (z, y, x); see `read_slice` for the errors."""
+        """Read a stack of one channel into an array (z, y, x)."""
         try:
             stack = np.empty(self.shape, self.dtype)
         except (MemoryError, ValueError) as error:
@@ -223,14 +189,9 @@ class StackReader:
         return stack
 
     def fingerprint(self) -> dict[str, Any]:
-        """Describe what is read, so that a later run can tell whether it is the same.
+        """Describe for JSON what is read, so that a later run can tell whether it is the same.
 
-        Returns
-        -------
-        dict
-            To be written as JSON: ``files`` (of each the ``name`` without folders, the ``size`` in
-            bytes and ``mtime_ns``, all as they were on opening), ``shape`` (z, y, x), ``channels``
-            and ``dtype``.
+        For each file its name without folders, size and `mtime_ns`, as they were on opening.
         """
         files = [
             {"name": state.path.name, "size": state.size, "mtime_ns": state.mtime_ns}
@@ -244,19 +205,9 @@ class StackReader:
         }
 
     def check_unchanged(self, z: int | None = None) -> None:
-        """Make sure that no file was changed since the stack was opened.
+        """Raise `InputError` if a file, or that of slice `z`, was changed since opening.
 
         One look at each file's size and time.
-
-        Parameters
-        ----------
-        z : int, optional
-            Only the file of this slice.
-
-        Raises
-        ------
-        InputError
-            If a file has another size or time of change, or is gone.
         """
         states = self._states
         if z is not None and len(states) > 1:

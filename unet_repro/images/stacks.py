@@ -11,27 +11,11 @@ import numpy.typing as npt
 import tifffile
 
 from unet_repro.errors import InputError
-from unet_repro.files.atomic import atomic_path, check_output
-from unet_repro.images.calibration import UNCALIBRATED, Calibration, read_calibration, read_info
+from unet_repro.files.atomic import atomic_path
+from unet_repro.images.calibration import UNCALIBRATED, Calibration
 from unet_repro.images.image_files import image_files
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
-
-__all__ = [
-    "Calibration",
-    "StackReader",
-    "atomic_path",
-    "check_output",
-    "check_pair",
-    "read_calibration",
-    "read_images",
-    "read_info",
-    "read_labels",
-    "read_pair",
-    "read_stack",
-    "write_slices",
-    "write_stack",
-]
 
 PathLike = str | os.PathLike[str]
 
@@ -51,28 +35,13 @@ def read_stack(path: PathLike) -> np.ndarray:
     -------
     ndarray, shape (z, y, x)
         The pixels as stored, in native byte order. A single image is a stack of one slice.
-
-    Raises
-    ------
-    InputError
-        As `StackReader`.
     """
     with StackReader(path) as reader:
         return reader.read()
 
 
 def read_images(path: PathLike) -> np.ndarray:
-    """Read a stack to be segmented: `read_stack` that also refuses NaN and infinite pixels.
-
-    Parameters
-    ----------
-    path : path-like
-        As in `read_stack`.
-
-    Returns
-    -------
-    ndarray of integer, bool or float, shape (z, y, x)
-        Grey values as stored; nothing is scaled.
+    """Read a stack to be segmented, as stored: `read_stack` that refuses NaN and infinite pixels.
 
     Raises
     ------
@@ -90,10 +59,7 @@ def read_images(path: PathLike) -> np.ndarray:
 def read_labels(path: PathLike) -> np.ndarray:
     """Read labels: instance numbers, or a mask of 0 and 255 (or 0 and 1).
 
-    Parameters
-    ----------
-    path : path-like
-        As in `read_stack`; TIFF pages with a colour table are accepted and give their indices.
+    TIFF pages with a colour table are accepted and give their indices.
 
     Returns
     -------
@@ -119,12 +85,7 @@ def read_labels(path: PathLike) -> np.ndarray:
 
 
 def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
-    """Make sure that a stack and its labels can be trained on together.
-
-    Parameters
-    ----------
-    images : ndarray, shape (z, y, x)
-    labels : ndarray of integer, shape (z, y, x)
+    """Make sure that a stack and its labels, both (z, y, x), can be trained on together.
 
     Raises
     ------
@@ -142,25 +103,10 @@ def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read images and their labels.
+    """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
 
-    Parameters
-    ----------
-    images, labels : path-like
-        TIFF stacks or folders. Where both are folders, each image needs the label file of the
-        same stem (``image/7.png``, ``label/7.tif``), and the other way round.
-
-    Returns
-    -------
-    images : ndarray, shape (z, y, x)
-        As from `read_images`.
-    labels : ndarray of integer, shape (z, y, x)
-        As from `read_labels`.
-
-    Raises
-    ------
-    InputError
-        As `read_images`, `read_labels` and `check_pair`; also for a file without a partner.
+    Where both are folders, each image needs the label file of the same stem (``image/7.png``,
+    ``label/7.tif``), and the other way round; a file without a partner is an `InputError`.
     """
     if Path(images).is_dir() and Path(labels).is_dir():
         image_stems = [file.stem for file in image_files(images)]
@@ -212,8 +158,6 @@ def write_stack(
         If the array has another dtype, another number of axes or no pixels; if the file exists
         and `overwrite` is false; if it cannot be written.
     """
-    if array.dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
-        raise InputError(f"{path}: cannot store {array.dtype} in a TIFF stack; convert it first")
     if array.ndim not in (2, 3) or array.size == 0:
         raise InputError(f"{path}: an array of shape {array.shape} is not a stack (z, y, x)")
     stack = array[np.newaxis] if array.ndim == 2 else array
@@ -221,8 +165,8 @@ def write_stack(
     if voxel_size_um is not None:
         z, y, x = voxel_size_um
         calibration = Calibration(resolution=(1 / x, 1 / y), unit="um", spacing=z)
+    options = _tiff_options(path, stack.shape, stack.dtype, calibration)
     with atomic_path(path, overwrite=overwrite) as temporary:
-        options = _tiff_options(stack.shape, stack.dtype, calibration)
         tifffile.imwrite(temporary, stack, compression=compression, **options)
 
 
@@ -255,18 +199,12 @@ def write_slices(
     calibration : Calibration
         Axes and scale to record.
     info : str
-        A text to record, which ImageJ shows as the image's information and `read_info` gives.
+        A text to record, which ImageJ shows as the image's information.
     workers : int
         Threads that compress.
-
-    Raises
-    ------
-    InputError
-        As `write_stack`.
     """
     dtype = np.dtype(dtype)
-    if dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
-        raise InputError(f"{path}: cannot store {dtype} in a TIFF stack; convert it first")
+    options = _tiff_options(path, shape, dtype, calibration, info)
     with atomic_path(path, overwrite=overwrite) as temporary:
         tifffile.imwrite(
             temporary,
@@ -276,15 +214,21 @@ def write_slices(
             compression=compression,
             maxworkers=workers,
             buffersize=prod(shape[1:]) * dtype.itemsize,  # how far compression reads ahead
-            **_tiff_options(shape, dtype, calibration, info),
+            **options,
         )
 
 
 def _tiff_options(
-    shape: tuple[int, ...], dtype: np.dtype, calibration: Calibration, info: str = ""
+    path: PathLike,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    calibration: Calibration,
+    info: str = "",
 ) -> dict[str, Any]:
+    if dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
+        raise InputError(f"{path}: cannot store {dtype} in a TIFF stack; convert it first")
     if shape[-1] == 1 and shape[-2] > 1:  # tifffile would write the rows as columns
-        raise InputError("pages 1 px wide cannot be stored here; transpose them")
+        raise InputError(f"{path}: pages 1 px wide cannot be stored here; transpose them")
     is_classic = prod(shape) * dtype.itemsize < _CLASSIC_TIFF_BYTES
     metadata: dict[str, Any] = {
         "axes": calibration.axes,

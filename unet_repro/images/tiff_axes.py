@@ -14,7 +14,7 @@ _JPEG = (6, 7, 34892, 33007)  # compressions whose YCbCr pixels tifffile gives a
 
 
 @dataclass(frozen=True)
-class Layout:
+class PageOrder:
     """How the pages of a series are ordered.
 
     Parameters
@@ -30,26 +30,13 @@ class Layout:
     slice_shape: tuple[int, ...]
 
 
-def layout_of(
+def page_order(
     path: Path, series: Any, channels: int, *, palette: bool, imagej: dict[str, Any]
-) -> Layout:
+) -> PageOrder:
     """Find slices and channels of a series from the axes that the file declares.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file, for errors.
-    series : tifffile.TiffPageSeries
-    channels : int
-        How many a slice must have. More than one are the samples of a page or the axis C.
-    palette : bool
-        Accept pages of one channel with a colour table.
-    imagej : dict
-        What ImageJ's description says, if there is one.
-
-    Returns
-    -------
-    Layout
+    More than one channel are the samples of a page or the axis C. `palette` accepts pages of one
+    channel with a colour table; `imagej` is what ImageJ's description says, if there is one.
 
     Raises
     ------
@@ -65,15 +52,15 @@ def layout_of(
     page = series.keyframe
     if channels == 1:
         n_slices = prod(series.shape[:-2])
-        return Layout(np.arange(n_slices).reshape(n_slices, 1), series.shape[-2:])
+        return PageOrder(np.arange(n_slices).reshape(n_slices, 1), series.shape[-2:])
     leading = _leading(series)
     lengths = [length for _, length in leading]
     pages: np.ndarray = np.arange(prod(lengths)).reshape(lengths)
     names = [axis for axis, _ in leading]
     if "C" in names:
         pages = np.moveaxis(pages, names.index("C"), -1).reshape(-1, channels)
-        return Layout(pages, (channels, *page.shape))
-    return Layout(pages.reshape(-1, 1), page.shape)
+        return PageOrder(pages, (channels, *page.shape))
+    return PageOrder(pages.reshape(-1, 1), page.shape)
 
 
 def _leading(series: Any) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ tifffile logs many defects and then fills with zeros; here each of them is an er
 
 import os
 import struct
-from math import nan, prod
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +14,7 @@ import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import as_input_errors, open_binary
-from unet_repro.images.tiff_axes import Layout, layout_of
+from unet_repro.images.tiff_axes import PageOrder, page_order
 from unet_repro.images.tiff_segments import CACHE_BYTES, SegmentReader
 
 PathLike = str | os.PathLike[str]
@@ -22,7 +22,6 @@ PathLike = str | os.PathLike[str]
 _ELSEWHERE = "they lie in other files, which are not read: save the stack as one file"
 _LARGE_PART_BYTES = 2**30
 _LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
-_MICROMETRES = {"um": 1.0, "µm": 1.0, "\\u00B5m": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3}
 
 
 class TiffPages:
@@ -46,8 +45,6 @@ class TiffPages:
     channels : int
     dtype : numpy.dtype
         In native byte order.
-    voxel_size_um : tuple of float or None
-        (z, y, x); None where the file does not say, NaN for z where it knows the pixel size only.
 
     Raises
     ------
@@ -82,10 +79,10 @@ class TiffPages:
             raise InputError(f"{self.path}: holds no slices")
         series = all_series[0]
         imagej = self._file.imagej_metadata or {}
-        layout = layout_of(self.path, series, self.channels, palette=palette, imagej=imagej)
+        order = page_order(self.path, series, self.channels, palette=palette, imagej=imagej)
         self.dtype = series.dtype.newbyteorder("=")
         self._keyframe = series.keyframe
-        self._slices = self._all_slices(all_series, layout)
+        self._slices = self._all_slices(all_series, order)
         depth, n_together = self._slices.shape
         self.shape = (depth, *self._keyframe.shaped[2:4])
         # Where one block holds all slices, one directory may stand for all pages, as in ImageJ's
@@ -96,28 +93,27 @@ class TiffPages:
         if declared != depth or (n_pages != self._slices.size and not is_one_block):
             self._refuse_count(declared, n_together, n_pages, n_resolutions=len(series.levels))
         self._read_places(block, all_series)
-        self.voxel_size_um = self._voxel_size()
         # A strip or tile of each channel is kept in any case.
         least = prod(self._keyframe.chunks[:2]) * self.channels * self.dtype.itemsize
         self._reader = SegmentReader(
             self.path, self._handle, self.dtype, cache_bytes=max(cache_bytes, least)
         )
 
-    def _all_slices(self, all_series: list[Any], layout: Layout) -> np.ndarray:
+    def _all_slices(self, all_series: list[Any], order: PageOrder) -> np.ndarray:
         """Return the numbers of each slice's pages; after the first series comes one in each."""
         first = all_series[0]
         of_slice = first.keyframe.shape
         # Pages written one by one are each a series of their own.
         for series in all_series[1:]:
-            agrees = (series.shape, series.dtype) == (layout.slice_shape, first.dtype)
+            agrees = (series.shape, series.dtype) == (order.slice_shape, first.dtype)
             if not agrees or series.keyframe.shape != of_slice:
                 raise InputError(
                     f"{self.path}: its pages differ in shape or dtype; all slices of a stack must "
                     "agree"
                 )
-        n_more, n_together = len(all_series) - 1, layout.pages.shape[1]
-        more = layout.pages.size + np.arange(n_more * n_together).reshape(n_more, n_together)
-        return np.concatenate([layout.pages, more])
+        n_more, n_together = len(all_series) - 1, order.pages.shape[1]
+        more = order.pages.size + np.arange(n_more * n_together).reshape(n_more, n_together)
+        return np.concatenate([order.pages, more])
 
     def _refuse_count(
         self, declared: int, n_together: int, n_pages: int, *, n_resolutions: int
@@ -214,38 +210,10 @@ class TiffPages:
             )
         return offsets, counts
 
-    def _voxel_size(self) -> tuple[float, float, float] | None:
-        shaped = (self._file.shaped_metadata or [{}])[0]
-        described = {**shaped, **(self._file.imagej_metadata or {})}
-        tags = self._file.pages.first.tags
-        unit_um = _MICROMETRES.get(str(described.get("unit")))
-        if unit_um is None and tags.valueof("ResolutionUnit") == tifffile.RESUNIT.CENTIMETER:
-            unit_um = 1e4
-        y_per_unit, x_per_unit = (tag_ratio(tags.valueof(f"{axis}Resolution")) for axis in "YX")
-        if unit_um is None or not y_per_unit or not x_per_unit:
-            return None
-        return (
-            float(described.get("spacing", nan)) * unit_um,
-            unit_um / y_per_unit,
-            unit_um / x_per_unit,
-        )
-
     def read_region(self, z: int, rows: slice, columns: slice, *, keep: bool = True) -> np.ndarray:
-        """Read a rectangle of slice `z`.
+        """Copy a rectangle (channels, h, w) of slice `z`; rows and columns have start and stop.
 
-        Parameters
-        ----------
-        z : int
-            0 … shape[0] − 1.
-        rows, columns : slice
-            Inside the slice, with start and stop.
-        keep : bool
-            Keep decoded strips and tiles for the rectangles to come.
-
-        Returns
-        -------
-        ndarray, shape (channels, h, w)
-            A new array.
+        `keep` keeps decoded strips and tiles for the rectangles to come.
 
         Raises
         ------

@@ -16,17 +16,16 @@ _READ_BYTES = 2**24  # how much of a plain page one read asks for
 
 
 class SegmentReader:
-    """Read rectangles of the pages of one open TIFF file.
+    """Read rectangles of the pages of one open TIFF file, whose position is changed.
 
-    Whatever the file lacks is an error: nothing is filled in, and nothing is mapped into memory,
-    so a file that is cut short while it is read does no harm. Threads may share a reader.
+    Whatever the file lacks is an `InputError`: nothing is filled in, and nothing is mapped into
+    memory, so a file that is cut short while it is read does no harm. Threads may share a reader.
 
     Parameters
     ----------
     path : pathlib.Path
         The file, for errors.
     handle : binary file
-        Where it is open; its position is changed.
     dtype : numpy.dtype
         Of the pixels, in native byte order.
     cache_bytes : int
@@ -61,11 +60,6 @@ class SegmentReader:
             Where to put the pixels.
         what : str
             Names the slice in errors: ``"slice 3 "``.
-
-        Raises
-        ------
-        InputError
-            If the file has become too short.
         """
         n_planes, _, height, width, samples = keyframe.shaped
         stored = self._dtype.newbyteorder(keyframe.parent.byteorder)
@@ -92,23 +86,10 @@ class SegmentReader:
         what: str,
         keep: bool,
     ) -> None:
-        """Read a rectangle of a page of strips or tiles.
+        """Read a rectangle of a page of strips or tiles, all inside the file and none missing.
 
-        Parameters
-        ----------
-        number : int
-            Tells the page from the others.
-        page : tifffile.TiffPage or tifffile.TiffFrame
-            Its strips and tiles lie inside the file and none is missing.
-        rows, columns, out, what
-            As in `read_plain`.
-        keep : bool
-            Keep the decoded strips and tiles for the rectangles to come.
-
-        Raises
-        ------
-        InputError
-            If a strip or tile cannot be read or decoded, with its position.
+        `number` tells the page from the others; `keep` keeps what is decoded for the rectangles to
+        come; the rest is as in `read_plain`. Errors say where the strip or tile lies.
         """
         for index, plane, y, x in _touched(page.keyframe, rows, columns):
             with as_input_errors(self._path, f"{what}at y = {y}, x = {x} "):

@@ -6,8 +6,7 @@ from unet_repro.metrics._tally import CLASSES, THRESHOLDS, WARPING_THRESHOLDS, T
 from unet_repro.metrics.results import (
     PixelError,
     RandError,
-    VInfo,
-    VRand,
+    VScore,
     WarpingClass,
     WarpingError,
 )
@@ -83,15 +82,15 @@ def warping_figures(counts: Tally) -> WarpingError:
     )
 
 
-def v_rand_figures(counts: Tally, *, is_official: bool) -> VRand:
+def v_rand_figures(counts: Tally, *, is_official: bool) -> VScore:
     joint, proposed, true = (
         _nan_where_empty(counts, pairs) for pairs in _pair_sums(counts, counts.thinned_overlap)
     )
     f_score = joint / (0.5 * proposed + 0.5 * true)
-    return VRand(**_v_score(f_score, joint / true, joint / proposed, is_official=is_official))
+    return VScore(**_v_score(f_score, joint / true, joint / proposed, is_official=is_official))
 
 
-def v_info_figures(counts: Tally, *, is_official: bool) -> VInfo:
+def v_info_figures(counts: Tally, *, is_official: bool) -> VScore:
     n = np.maximum(counts.n_foreground, 1)[:, np.newaxis]
     singletons = counts.thinned_overlap[..., 0] / n * np.log(n)  # −z·(1/n)·ln(1/n)
     joint_entropy = singletons - counts.thinned_entropy[..., 0]
@@ -103,7 +102,7 @@ def v_info_figures(counts: Tally, *, is_official: bool) -> VInfo:
     is_zero = np.minimum(truth_entropy, proposal_entropy) < _NO_ENTROPY
     f_score = np.where(is_zero, 0.0, _share(2 * information, truth_entropy + proposal_entropy))
     parts = (_nan_where_empty(counts, values) for values in (f_score, split, merge))
-    return VInfo(**_v_score(*parts, is_official=is_official))
+    return VScore(**_v_score(*parts, is_official=is_official))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -9,22 +9,7 @@ from unet_repro.errors import InputError
 
 
 def iou(labels: Any, prediction: Any) -> float:
-    """Compute the IOU of the paper's Table 2: the mean over all reference objects (Sec. 4).
-
-    Parameters
-    ----------
-    labels, prediction
-        As for `seg`.
-
-    Returns
-    -------
-    float
-        In [0, 1], higher is better.
-
-    Raises
-    ------
-    InputError
-        As `seg`.
+    """Compute the IOU of the paper's Table 2, in [0, 1]: the mean over all reference objects.
 
     Notes
     -----
@@ -32,11 +17,6 @@ def iou(labels: Any, prediction: Any) -> float:
     their measure is SEG, so this is `seg` under the paper's name: one term for each reference
     object of all frames, whatever its size, 0 for each one that is missed. It is neither the mean
     over frames, nor the mean over matched objects, nor the IOU of all foreground pixels.
-
-    Examples
-    --------
-    >>> iou([[1, 1, 0, 2]], [[7, 7, 7, 0]])  # (2/3 + 0) / 2
-    0.3333333333333333
     """
     return seg(labels, prediction)
 
@@ -87,20 +67,7 @@ def seg(labels: Any, prediction: Any) -> float:
 def object_ious(labels: Any, prediction: Any) -> np.ndarray:
     """Return the score of every reference object, as `seg` averages them.
 
-    Parameters
-    ----------
-    labels, prediction
-        As for `seg`.
-
-    Returns
-    -------
-    ndarray of float64, shape (objects,)
-        Frame by frame, in each by rising id; 0 for an object that is not matched.
-
-    Raises
-    ------
-    InputError
-        As `seg`.
+    Frame by frame, in each by rising id; float64, 0 for an object that is not matched.
 
     Examples
     --------

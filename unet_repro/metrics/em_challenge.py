@@ -1,6 +1,7 @@
 """The figures of the EM challenge 2012: Table 1 of the paper, and V_rand and V_info of 2015.
 
-They follow the evaluation program that the challenge's organisers published.
+They follow the evaluation program that the challenge's organisers published. Arguments and errors
+of all are those of `em_challenge_metrics`.
 """
 
 from typing import Any, Literal
@@ -19,8 +20,7 @@ from unet_repro.metrics.results import (
     EMChallengeMetrics,
     PixelError,
     RandError,
-    VInfo,
-    VRand,
+    VScore,
     WarpingError,
 )
 
@@ -114,20 +114,6 @@ def pixel_error(
     TP, FP and FN are pooled over the slices, F = 2PR/(P + R), P = 1 if FP = 0, R = 1 if FN = 0.
     This is not the share of wrong pixels: that is 1 − `accuracy`, and reported beside it.
 
-    Parameters
-    ----------
-    labels, probability, progress, workers
-        As for `em_challenge_metrics`.
-
-    Returns
-    -------
-    PixelError
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
-
     Notes
     -----
     The figure depends on the width of the membranes. It is unchanged when both inputs are flipped
@@ -163,20 +149,10 @@ def rand_error(
     with b_j = Σ_i c_ij and a_i the sizes of the objects. The three are summed over the slices;
     F = TP / (½(TP + FP) + ½(TP + FN)).
 
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
     Returns
     -------
     RandError
         Precision falls with mergers, recall with splits.
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----
@@ -210,20 +186,6 @@ def warping_error(
     The truth is warped towards the proposal, one pixel after the other, as long as no object or
     hole appears, vanishes, splits or merges. Each pixel where the two still differ is one error
     of one of six classes; the figure counts splits and mergers, per pixel of the stack.
-
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
-    Returns
-    -------
-    WarpingError
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----
@@ -259,27 +221,17 @@ def v_rand(
     degenerate: Degenerate = "sensible",
     progress: bool = False,
     workers: int | None = None,
-) -> VRand:
+) -> VScore:
     """Compute the highest Rand score after thinning over the thresholds (higher is better).
 
     The proposal's regions are those of `thinned_labels`, so that the width of its membranes
     hardly matters. The formula is that of `rand_error`; F is computed for each slice, and the
     score at a threshold is the mean over the slices.
 
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
     Returns
     -------
-    VRand
+    VScore
         With the split part (recall of pixel pairs) and the merge part (precision).
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----
@@ -298,27 +250,17 @@ def v_info(
     degenerate: Degenerate = "sensible",
     progress: bool = False,
     workers: int | None = None,
-) -> VInfo:
+) -> VScore:
     """Compute the highest information score after thinning (higher is better).
 
     With I the mutual information of the truth's objects and the thinned proposal's regions over
     the interior pixels of the truth, and H their entropies in nats, the score of a slice is
     2·I / (H(truth) + H(proposal)); that of a threshold is the mean over the slices.
 
-    Parameters
-    ----------
-    labels, probability, degenerate, progress, workers
-        As for `em_challenge_metrics`.
-
     Returns
     -------
-    VInfo
+    VScore
         With the split part I / H(proposal) and the merge part I / H(truth).
-
-    Raises
-    ------
-    InputError
-        As `em_challenge_metrics`.
 
     Notes
     -----

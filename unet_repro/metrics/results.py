@@ -171,36 +171,6 @@ class VScore(Curve):
 
 
 @dataclass(frozen=True, eq=False)
-class VRand(VScore):
-    """V_rand after thinning: precision is the merge part, recall the split part."""
-
-    @property
-    def precision(self) -> np.ndarray:
-        """Of the pixel pairs the proposal joins, the share the truth joins: `merge`."""
-        return self.merge
-
-    @property
-    def recall(self) -> np.ndarray:
-        """Of the pixel pairs the truth joins, the share the proposal joins: `split`."""
-        return self.split
-
-
-@dataclass(frozen=True, eq=False)
-class VInfo(VScore):
-    """V_info after thinning: precision is the split part, recall the merge part."""
-
-    @property
-    def precision(self) -> np.ndarray:
-        """Of the information in the proposal, the share found in the truth: `split`."""
-        return self.split
-
-    @property
-    def recall(self) -> np.ndarray:
-        """Of the information in the truth, the share found in the proposal: `merge`."""
-        return self.merge
-
-
-@dataclass(frozen=True, eq=False)
 class WarpingMap:
     """One slice at one threshold after warping.
 
@@ -223,8 +193,8 @@ class EMChallengeMetrics:
     pixel_error: PixelError
     rand_error: RandError
     warping_error: WarpingError
-    v_rand: VRand
-    v_info: VInfo
+    v_rand: VScore
+    v_info: VScore
 
     def as_dict(self) -> dict[str, float]:
         """Return every best value and its threshold, ready for JSON.

@@ -16,7 +16,7 @@ from unet_repro._version import __version__
 from unet_repro.config import UNetConfig, from_dict, to_dict
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
-from unet_repro.files.safe_json import parse_json
+from unet_repro.files.file_access import parse_json
 from unet_repro.network.model import UNet
 
 _FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them

@@ -8,7 +8,7 @@ from typing import Literal
 from numpy.typing import NDArray
 from torch import Tensor
 
-Average = Literal["none", "rotations", "dihedral", "seven"]
+Average = Literal["none", "rotations", "dihedral", "seven", "flips"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ VIEWS: dict[Average, tuple[View, ...]] = {
     "rotations": _ROTATIONS,
     "dihedral": _ROTATIONS + _MIRRORED,
     "seven": (_ROTATIONS + _MIRRORED)[1:],
+    # Not in the paper: the authors' release averages these four for the cells of Table 2.
+    "flips": tuple(View(rows, columns) for rows in (False, True) for columns in (False, True)),
 }
 
 

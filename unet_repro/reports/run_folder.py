@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet_repro.errors import InputError
-from unet_repro.files.safe_json import parse_json
+from unet_repro.files.file_access import parse_json
 from unet_repro.images.stacks import read_images, read_labels
 from unet_repro.reports.evaluation import LARGEST, is_number
 from unet_repro.training.log import COLUMNS as LOG_COLUMNS

@@ -15,7 +15,7 @@ from unet_repro import config
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
-from unet_repro.files.safe_json import parse_json
+from unet_repro.files.file_access import parse_json
 
 FREE = ("iterations", "time_budget", "device")  # settings that a resumed run may change
 

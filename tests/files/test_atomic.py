@@ -1,0 +1,73 @@
+"""Outputs are complete or absent, and nothing that is there is lost."""
+
+import os
+
+import pytest
+
+from unet_repro.errors import InputError
+from unet_repro.files.atomic import atomic_path, check_output
+
+
+def test_failure_leaves_the_old_file_and_no_temporary_one(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), atomic_path(tmp_path / "a.json", overwrite=True) as temporary:
+            temporary.write_text("half")
+            raise error
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_output_is_absent_until_it_is_complete(tmp_path):
+    with atomic_path(tmp_path / "new/folder/a.json") as temporary:
+        assert temporary.parent == tmp_path / "new/folder" and temporary.suffix == ".json"
+        temporary.write_text("{}")
+        assert not (tmp_path / "new/folder/a.json").exists()
+    assert [file.name for file in (tmp_path / "new/folder").iterdir()] == ["a.json"]
+
+
+def test_output_made_by_another_program_meanwhile_is_kept(tmp_path):
+    with pytest.raises(InputError, match="another program"), atomic_path(tmp_path / "a") as part:
+        part.write_text("ours")
+        (tmp_path / "a").write_text("theirs")
+    assert (tmp_path / "a").read_text() == "theirs"
+
+
+def test_link_to_an_output_survives(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with atomic_path(tmp_path / "link", overwrite=True) as part:
+        part.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot be written"):
+        check_output(tmp_path / "file/out.tif")
+
+    def forbid(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", forbid)  # the superuser may write anywhere
+    with pytest.raises(InputError, match="cannot be written: Permission denied"):
+        check_output(tmp_path / "s.tif")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_only_regular_files_are_replaced(tmp_path, overwrite):
+    with pytest.raises(InputError, match="is not a regular file"):
+        check_output(tmp_path, overwrite=overwrite)
+    with pytest.raises(InputError, match="is not a regular file"):
+        check_output(os.devnull, overwrite=overwrite)
+
+
+def test_full_disc_is_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="No space left"), atomic_path(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_error_about_another_file_is_passed_on(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
+        (tmp_path / "other").read_text()
