@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unet_repro import config
 from unet_repro._version import __version__
@@ -86,14 +87,9 @@ def start_run(
         The folder holds a run and neither `resume` nor `overwrite` is given, or cannot be written;
         a setting that does not fit the data; another process is writing the folder.
     """
-    if processes.count == 1:
-        check_alone()
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
-    parts = split(data, settings)
-    output_side(settings)
-    device = processes.place(choose_device(settings.device))
-    settings = replace(settings, precision=choose_precision(settings.precision, device))
+    settings, parts, device = _checked(data, settings, processes)
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
@@ -101,8 +97,7 @@ def start_run(
         hardware = describe(device) | {"processes": processes.count}
         record = _Record(folder / "config.json", data, settings, parts, hardware)
 
-        def on_start(start: Start) -> None:
-            """Begin to write, now that nothing can be refused any more."""
+        def on_start(start: Start) -> None:  # nothing can be refused any more
             if overwrite or not start.is_over:
                 _remove(folder, RESULTS if resume else RESULTS + TRAINED)
             remove_leftovers(folder, RESULTS + TRAINED)
@@ -127,6 +122,19 @@ def start_run(
         if processes.is_first:
             record.write(trained)
         return trained
+
+
+def _checked(
+    data: LabelledStack, settings: TrainConfig, processes: Processes
+) -> tuple[TrainConfig, Split, torch.device]:
+    """Return settings, slices and device as this process will train with them, if it can."""
+    if processes.count == 1:
+        check_alone()
+    parts = split(data, settings)
+    output_side(settings)
+    device = processes.place(choose_device(settings.device))
+    precision = choose_precision(settings.precision, device)
+    return replace(settings, precision=precision), parts, device
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
