@@ -278,7 +278,7 @@ def _storable(stack: np.ndarray) -> np.ndarray:
     """Return a stack in a type that every TIFF reader takes: float32, uint8 or uint16.
 
     Integers beyond 16 bits, or below 0, become their ranks: equal stays equal, larger stays
-    larger, and background stays 0.
+    larger, and the background of labels stays 0.
     """
     if stack.dtype.kind == "f":
         return stack.astype(np.float32)

@@ -142,8 +142,8 @@ class _Loop:
             state.limit or None,
             initial=state.iteration,
             unit="it",
-            is_shown=not is_quiet,
             desc="train",
+            is_shown=not is_quiet,
         )
 
     def run(self, held_out: HeldOut | None, on_validation: Callable[[Progress], None]) -> Stopped:
