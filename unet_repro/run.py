@@ -138,7 +138,7 @@ def _checked(
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds a run that nobody gave up, or that cannot be written."""
+    """Refuse a folder that holds a run, unless it may be changed, or that cannot be written."""
     check_output(folder / "config.json", overwrite=True)
     is_taken = any(any(folder.glob(name)) for name in RESULTS + TRAINED)
     if is_taken and not (resume or overwrite):
@@ -186,7 +186,7 @@ class _Record:
         }
 
     def origin(self) -> dict[str, Any]:
-        """Return what a model file tells of its making: versions and data, not where they lie."""
+        """Return what a model file holds of its making: versions and data, not where they lie."""
         data = {k: v for k, v in self.content["data"].items() if k not in ("images", "labels")}
         return {name: self.content[name] for name in ("versions", "hardware")} | {"data": data}
 

@@ -119,7 +119,6 @@ def evaluate_em(
     *,
     first_slice: int = 0,
     progress: bool = False,
-    workers: int | None = None,
 ) -> dict[str, Any]:
     """Compute the EM challenge's figures of a stack, ready for JSON.
 
@@ -133,8 +132,6 @@ def evaluate_em(
         The number of the first slice in the stack that it was cut from.
     progress : bool
         Show a progress bar on standard error.
-    workers : int, optional
-        Threads; one per core if not given.
 
     Returns
     -------
@@ -148,7 +145,7 @@ def evaluate_em(
     InputError
         As `unet_repro.metrics.em_challenge_metrics`.
     """
-    result = metrics.em_challenge_metrics(labels, probability, progress=progress, workers=workers)
+    result = metrics.em_challenge_metrics(labels, probability, progress=progress)
     figures = result.as_dict()
     curves = result.curves_as_dict()
     at_accuracy = curves["thresholds"].index(figures["pixel_accuracy_threshold"])

@@ -123,7 +123,7 @@ def _still(size: tuple[int, int], window: int) -> Augmentation:
 
 @dataclass(frozen=True)
 class _MiddleSlice:
-    """The slice to show, and what is told by the whole stack."""
+    """The slice to show, and what the whole stack decides."""
 
     image: np.ndarray  # float32 (height, width)
     ids: np.ndarray  # int32

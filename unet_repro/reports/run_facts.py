@@ -1,4 +1,4 @@
-"""Tell in words how a run was made: its settings, data, machine, length, and commands."""
+"""Say in words how a run was made: its settings, data, machine, length, and commands."""
 
 from __future__ import annotations
 

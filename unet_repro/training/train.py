@@ -133,7 +133,7 @@ def train(
 
 
 class _Loop:
-    """Drives a `TrainingState`; the first process also validates, logs and speaks."""
+    """Drives a `TrainingState`; the first process also validates, logs and shows how far it is."""
 
     def __init__(self, state: TrainingState, log: TrainLog | None, *, is_quiet: bool) -> None:
         self.state, self.log, self.is_quiet = state, log, is_quiet
