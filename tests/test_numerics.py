@@ -13,7 +13,6 @@ from unet_repro import (
     OverlapTilePredictor,
     UNet,
     UNetConfig,
-    elastic_deformation,
     em_challenge_metrics,
     predict_stack,
 )
@@ -75,10 +74,6 @@ def test_grey_values_too_large_for_the_network_are_named(tmp_path: Path) -> None
     with pytest.raises(InputError, match=place):
         predict_stack(tmp_path / "in.tif", network(), tmp_path / "out.tif", tile=76)
     assert not (tmp_path / "out.tif").exists()
-
-
-def test_a_deformed_image_of_1_px_is_itself() -> None:
-    assert elastic_deformation(torch.full((1, 1), 3.0)).image.tolist() == [[3.0]]
 
 
 def test_huge_grey_values_train_like_small_ones(

@@ -8,9 +8,9 @@ import torch
 
 from unet_repro.errors import InputError
 from unet_repro.files.lock import exclusive, run_lock
-from unet_repro.images.stacks import read_stack
+from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model_file import load_model, read_metadata
-from unet_repro.run import evaluate_run, start_run
+from unet_repro.run import _storable, evaluate_run, start_run
 from unet_repro.training.samples import LabelledStack
 
 
@@ -130,21 +130,6 @@ def test_a_run_begun_before_a_setting_existed_goes_on(data, tiny, tmp_path):
         start_run(data, other, tmp_path, resume=True)
 
 
-@pytest.mark.parametrize(
-    ("images_type", "labels_type"),
-    [("float64", "int64"), ("int16", "uint8"), ("uint16", "bool"), ("int64", "int64")],
-)
-def test_any_type_that_can_be_read_is_evaluated(data, tiny, tmp_path, images_type, labels_type):
-    settings = replace(tiny, val="1:3", iterations=1)
-    labels = data.labels if labels_type != "bool" else data.labels > 0
-    other = replace(data, images=data.images.astype(images_type), labels=labels.astype(labels_type))
-    start_run(other, settings, tmp_path, is_quiet=True)
-    evaluate_run(other, settings, tmp_path, is_quiet=True)
-    stored = read_stack(tmp_path / "heldout_image.tif")
-    np.testing.assert_array_equal(stored, data.images[1:3])
-    np.testing.assert_array_equal(read_stack(tmp_path / "heldout_labels.tif") > 0, labels[1:3] > 0)
-
-
 def test_the_report_is_there_from_the_first_validation_on_and_changes_no_bit(
     data, tiny, tmp_path, monkeypatch
 ):
@@ -198,6 +183,30 @@ def test_what_a_killed_run_was_writing_is_removed(data, tiny, tmp_path):
     start_run(data, tiny, tmp_path, resume=True, is_quiet=True)
     assert not any((tmp_path / name).exists() for name in stale)
     assert all((tmp_path / name).exists() for name in others)
+
+
+def test_any_type_that_can_be_read_is_evaluated(data, tiny, tmp_path):
+    settings = replace(tiny, val="1:3", iterations=1)
+    other = replace(data, images=data.images.astype("int16"), labels=data.labels > 0)
+    start_run(other, settings, tmp_path, is_quiet=True)
+    evaluate_run(other, settings, tmp_path, is_quiet=True)
+    np.testing.assert_array_equal(read_stack(tmp_path / "heldout_image.tif"), data.images[1:3])
+    np.testing.assert_array_equal(read_stack(tmp_path / "heldout_labels.tif"), other.labels[1:3])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "stored"),
+    [
+        ("float64", [0.5, -2, 1e9], [0.5, -2, 1e9]),
+        ("int64", [0, 7, 65535], [0, 7, 65535]),
+        ("uint32", [0, 70_000, 9], [0, 2, 1]),  # beyond 16 bits: ranks
+        ("int16", [-5, 40, 0], [0, 2, 1]),
+    ],
+)
+def test_stacks_are_stored_in_types_that_every_reader_takes(tmp_path, dtype, values, stored):
+    write_stack(tmp_path / "a.tif", _storable(np.array([[values]], dtype)))
+    found = read_stack(tmp_path / "a.tif")
+    assert found.tolist() == [[stored]] and found.dtype.name in ("float32", "uint16")
 
 
 def test_one_process_at_a_time_writes_a_run(data, tiny, tmp_path):

@@ -19,20 +19,8 @@ class ProgressBar:
     """Show the progress of a work on standard error, inside a ``with``.
 
     On a terminal it is a bar with total and time left; elsewhere, at most one line every half
-    minute. A standard error that is full, closed or gone never stops the work.
-
-    Parameters
-    ----------
-    total
-        How many there are; None if that is not known.
-    unit
-        What is counted.
-    desc
-        What is done, in front of the count.
-    initial
-        How many were done before.
-    is_shown
-        False to show nothing.
+    minute. A standard error that is full, closed or gone never stops the work. `desc` is done to
+    `total` of a `unit` (None if not known how many), `initial` of them before.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unet_repro import config
 from unet_repro._version import __version__
@@ -86,14 +87,9 @@ def start_run(
         The folder holds a run and neither `resume` nor `overwrite` is given, or cannot be written;
         a setting that does not fit the data; another process is writing the folder.
     """
-    if processes.count == 1:
-        check_alone()
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
-    parts = split(data, settings)
-    output_side(settings)
-    device = processes.place(choose_device(settings.device))
-    settings = replace(settings, precision=choose_precision(settings.precision, device))
+    settings, parts, device = _checked(data, settings, processes)
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
@@ -101,8 +97,7 @@ def start_run(
         hardware = describe(device) | {"processes": processes.count}
         record = _Record(folder / "config.json", data, settings, parts, hardware)
 
-        def on_start(start: Start) -> None:
-            """Begin to write, now that nothing can be refused any more."""
+        def on_start(start: Start) -> None:  # nothing can be refused any more
             if overwrite or not start.is_over:
                 _remove(folder, RESULTS if resume else RESULTS + TRAINED)
             remove_leftovers(folder, RESULTS + TRAINED)
@@ -129,8 +124,21 @@ def start_run(
         return trained
 
 
+def _checked(
+    data: LabelledStack, settings: TrainConfig, processes: Processes
+) -> tuple[TrainConfig, Split, torch.device]:
+    """Return settings, slices and device as this process will train with them, if it can."""
+    if processes.count == 1:
+        check_alone()
+    parts = split(data, settings)
+    output_side(settings)
+    device = processes.place(choose_device(settings.device))
+    precision = choose_precision(settings.precision, device)
+    return replace(settings, precision=precision), parts, device
+
+
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds a run that nobody gave up, or that cannot be written."""
+    """Refuse a folder that holds a run, unless it may be changed, or that cannot be written."""
     check_output(folder / "config.json", overwrite=True)
     is_taken = any(any(folder.glob(name)) for name in RESULTS + TRAINED)
     if is_taken and not (resume or overwrite):
@@ -178,7 +186,7 @@ class _Record:
         }
 
     def origin(self) -> dict[str, Any]:
-        """Return what a model file tells of its making: versions and data, not where they lie."""
+        """Return what a model file holds of its making: versions and data, not where they lie."""
         data = {k: v for k, v in self.content["data"].items() if k not in ("images", "labels")}
         return {name: self.content[name] for name in ("versions", "hardware")} | {"data": data}
 
@@ -270,7 +278,7 @@ def _storable(stack: np.ndarray) -> np.ndarray:
     """Return a stack in a type that every TIFF reader takes: float32, uint8 or uint16.
 
     Integers beyond 16 bits, or below 0, become their ranks: equal stays equal, larger stays
-    larger, and background stays 0.
+    larger, and the background of labels stays 0.
     """
     if stack.dtype.kind == "f":
         return stack.astype(np.float32)

@@ -204,6 +204,7 @@ def test_remark_says_what_compares(
     assert ("this run, test set" in page.text) == has_test
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_names_from_outside_are_escaped(run: Path) -> None:
     evil = "<script>alert(1)</script>"
     quoted = '"><img src=x onerror=alert(1)>'
@@ -229,6 +230,7 @@ def test_a_run_with_nothing_but_its_settings_has_a_page(tmp_path: Path) -> None:
     assert not page.images and "svg" not in page.tags and "–" not in page.text[:100]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_blocks_of_slices_are_shown_with_their_last_slice(tmp_path: Path) -> None:
     absurd = "0:" + 5000 * "9"  # beyond int()
     data = {"train_slices": "0:25, 29:30", "heldout_slices": f"25:x, {absurd}"}
@@ -268,6 +270,7 @@ def test_fewer_than_three_heldout_slices(run: Path, n_slices: int, words: list[s
     assert re.findall(r"(Best|Median|Worst) slice:", page.text) == words
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_failure_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = write_report(run).read_bytes()
     files = sorted(run.iterdir())
@@ -339,6 +342,7 @@ def without_a_field_of_the_rule(run: Path) -> None:
     change(run / "metrics.json", cells=cells | {"figures": {"iou": 0.5, "seg": 0.5}})
 
 
+@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -424,6 +428,7 @@ def test_numbers_beyond_any_axis_are_no_figures(run: Path, evaluated: dict) -> N
     assert not evaluation.is_number(10**309) and evaluation.is_number(10**30)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_half_a_character_does_not_prevent_a_page(run: Path) -> None:
     change(run / "config.json", data={"name": "caf\udce9"})  # a name in Latin-1, as Python has it
     assert "U-Net on caf?" in Page(write_report(run)).text

@@ -142,15 +142,6 @@ def test_one_seed_one_batch_whatever_the_global_generators():
     assert not torch.equal(batches[0].image, draw(small_set(), 7).image)
 
 
-def test_a_batch_is_the_same_samples_one_by_one():
-    data, generator = small_set(), seeded(8)
-    together = draw(data, 8)
-    for k in range(3):
-        one = data.draw_batch(SAME_GREY, batch_size=1, window=28, output=12, generator=generator)
-        assert torch.equal(one.image[0], together.image[k])
-        assert torch.equal(one.labels[0], together.labels[k])
-
-
 def test_processes_with_equal_generators_share_a_batch():
     data = small_set()
     together, generators = draw(data, 8, batch_size=4), [seeded(8), seeded(8)]
@@ -273,8 +264,3 @@ def changed(array: np.ndarray, value: float) -> np.ndarray:
 def test_errors_say_what_is_wrong(images, classes, weights, message):
     with pytest.raises(InputError, match=message):
         TrainingSet(images, classes, weights)
-
-
-def test_a_batch_of_no_tile_is_refused():
-    with pytest.raises(InputError, match="batch_size is 0: it must be 1 or more"):
-        draw(small_set(), 0, batch_size=0)

@@ -31,6 +31,12 @@ def stack(two_cells, weights=None):
     return TrainingSet(images, (labels > 0).astype(np.uint8), weights)
 
 
+def learn(two_cells, settings, folder, *, weights=None, **options):
+    """Train on two cells, in a folder that is made."""
+    folder.mkdir(exist_ok=True)
+    return train(stack(two_cells, weights), settings, folder, is_quiet=True, **options)
+
+
 def held_out(two_cells):
     images, labels = two_cells
     return HeldOut(images[:1], (labels[:1] > 0).astype(np.uint8), np.ones((1, 64, 64), np.float32))
@@ -57,9 +63,7 @@ def same_weights(first, second):
 def test_learns_two_cells(two_cells, tiny, tmp_path):
     still = AugmentationConfig(0.0, 0.0, 3, 0.0, 0.0)
     settings = replace(tiny, iterations=120, learning_rate=1e-2, augmentation=still)
-    trained = train(
-        stack(two_cells), settings, tmp_path, held_out=held_out(two_cells), is_quiet=True
-    )
+    trained = learn(two_cells, settings, tmp_path, held_out=held_out(two_cells))
     images, labels = two_cells
     found = OverlapTilePredictor(trained.network)(images[0])[1] > 0.5
     assert (found == (labels[0] > 0)).mean() > 0.98
@@ -75,8 +79,7 @@ def test_only_weight_zero_hides_the_labels_of_a_slice(two_cells, tiny, tmp_path,
     weights = np.full(labels.shape, weight, np.float32)
     weights[0] = 1
     for name, given in (("right", labels), ("wrong", wrong)):
-        (tmp_path / name).mkdir()
-        train(stack((images, given), weights), tiny, tmp_path / name, is_quiet=True)
+        learn((images, given), tiny, tmp_path / name, weights=weights)
     is_same = same_weights(weights_of(tmp_path / "right"), weights_of(tmp_path / "wrong"))
     assert is_same == (weight == 0)
 
@@ -84,9 +87,8 @@ def test_only_weight_zero_hides_the_labels_of_a_slice(two_cells, tiny, tmp_path,
 def test_same_seed_same_weights_and_other_seed_others(two_cells, tiny, tmp_path):
     settings = replace(tiny, weight_average=0.9)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        (tmp_path / name).mkdir()
         torch.manual_seed(torch.seed())  # the global state must not matter
-        train(stack(two_cells), replace(settings, seed=seed), tmp_path / name, is_quiet=True)
+        learn(two_cells, replace(settings, seed=seed), tmp_path / name)
     first = weights_of(tmp_path / "a")
     assert same_weights(first, weights_of(tmp_path / "b"))
     assert not same_weights(first, weights_of(tmp_path / "c"))
@@ -94,7 +96,7 @@ def test_same_seed_same_weights_and_other_seed_others(two_cells, tiny, tmp_path)
 
 def test_global_random_state_is_left_alone(two_cells, tiny, tmp_path):
     before = torch.get_rng_state()
-    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    learn(two_cells, tiny, tmp_path)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -104,9 +106,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
 ):
     settings = replace(tiny, optimizer=optimizer, weight_average=0.9)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    train(stack(two_cells), settings, whole, held_out=held_out(two_cells), is_quiet=True)
+    learn(two_cells, settings, whole, held_out=held_out(two_cells))
 
     step, count = TrainingState.step, 0
 
@@ -119,13 +119,9 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingState, "step", step_and_interrupt)
-        first = train(
-            stack(two_cells), settings, parts, held_out=held_out(two_cells), is_quiet=True
-        )
+        first = learn(two_cells, settings, parts, held_out=held_out(two_cells))
     assert first.stopped == "interrupted" and first.iterations == 8
-    second = train(
-        stack(two_cells), settings, parts, held_out=held_out(two_cells), resume=True, is_quiet=True
-    )
+    second = learn(two_cells, settings, parts, held_out=held_out(two_cells), resume=True)
     assert second.stopped == "finished" and second.iterations == 12
     assert same_weights(weights_of(whole), weights_of(parts))
     validated = [
@@ -137,26 +133,26 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
 
 def test_resume_refuses_other_settings_other_data_and_foreign_files(two_cells, tiny, tmp_path):
-    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    learn(two_cells, tiny, tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     with pytest.raises(InputError, match=r"learning_rate = 0\.003.*not 0\.5"):
-        train(stack(two_cells), replace(tiny, learning_rate=0.5), tmp_path, resume=True)
+        learn(two_cells, replace(tiny, learning_rate=0.5), tmp_path, resume=True)
     images, labels = two_cells
     with pytest.raises(InputError, match="made with other images"):
-        train(stack((images[::-1].copy(), labels)), tiny, tmp_path, resume=True)
+        learn((images[::-1].copy(), labels), tiny, tmp_path, resume=True)
     torch.save(state | {"optimizer": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="damaged"):
-        train(stack(two_cells), tiny, tmp_path, resume=True)
+        learn(two_cells, tiny, tmp_path, resume=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="not a checkpoint"):
-        train(stack(two_cells), tiny, tmp_path, resume=True)
+        learn(two_cells, tiny, tmp_path, resume=True)
 
 
 def test_a_finished_run_goes_on_if_more_iterations_are_asked_for(two_cells, tiny, tmp_path):
-    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    learn(two_cells, tiny, tmp_path)
     for asked, done in ((14, 14), (14, 14), (5, 14)):
         settings = replace(tiny, iterations=asked)
-        again = train(stack(two_cells), settings, tmp_path, resume=True, is_quiet=True)
+        again = learn(two_cells, settings, tmp_path, resume=True)
         assert again.iterations == done and again.stopped == "finished"
 
 
@@ -164,7 +160,7 @@ def test_time_budget_ends_the_run_and_drives_the_schedule(two_cells, tiny, tmp_p
     ticks = iter(range(10_000))
     monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(ticks)))
     settings = replace(tiny, iterations=0, time_budget="10s", warmup_iterations=0)
-    trained = train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    trained = learn(two_cells, settings, tmp_path)
     assert trained.stopped == "time budget"
     assert trained.iterations == 10  # a step takes one tick of the clock
     row = read_metadata(tmp_path / "model.safetensors")["training"]
@@ -200,7 +196,7 @@ def test_collapse_to_one_class_is_told(two_cells, tiny, tmp_path, capsys):
 
 def test_weight_average_is_what_is_saved(two_cells, tiny, tmp_path):
     settings = replace(tiny, weight_average=0.5, iterations=2, validate_every=1)
-    train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    learn(two_cells, settings, tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     saved = weights_of(tmp_path)
     for name, value in saved.items():
@@ -209,7 +205,7 @@ def test_weight_average_is_what_is_saved(two_cells, tiny, tmp_path):
 
 
 def test_model_file_alone_predicts_raw_grey_values(two_cells, tiny, tmp_path):
-    train(stack(two_cells), tiny, tmp_path, is_quiet=True)
+    learn(two_cells, tiny, tmp_path)
     config = load_model(tmp_path / "model.safetensors").config
     images = two_cells[0].astype(np.float64)
     assert config.input_mean == pytest.approx((images.mean(),), rel=1e-5)
@@ -238,7 +234,7 @@ def test_one_step_of_every_preset_narrowed(two_cells, tmp_path, preset):
         precision="float32",
         device="cpu",
     )
-    trained = train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    trained = learn(two_cells, settings, tmp_path)
     assert trained.iterations == 1
     record = read_metadata(tmp_path / "model.safetensors")["training"]
     assert record["settings"]["preset"] == preset
@@ -261,13 +257,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
 
     monkeypatch.setattr(TrainingState, "step", step_and_break)
     with pytest.raises(InputError, match=r"became nan by iteration .*learning rate 0\.003"):
-        train(
-            stack(two_cells),
-            replace(tiny, iterations=11),
-            tmp_path,
-            held_out=held_out(two_cells),
-            is_quiet=True,
-        )
+        learn(two_cells, replace(tiny, iterations=11), tmp_path, held_out=held_out(two_cells))
     if broken_at > 6:
         assert all(value.isfinite().all() for value in weights_of(tmp_path).values())
     else:
@@ -304,7 +294,7 @@ def test_validation_leaves_the_network_training_and_the_end_does_not(two_cells, 
     run.network.train()
     validated(run, two_cells)
     assert run.network.training
-    assert not train(stack(two_cells), tiny, tmp_path, is_quiet=True).network.training
+    assert not learn(two_cells, tiny, tmp_path).network.training
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -329,8 +319,8 @@ def test_a_used_up_time_budget_stays_used_up(two_cells, tiny, tmp_path, monkeypa
     ticks = iter(range(10_000))
     monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(ticks)))
     settings = replace(tiny, iterations=0, time_budget="8s", validate_every=1)
-    first = train(stack(two_cells), settings, tmp_path, is_quiet=True)
-    again = train(stack(two_cells), settings, tmp_path, resume=True, is_quiet=True)
+    first = learn(two_cells, settings, tmp_path)
+    again = learn(two_cells, settings, tmp_path, resume=True)
     assert first.iterations == again.iterations == 8
 
 
@@ -344,7 +334,7 @@ def test_a_used_up_time_budget_stays_used_up(two_cells, tiny, tmp_path, monkeypa
 def test_settings_that_the_data_decide_are_refused(two_cells, tiny, tmp_path, change, message):
     settings = replace(tiny, model=replace(tiny.model, **change))
     with pytest.raises(InputError, match=message):
-        train(stack(two_cells), settings, tmp_path)
+        learn(two_cells, settings, tmp_path)
 
 
 def test_best_weights_are_those_of_the_lowest_validation_error(
@@ -356,12 +346,11 @@ def test_best_weights_are_those_of_the_lowest_validation_error(
         return Validation(0.5, next(errors), False, np.zeros(slices.classes.shape, np.float32))
 
     monkeypatch.setattr(train_module, "validate", scripted)
-    trained = train(
-        stack(two_cells),
+    trained = learn(
+        two_cells,
         replace(tiny, validate_every=3, iterations=13),
         tmp_path,
         held_out=held_out(two_cells),
-        is_quiet=True,
         on_validation=lambda progress: kept.append(weights_of(tmp_path)),
     )
     assert trained.best == Best(6, 0.2)  # the first of equals
@@ -374,13 +363,12 @@ def test_best_weights_are_those_of_the_lowest_validation_error(
         "validate",
         lambda predictor, slices: Validation(0.5, 0.25, False, np.zeros((1, 64, 64), np.float32)),
     )
-    again = train(
-        stack(two_cells),
+    again = learn(
+        two_cells,
         replace(tiny, validate_every=3, iterations=16),
         tmp_path,
         held_out=held_out(two_cells),
         resume=True,
-        is_quiet=True,
     )
     assert again.best == Best(6, 0.2)
     assert same_weights(best, load_model(tmp_path / "best.safetensors").state_dict())
@@ -400,7 +388,7 @@ def test_checkpoints_come_by_the_clock_too(two_cells, tiny, tmp_path, monkeypatc
 
     monkeypatch.setattr(training_state, "write_checkpoint", count)
     settings = replace(tiny, iterations=30, validate_every=1000)
-    train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    learn(two_cells, settings, tmp_path)
     assert written == [3, 13, 23, 30]
 
 
@@ -408,23 +396,14 @@ def train_in_a_child(folder, two_cells, settings, is_resumed):
     """Train with a checkpoint after every step; runs in a process that may be killed."""
     torch.set_num_threads(1)
     training_state.CHECKPOINT_EVERY, training_state.CHECKPOINT_SHARE = 0.0, math.inf
-    train(
-        stack(two_cells),
-        settings,
-        folder,
-        held_out=held_out(two_cells),
-        resume=is_resumed,
-        is_quiet=True,
-    )
+    learn(two_cells, settings, folder, held_out=held_out(two_cells), resume=is_resumed)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_resumed_equals_undisturbed(two_cells, tiny, tmp_path, kills):
     settings = replace(tiny, iterations=60, validate_every=7, weight_average=0.9)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    train(stack(two_cells), settings, whole, held_out=held_out(two_cells), is_quiet=True)
+    learn(two_cells, settings, whole, held_out=held_out(two_cells))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([train_module.__name__, __name__])
     moment = random.Random(0)
@@ -463,7 +442,7 @@ def test_steps_are_deterministic_if_asked_for(two_cells, tiny, tmp_path, monkeyp
 
     monkeypatch.setattr(TrainingState, "step", look_and_step)
     settings = replace(tiny, deterministic=is_on, iterations=2)
-    train(stack(two_cells), settings, tmp_path, is_quiet=True)
+    learn(two_cells, settings, tmp_path)
     assert seen == [is_on, is_on] and not torch.are_deterministic_algorithms_enabled()
 
 
@@ -499,8 +478,7 @@ def test_compiled_training_gives_nearly_the_same_weights_and_the_same_names(
 ):
     settings = replace(tiny, model=replace(tiny.model, dropout=0.0), optimizer="sgd")
     for name, is_on in (("plain", False), ("compiled", True)):
-        (tmp_path / name).mkdir()
-        train(stack(two_cells), replace(settings, compile=is_on), tmp_path / name, is_quiet=True)
+        learn(two_cells, replace(settings, compile=is_on), tmp_path / name)
     plain, compiled = weights_of(tmp_path / "plain"), weights_of(tmp_path / "compiled")
     assert list(plain) == list(compiled)
     for name, value in plain.items():

@@ -136,18 +136,15 @@ def _check_cpu(generator: torch.Generator) -> None:
         )
 
 
-def dense_displacement(displacement: Tensor, window: tuple[int, int]) -> Tensor:
-    """Interpolate control points (2, grid, grid) to every pixel of a window (Sec. 3.1).
+def coordinates(
+    augmentation: Augmentation, window: tuple[int, int], *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return where each pixel of the window is taken from: float64 (2, height, width), (y, x) px.
 
-    Returns
-    -------
-    Tensor
-        float64 (2, height, width) in px, exactly `displacement` at the control points.
-
-    Raises
-    ------
-    InputError
-        `displacement` has another shape, a side below 2, or a value that is not finite.
+    A pixel's place in the window, seen from the window's centre, is displaced, then flipped, then
+    rotated, then shifted to `augmentation.centre`. The picture is so rotated first, then flipped:
+    90 degrees and a flip are ``torch.rot90(image).fliplr()``. Rotations by multiples of 90
+    degrees, flips and shifts are exact.
 
     Notes
     -----
@@ -156,10 +153,24 @@ def dense_displacement(displacement: Tensor, window: tuple[int, int]) -> Tensor:
     derivatives), and equal to the drawn values at the control points, where an approximating
     B-spline would halve them. The control points span the window: its corners are four of them.
     """
+    displacement = augmentation.displacement.cpu().double()
     _check_displacement(displacement)
-    points, device = displacement.shape[1:], displacement.device
-    rows, columns = (_basis(count, side, device)[:, :count] for count, side in zip(points, window))
-    return rows @ displacement.double() @ columns.T  # (2, height, width)
+    cos, sin = _exact_cos_sin(augmentation.angle_deg)
+    mirror = -1.0 if augmentation.is_flipped else 1.0
+    to_image = displacement.new_tensor([[cos, sin * mirror], [-sin, cos * mirror]])
+    height, width = displacement.shape[1:]
+    # A place is linear in each axis' basis: splines, distance, 1. So all of it, the displacement
+    # turned into the image's frame included, is one small matrix between the two.
+    factors = displacement.new_zeros(2, height + 2, width + 2)
+    factors[:, :height, :width] = torch.tensordot(to_image, displacement, 1)
+    factors[:, height, width + 1] = to_image[:, 0]  # y times 1
+    factors[:, height + 1, width] = to_image[:, 1]  # 1 times x
+    factors[:, height + 1, width + 1] = displacement.new_tensor(augmentation.centre)
+    rows, columns = (
+        _basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
+    )
+    factors = factors.to(device, non_blocking=True)  # small: staged at once, nothing waits for it
+    return rows @ factors @ columns.T  # (2, height, width)
 
 
 def _check_displacement(displacement: Tensor) -> None:
@@ -182,36 +193,6 @@ def _basis(points: int, length: int, device: torch.device) -> Tensor:
     ]
     distance = np.arange(length) - (length - 1) / 2
     return torch.from_numpy(np.stack([*splines, distance, np.ones(length)], axis=1)).to(device)
-
-
-def coordinates(
-    augmentation: Augmentation, window: tuple[int, int], *, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Return where each pixel of the window is taken from: float64 (2, height, width), (y, x) px.
-
-    A pixel's place in the window, seen from the window's centre, is displaced, then flipped, then
-    rotated, then shifted to `augmentation.centre`. The picture is so rotated first, then flipped:
-    90 degrees and a flip are ``torch.rot90(image).fliplr()``. Rotations by multiples of 90
-    degrees, flips and shifts are exact.
-    """
-    displacement = augmentation.displacement.cpu().double()
-    _check_displacement(displacement)
-    cos, sin = _exact_cos_sin(augmentation.angle_deg)
-    mirror = -1.0 if augmentation.is_flipped else 1.0
-    to_image = displacement.new_tensor([[cos, sin * mirror], [-sin, cos * mirror]])
-    height, width = displacement.shape[1:]
-    # A place is linear in each axis' basis: splines, distance, 1. So all of it, the displacement
-    # turned into the image's frame included, is one small matrix between the two.
-    factors = displacement.new_zeros(2, height + 2, width + 2)
-    factors[:, :height, :width] = torch.tensordot(to_image, displacement, 1)
-    factors[:, height, width + 1] = to_image[:, 0]  # y times 1
-    factors[:, height + 1, width] = to_image[:, 1]  # 1 times x
-    factors[:, height + 1, width + 1] = displacement.new_tensor(augmentation.centre)
-    rows, columns = (
-        _basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
-    )
-    factors = factors.to(device, non_blocking=True)  # small: staged at once, nothing waits for it
-    return rows @ factors @ columns.T  # (2, height, width)
 
 
 def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:
@@ -251,13 +232,6 @@ def apply(
         the window if None.
     mean, std
         (C, 1, 1): what contrast and brightness refer to; the image's own if None.
-    interpolation
-        Of the image.
-
-    Returns
-    -------
-    Sample
-        Image (C, height, width), labels and weights; dtypes and device are kept.
 
     Raises
     ------
@@ -350,7 +324,8 @@ def elastic_deformation(
     Raises
     ------
     InputError
-        What `draw_displacement`, `dense_displacement` and `warp_together` raise.
+        What `draw_displacement` and `warp_together` raise; a displacement of another shape, or with
+        a value that is not finite.
 
     Examples
     --------

@@ -36,28 +36,27 @@ def warp_together(
     Parameters
     ----------
     image
-        float (..., H, W).
+        (..., H, W), floating point unless it is sampled "nearest". "bicubic" is Keys, a = -1/2.
     labels
         (..., H, W), any dtype: sampled nearest, so that no label is invented.
     weights
         float (..., H, W): sampled bilinearly. Where the nearest weight is 0 (unknown pixels) it
         stays 0: such a pixel's label means nothing.
     places
-        float64 (2, height, width) as in `warp`.
+        float64 (2, height, width): (y, x) in px; whole numbers are pixel centres.
     margin
         (y, x) in px: labels and weights are sampled only at places so far from the window's sides.
-    interpolation
-        Of the image.
-
-    Returns
-    -------
-    Sample
-        Dtypes and devices are kept.
 
     Raises
     ------
     InputError
-        Sizes that differ; integers where values are interpolated; an unknown interpolation.
+        Sizes that differ or are 0; integers where values are interpolated; places of another
+        shape; an unknown interpolation.
+
+    Notes
+    -----
+    Mirrored about the centre of the border pixel, which is not repeated, as often as needed:
+    ``mode="mirror"`` of ``scipy.ndimage``.
     """
     size = _image_size(image, places, interpolation, "image")
     for name, other in (("labels", labels), ("weights", weights)):
@@ -80,38 +79,6 @@ def warp_together(
         is_unknown = _take(weights, nearest) == 0
         weights = _interpolate(weights, inner, "bilinear").masked_fill_(is_unknown, 0)
     return Sample(sampled, labels, weights)
-
-
-def warp(image: Tensor, places: Tensor, *, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Sample an image at `places`, mirrored beyond its border.
-
-    Parameters
-    ----------
-    image
-        (..., H, W), any dtype for "nearest", floating point otherwise.
-    places
-        float64 (2, height, width), finite: (y, x) in px; whole numbers are pixel centres.
-    interpolation
-        "nearest" (never invents a value), "bilinear", or "bicubic" (Keys, a = -1/2).
-
-    Returns
-    -------
-    Tensor
-        (..., height, width), dtype and device of `image`.
-
-    Raises
-    ------
-    InputError
-        An image without height and width, integers where values are interpolated, places of
-        another shape, an unknown interpolation.
-
-    Notes
-    -----
-    Mirrored about the centre of the border pixel, which is not repeated, as often as needed:
-    ``mode="mirror"`` of ``scipy.ndimage``.
-    """
-    size = _image_size(image, places, interpolation, "image")
-    return _interpolate(image, _fold(places, size), interpolation)
 
 
 def _image_size(

@@ -22,25 +22,10 @@ COLOURS = {"annotated": "#ffc64d", "found": "#0072b2", "both": "#ffffff"}
 
 
 def cell_section(folder: Path, metrics: dict[str, Any]) -> Markup:
-    """Render the section of a cell tracking run.
+    """Render the section of a cell tracking run; nothing where `metrics` has no cells.
 
-    Parameters
-    ----------
-    folder
-        Of the run; the frames are shown where the ``cells_*.tif`` are there.
-    metrics
-        Content of ``metrics.json``.
-
-    Returns
-    -------
-    Markup
-        HTML; empty if the run is none of cell tracking.
-
-    Raises
-    ------
-    InputError
-        ``cells`` in ``metrics.json`` is not what `cell_tracking.write_cell_results` writes, or
-        the stacks do not fit it.
+    `metrics` is the content of the run's ``metrics.json``; frames are shown where the folder holds
+    ``cells_*.tif``. `InputError`: either is not what `cell_tracking.write_cell_results` writes.
     """
     cells = metrics.get("cells")
     if not cells:
@@ -113,18 +98,9 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def outlines(image: np.ndarray, labels: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Draw the outlines of annotated and of found cells on an image, in `COLOURS`.
+    """Draw the outlines of annotated and of found cells on an image, in `COLOURS`: uint8 RGB.
 
-    Parameters
-    ----------
-    image : ndarray, shape (y, x)
-    labels, found : ndarray of int, shape (y, x)
-        0 is background.
-
-    Returns
-    -------
-    ndarray of uint8, shape (y, x, 3)
-        An outline is the outermost pixels of a cell: those with another value beside them.
+    An outline is the outermost pixels of a cell: those with another value beside them.
     """
     canvas = np.repeat(drawing.as_grey(image)[..., np.newaxis], 3, axis=2)
     is_labels, is_found = _is_outline(labels), _is_outline(found)

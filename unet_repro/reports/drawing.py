@@ -39,7 +39,7 @@ ERROR_COLOURS = {
     "merger": "#d8001d",
 }
 _MARK_RADIUS_PX = 3.0
-_GOLDEN_ANGLE = 0.381966  # of a turn: hues of successive numbers lie far apart
+GOLDEN_ANGLE = 0.381966  # of a turn: hues of successive numbers lie far apart
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,9 @@ class Line:
 
 
 def draw_over_thresholds(axes: Axes, lines: dict[str, Line], *, is_error: bool) -> None:
-    """Draw a figure over the thresholds, its best value marked by a ring.
+    """Draw one or two lines over the thresholds, by their names, the best values ringed.
 
-    Parameters
-    ----------
-    axes : matplotlib Axes
-    lines : dict
-        Name for the legend → line; two at most. A single one gets no legend.
-    is_error : bool
-        Small values matter: a logarithmic axis, unless a value is 0 or none is a number.
+    Where `is_error`, small values matter: a logarithmic axis, unless a value is 0 or none is one.
     """
     values = [value for line in lines.values() for value in line.y if not math.isnan(value)]
     if is_error and values and min(values) > 0:
@@ -143,18 +137,9 @@ def _rgb(error: str) -> tuple[int, ...]:
 
 
 def coloured_objects(labels: np.ndarray) -> np.ndarray:
-    """Paint the 4-connected components of labels > 0 in pale hues on black.
-
-    Parameters
-    ----------
-    labels : ndarray of integer, shape (y, x)
-
-    Returns
-    -------
-    ndarray of uint8, shape (y, x, 3)
-    """
+    """Paint the 4-connected components of labels > 0 in pale hues on black: uint8 (y, x, 3)."""
     objects, n_objects = ndimage.label(labels > 0)
-    hue = np.arange(n_objects + 1) * _GOLDEN_ANGLE % 1
+    hue = np.arange(n_objects + 1) * GOLDEN_ANGLE % 1
     value = 0.78 + 0.16 * (np.arange(n_objects + 1) % 3) / 2
     hsv = np.stack([hue, np.full_like(hue, 0.42), value], axis=-1)
     palette = np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)

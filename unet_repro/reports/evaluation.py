@@ -119,7 +119,6 @@ def evaluate_em(
     *,
     first_slice: int = 0,
     progress: bool = False,
-    workers: int | None = None,
 ) -> dict[str, Any]:
     """Compute the EM challenge's figures of a stack, ready for JSON.
 
@@ -133,8 +132,6 @@ def evaluate_em(
         The number of the first slice in the stack that it was cut from.
     progress : bool
         Show a progress bar on standard error.
-    workers : int, optional
-        Threads; one per core if not given.
 
     Returns
     -------
@@ -148,7 +145,7 @@ def evaluate_em(
     InputError
         As `unet_repro.metrics.em_challenge_metrics`.
     """
-    result = metrics.em_challenge_metrics(labels, probability, progress=progress, workers=workers)
+    result = metrics.em_challenge_metrics(labels, probability, progress=progress)
     figures = result.as_dict()
     curves = result.curves_as_dict()
     at_accuracy = curves["thresholds"].index(figures["pixel_accuracy_threshold"])
@@ -203,10 +200,7 @@ def _jsonable(value: Any) -> float | int | None:
 
 
 def worst_first(slices: list[dict[str, Any]]) -> list[int]:
-    """Order slices from the worst V_rand to the best, ties by pixel accuracy.
-
-    Returns positions in `slices`. A slice without a V_rand counts as worse than any other.
-    """
+    """Return the order of slices from the worst V_rand, or none, to the best; ties by accuracy."""
 
     def quality(position: int) -> tuple[float, ...]:
         row = slices[position]
@@ -233,17 +227,8 @@ def remark(*, is_test_set: bool = False) -> str:
 def table(evaluation: dict[str, Any], *, is_test_set: bool = False) -> str:
     """Return the figures as a text table, the paper's u-net and the human values beside them.
 
-    Parameters
-    ----------
-    evaluation : dict
-        From `evaluate_em` or `evaluate_cells`.
-    is_test_set : bool
-        The labels are those of the challenge's test set, so that the figures compare directly.
-
-    Returns
-    -------
-    str
-        Lines without a final newline.
+    `evaluation` is from `evaluate_em` or `evaluate_cells`. Where `is_test_set`, the labels are
+    those of the challenge's test set, so that the figures compare directly.
     """
     figures = evaluation["figures"]
     if "iou" in figures:
@@ -346,21 +331,8 @@ def plot_evaluation(
 ) -> None:
     """Draw the figures over the thresholds, and the errors on the worst slice, as a PNG.
 
-    Parameters
-    ----------
-    labels, probability : ndarray, shape (z, y, x)
-        As given to `evaluate_em`.
-    evaluation : dict
-        What it returned.
-    path : path-like
-        The PNG to make; it is complete or absent.
-    overwrite : bool
-        Replace an existing file.
-
-    Raises
-    ------
-    InputError
-        If the evaluation is of another number of slices, or the file cannot be written.
+    `evaluation` is what `evaluate_em` returned for these labels and probabilities (z, y, x).
+    `InputError`: it is of another number of slices, or the file cannot be written.
     """
     slices = evaluation["slices"]
     if len(slices) != len(labels):

@@ -25,7 +25,7 @@ from unet_repro.augmentation.warp import Interpolation
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, check_seed
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path, check_output
-from unet_repro.reports.drawing import INK, MUTED
+from unet_repro.reports.drawing import GOLDEN_ANGLE, INK, MUTED
 from unet_repro.weight_maps.weight_map import (
     Kind,
     Variant,
@@ -41,7 +41,6 @@ _LEFT, _RIGHT, _BELOW, _ABOVE, _HEAD = 0.4, 0.5, 0.35, 0.45, 0.5  # inches aroun
 _PAIRS_A_ROW = 3
 _GRID_COLOUR, _FRAME_COLOUR, _BOUNDARY_COLOUR = "#35b6ff", "#ffe11a", "#ff6a2b"
 _WEIGHT_COLOURS = "magma"
-_GOLDEN_ANGLE = 0.381966  # of a turn: hues of successive numbers lie far apart
 
 
 def augmentation_preview(
@@ -69,16 +68,10 @@ def augmentation_preview(
         Instance ids, or a mask whose components are cells, as in `weight_map`.
     path
         The PNG to write.
-    settings
-        What the samples are drawn from.
+    settings, samples, seed
+        What the samples are drawn from, how many besides the original, and their generator's seed.
     window
         Side of a sample in px.
-    samples
-        How many to draw besides the original.
-    seed
-        Of their generator.
-    overwrite
-        Replace an existing file.
 
     Raises
     ------
@@ -87,11 +80,6 @@ def augmentation_preview(
         finite, labels that `weight_map` refuses, or a path that cannot be written.
     """
     check_output(path, overwrite=overwrite)
-    if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
-        raise InputError(
-            f"images are {images.shape}, labels {labels.shape}: "
-            "both (y, x) or both (z, y, x) are needed"
-        )
     if window < 1 or samples < 1:
         raise InputError(f"window is {window} px, samples {samples}: both must be 1 or more")
     check_seed(seed)
@@ -135,7 +123,7 @@ def _still(size: tuple[int, int], window: int) -> Augmentation:
 
 @dataclass(frozen=True)
 class _MiddleSlice:
-    """The slice to show, and what is told by the whole stack."""
+    """The slice to show, and what the whole stack decides."""
 
     image: np.ndarray  # float32 (height, width)
     ids: np.ndarray  # int32
@@ -146,6 +134,11 @@ class _MiddleSlice:
 
     @classmethod
     def of(cls, images: np.ndarray, labels: np.ndarray) -> _MiddleSlice:
+        if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
+            raise InputError(
+                f"images are {images.shape}, labels {labels.shape}: "
+                "both (y, x) or both (z, y, x) are needed"
+            )
         stack = labels if labels.ndim == 3 else labels[None]
         z = len(stack) // 2
         kind = _kind(stack, None)
@@ -255,10 +248,7 @@ def _description(drawn: Augmentation) -> str:
 def _draw_boundaries(axes: Axes, ids: np.ndarray) -> None:
     """Tint the pixels of cells that have another value to the left or above, or vice versa."""
     differs = np.zeros(ids.shape, bool)
-    for here, there in (
-        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
-        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
-    ):
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         is_edge = ids[here] != ids[there]
         differs[here] |= is_edge & (ids[here] > 0)
         differs[there] |= is_edge & (ids[there] > 0)
@@ -329,8 +319,6 @@ def weight_map_preview(
         As in `weight_map`; the class balance is the whole stack's.
     z
         The slice to draw; the middle one if None.
-    overwrite
-        Replace an existing file.
 
     Raises
     ------
@@ -358,11 +346,13 @@ def weight_map_preview(
     border = weigh(stack[z], w0=w0, sigma=sigma, class_balance=None, variant=variant)
     border -= weigh(stack[z], w0=0.0, class_balance=None, variant=plain)
     class_weight = weigh(stack, w0=0.0, class_balance=class_balance, variant=plain)[z]
-    given = [f"variant {variant}"]
-    given += [f"slice {z} (of 0 ... {len(stack) - 1})"] if labels.ndim == 3 else []
-    given += [f"w0 = {w0:g}"] if w0 is not None else []
-    given += [f"sigma = {sigma:g} px"] if sigma is not None else []
-    title = f"Weight map (Eq. 2): {', '.join(given)}"
+    given = (
+        f"variant {variant}",
+        f"slice {z} (of 0 ... {len(stack) - 1})" if labels.ndim == 3 else "",
+        f"w0 = {w0:g}" if w0 is not None else "",
+        f"sigma = {sigma:g} px" if sigma is not None else "",
+    )
+    title = f"Weight map (Eq. 2): {', '.join(filter(None, given))}"
     figure, panels = _sheet(title, count=4, columns=2, panel_inches=5.6)
     _draw_labels(panels[0], stack[z], ignore_label, kind)
     for panel, part, name in (
@@ -392,7 +382,7 @@ def _draw_labels(axes: Axes, labels: np.ndarray, ignore_label: int | None, kind:
 def _label_colours(numbers: np.ndarray) -> np.ndarray:
     """Return float (y, x, 3): black for 0, for the others colours that look random but are not."""
     k = np.arange(numbers.max() + 1)
-    hsv = np.stack([k * _GOLDEN_ANGLE % 1, 0.45 + 0.1 * (k % 4), 0.95 - 0.12 * (k % 3)], axis=-1)
+    hsv = np.stack([k * GOLDEN_ANGLE % 1, 0.45 + 0.1 * (k % 4), 0.95 - 0.12 * (k % 3)], axis=-1)
     palette = hsv_to_rgb(hsv)
     palette[0] = 0
     colours: np.ndarray = palette[numbers]

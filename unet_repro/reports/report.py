@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,30 @@ def _comparison(run: RunFolder) -> dict[str, Any] | None:
 
 def _remarks(run: RunFolder) -> list[str]:
     """Say how the figures were made and how far they compare."""
+    remarks = _remarks_on_data(run)
+    if run.evaluations():
+        remarks.append(
+            "A figure is the best over the thresholds, chosen on the very slices it scores, as "
+            "the challenge does."
+        )
+    best = run_facts.best_validation(run)
+    if best:
+        last = "The figures are of the last weights (model.safetensors). "
+        shown = last if run.evaluations() else ""
+        remarks.append(
+            f"{shown}The lowest pixel error of a validation so far is {best} "
+            "(best.safetensors). That choice was made on the held-out slices themselves, so the "
+            "best weights look better there than they are."
+        )
+    average = run.metrics.get("average")
+    if average and average != "none":
+        remarks.append(f"Probabilities are averages over rotated or flipped inputs ({average}).")
+    if run.metrics.get("remark"):
+        remarks.append(str(run.metrics["remark"]))
+    return remarks
+
+
+def _remarks_on_data(run: RunFolder) -> list[str]:
     remarks: list[str] = []
     data = run.section("data")
     is_challenge = data.get("name") == CHALLENGE_DATA
@@ -170,25 +195,6 @@ def _remarks(run: RunFolder) -> list[str]:
                 "The challenge's hidden truth (test-labels.tif) was not at hand, so no figure of "
                 "this run compares directly with the paper."
             )
-    if run.evaluations():
-        remarks.append(
-            "A figure is the best over the thresholds, chosen on the very slices it scores, as "
-            "the challenge does."
-        )
-    best = run_facts.best_validation(run)
-    if best:
-        last = "The figures are of the last weights (model.safetensors). "
-        shown = last if run.evaluations() else ""
-        remarks.append(
-            f"{shown}The lowest pixel error of a validation so far is {best} "
-            "(best.safetensors). That choice was made on the held-out slices themselves, so the "
-            "best weights look better there than they are."
-        )
-    average = run.metrics.get("average")
-    if average and average != "none":
-        remarks.append(f"Probabilities are averages over rotated or flipped inputs ({average}).")
-    if run.metrics.get("remark"):
-        remarks.append(str(run.metrics["remark"]))
     return remarks
 
 
@@ -226,47 +232,47 @@ def _threshold_charts(run: RunFolder) -> list[dict[str, Any]]:
 def _training_charts(log: dict[str, np.ndarray] | None) -> list[dict[str, Any]]:
     if log is None or len(log["iteration"]) < 2:
         return []
-    iteration = log["iteration"]
-    validated = np.isfinite(log["validation_loss"]) & np.isfinite(log["validation_pixel_error"])
-    charts = []
+    is_validated = np.isfinite(log["validation_loss"]) & np.isfinite(log["validation_pixel_error"])
+    validated = {name: values[is_validated] for name, values in log.items()}
+    iteration, errors = log["iteration"], validated["validation_pixel_error"]
+    held_out = {"color": drawing.ORANGE, "marker": "o", "ms": 3, "lw": 1.6}
 
-    figure, axes = _chart()
-    axes.plot(iteration, log["loss"], color=drawing.BLUE, lw=0.7, alpha=0.35)
-    smooth = ndimage.uniform_filter1d(log["loss"], max(1, len(iteration) // 30), mode="nearest")
-    axes.plot(iteration, smooth, color=drawing.BLUE, lw=1.6, label="training (running mean)")
-    if validated.any():
-        axes.plot(
-            iteration[validated],
-            log["validation_loss"][validated],
-            color=drawing.ORANGE,
-            marker="o",
-            ms=3,
-            lw=1.6,
-            label="held-out slices",
+    def draw_loss(axes: Any) -> None:
+        axes.plot(iteration, log["loss"], color=drawing.BLUE, lw=0.7, alpha=0.35)
+        smooth = ndimage.uniform_filter1d(log["loss"], max(1, len(iteration) // 30), mode="nearest")
+        axes.plot(iteration, smooth, color=drawing.BLUE, lw=1.6, label="training (running mean)")
+        if errors.size:
+            place, loss = validated["iteration"], validated["validation_loss"]
+            axes.plot(place, loss, label="held-out slices", **held_out)
+        axes.legend(frameon=False, fontsize=9, labelcolor=drawing.INK)
+
+    charts = [_training_chart("loss", "weighted cross-entropy (Eq. 1); lower is better", draw_loss)]
+    if errors.size:
+        charts.append(
+            _training_chart(
+                "validation pixel error",
+                f"last {errors[-1]:.4f}, lowest {errors.min():.4f}",
+                lambda axes: axes.plot(validated["iteration"], errors, **held_out),
+            )
         )
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9, labelcolor=drawing.INK)
-    charts.append(("loss", "weighted cross-entropy (Eq. 1); lower is better", figure, axes))
-
-    if validated.any():
-        figure, axes = _chart()
-        errors = log["validation_pixel_error"][validated]
-        axes.plot(iteration[validated], errors, color=drawing.ORANGE, marker="o", ms=3, lw=1.6)
-        axes.set_ylim(bottom=0)
-        note = f"last {errors[-1]:.4f}, lowest {errors.min():.4f}"
-        charts.append(("validation pixel error", note, figure, axes))
-
-    figure, axes = _chart()
-    axes.plot(iteration, log["learning_rate"], color=drawing.BLUE, lw=1.6)
-    axes.set_ylim(bottom=0)
-    charts.append(("learning rate", "of the optimiser", figure, axes))
-    for _, _, _, axes in charts:
-        axes.locator_params(nbins=5)
-        drawing.tidy(axes, xlabel="iteration")
+    rate = log["learning_rate"]
     return [
-        {"title": title, "note": note, "svg": Markup(drawing.svg(figure))}
-        for title, note, figure, _ in charts
+        *charts,
+        _training_chart(
+            "learning rate",
+            "of the optimiser",
+            lambda axes: axes.plot(iteration, rate, color=drawing.BLUE, lw=1.6),
+        ),
     ]
+
+
+def _training_chart(title: str, note: str, draw: Callable[[Any], Any]) -> dict[str, Any]:
+    figure, axes = _chart()
+    draw(axes)
+    axes.set_ylim(bottom=0)
+    axes.locator_params(nbins=5)
+    drawing.tidy(axes, xlabel="iteration")
+    return {"title": title, "note": note, "svg": Markup(drawing.svg(figure))}
 
 
 def _slice_tables(run: RunFolder) -> list[dict[str, Any]]:

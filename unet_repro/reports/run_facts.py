@@ -1,4 +1,4 @@
-"""Tell in words how a run was made: its settings, data, machine, length, and commands."""
+"""Say in words how a run was made: its settings, data, machine, length, and commands."""
 
 from __future__ import annotations
 
@@ -157,12 +157,8 @@ def commands(run: RunFolder) -> list[str]:
     lines = [train]
     if run.metrics.get("heldout") and run.labels is not None and given.get("val"):
         predict = ["unet-repro", "predict", images, "--model", "NEW_RUN/model.safetensors"]
-        predict += [
-            "--z",
-            str(given["val"]),
-            "--average",
-            str(run.metrics.get("average") or "none"),
-        ]
+        average = str(run.metrics.get("average") or "none")
+        predict += ["--z", str(given["val"]), "--average", average]
         labels, output = str(run.folder / "heldout_labels.tif"), "NEW_RUN/heldout_probability.tif"
         lines += [[*predict, "--out", output], ["unet-repro", "evaluate", labels, output]]
     return [shlex.join(line) for line in lines]

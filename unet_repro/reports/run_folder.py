@@ -42,21 +42,9 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read a run's folder.
+    """Read a run's folder, in which all but ``config.json`` may be missing.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        It must hold `config.json`; every other file may be missing.
-
-    Returns
-    -------
-    RunFolder
-
-    Raises
-    ------
-    InputError
-        If there is no such folder, it holds no `config.json`, or a file cannot be understood.
+    `InputError`: there is no such folder, none of a run, or a file cannot be understood.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a training run")
@@ -66,15 +54,9 @@ def read_run(folder: Path) -> RunFolder:
     for name in ("settings", "versions", "hardware", "data", "state"):
         if not isinstance(settings.get(name) or {}, dict):
             raise InputError(f"{folder / 'config.json'}: {name!r} is not an object")
-    stacks = {
-        name: reader(folder / f"heldout_{name}.tif")
-        for name, reader in (
-            ("image", read_images),
-            ("labels", read_labels),
-            ("probability", read_images),
-        )
-        if (folder / f"heldout_{name}.tif").is_file()
-    }
+    readers = {"image": read_images, "labels": read_labels, "probability": read_images}
+    paths = {name: folder / f"heldout_{name}.tif" for name in readers}
+    stacks = {name: readers[name](path) for name, path in paths.items() if path.is_file()}
     run = RunFolder(
         folder=folder,
         config=settings,

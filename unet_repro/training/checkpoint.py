@@ -48,11 +48,7 @@ def restore_checkpoint(
 ) -> None:
     """Check a checkpoint's bytes and hand its state, on the CPU, to `restore`.
 
-    Raises
-    ------
-    InputError
-        The file is damaged or not ours, `restore` cannot use it, or it is of other settings or
-        other data than `identity`.
+    `InputError`: the file is damaged or not ours, or of other settings or data than `identity`.
     """
     if not content.startswith(b"PK\x03\x04"):  # of torch's forms only the one that we write
         raise _foreign(path)

@@ -85,27 +85,12 @@ class TrainingSet:
         generator: torch.Generator,
         part: range | None = None,
     ) -> Batch:
-        """Draw augmented tiles.
+        """Draw augmented tiles, with sides of `window` px; labels and weights are their centres.
 
-        Parameters
-        ----------
-        batch_size
-            Tiles to draw.
-        window, output
-            Sides in px of the network's input and output; the output is the window's centre.
-        generator
-            A CPU generator; its state alone decides what is drawn.
-        part
-            Numbers of the tiles to make, out of 0 ... batch_size - 1; all if None. The random
-            numbers are drawn for all, so that processes with equal generators share a batch.
-
-        Raises
-        ------
-        InputError
-            No tile, or an output that is not the centre of the window.
+        The state of the CPU `generator` alone decides what is drawn. Where `part` holds numbers of
+        tiles, only those are made, but all are drawn: processes with equal generators share a
+        batch. `InputError`: an `output` that is not the centre of the window.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: it must be 1 or more")
         drawn = [self._draw(ranges, window, generator) for _ in range(batch_size)]
         made = range(batch_size) if part is None else part
         tiles = [self._tile(*drawn[k], window, output, ranges.interpolation) for k in made]

@@ -31,18 +31,8 @@ _SHOWN_PX = 512  # a larger slice is thinned out for TensorBoard
 class TrainLog:
     """Writes rows as they come: ``log.csv`` flushed at once, and the same values as events.
 
-    Parameters
-    ----------
-    folder
-        Where the files go.
-    iteration
-        Iterations before: a resumed run keeps the rows up to here, and hides later events.
-
-    Raises
-    ------
-    InputError
-        Here and from `write`: a file cannot be written, of a full disk, say. The rows that were
-        there stay.
+    A run that is resumed at an `iteration` keeps the rows up to there, and hides later events.
+    `InputError`, here and from `write`: a file cannot be written; the rows that were there stay.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:

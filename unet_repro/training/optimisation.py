@@ -22,14 +22,8 @@ from unet_repro.training.parallel import Processes
 def learning_rate(settings: TrainConfig, *, iteration: int, progress: float) -> float:
     """Return the rate of a step: linear warm-up, then constant or half a cosine down to 0.
 
+    `iteration` steps were taken before, and the share `progress` of the run is over.
     Not in the paper: it states no rate and no schedule.
-
-    Parameters
-    ----------
-    iteration
-        Steps taken before this one.
-    progress
-        Share of the run that is over, in [0, 1].
     """
     rate = settings.learning_rate
     if settings.schedule == "cosine":
@@ -53,12 +47,7 @@ def make_optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimize
 class WeightAverage:
     """A running mean of a network's weights, in a network of its own. Not in the paper.
 
-    Parameters
-    ----------
-    network
-        Whose weights are averaged.
-    decay
-        mean = decay mean + (1 - decay) weights, after every step; the first step sets it.
+    mean = decay mean + (1 - decay) weights, after every step; the first step sets it.
     """
 
     def __init__(self, network: UNet, decay: float) -> None:
@@ -81,12 +70,8 @@ def for_training(
 ) -> Callable[[Tensor], Tensor]:
     """Return the network as steps call it: compiled, with averaged gradients, as need be.
 
-    The weights, and their names, are `network`'s own.
-
-    Raises
-    ------
-    InputError
-        Batch normalisation over several processes without a GPU.
+    The weights, and their names, are `network`'s own. `InputError`: batch normalisation over
+    several processes without a GPU.
     """
     forward: nn.Module = network
     if processes.count > 1:

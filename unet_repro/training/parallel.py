@@ -28,32 +28,22 @@ _PATIENCE = timedelta(hours=12)
 class Processes:
     """The processes of a run, seen from one of them; by default there is only this one.
 
-    Parameters
-    ----------
-    rank
-        Number of this process, 0 ... count - 1. The first one writes all files and speaks.
-    count
-        How many there are.
-    local_rank
-        Its number on this machine, and that of its GPU.
+    The first one writes all files and shows its progress.
     """
 
-    rank: int = 0
+    rank: int = 0  # number of this process, 0 ... count - 1
     count: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # its number on this machine, and that of its GPU
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and speaks."""
+        """Whether this process writes the files and shows its progress."""
         return self.rank == 0
 
     def place(self, device: torch.device) -> torch.device:
         """Return this process's device of that type; of several processes each has its own GPU.
 
-        Raises
-        ------
-        InputError
-            There are fewer GPUs on this machine than processes.
+        `InputError`: there are fewer GPUs on this machine than processes.
         """
         if self.count == 1 or device.type != "cuda":
             return device
@@ -113,19 +103,9 @@ def check_alone() -> None:
 def started() -> Iterator[Processes]:
     """Join the other processes of this run, where ``torchrun`` has started several.
 
-    Yields
-    ------
-    Processes
-
-    Raises
-    ------
-    InputError
-        The other processes cannot be reached, or one of them has ended.
-
-    Notes
-    -----
-    An error ends all processes, and one of them tells it: the first to fail. The others leave
-    quietly (`SystemExit`). GPUs talk by NCCL, everything else by Gloo.
+    `InputError`: they cannot be reached, or one of them has ended. An error ends all processes,
+    and the first to fail reports it; the others leave quietly (`SystemExit`). GPUs exchange data
+    by NCCL, everything else by Gloo.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield ALONE
@@ -154,7 +134,7 @@ def started() -> Iterator[Processes]:
 
 
 def _is_first_to_fail(store: Any, rank: int) -> bool:
-    """Enter this process as failed; tell whether none had failed before it."""
+    """Enter this process as failed; return whether none had failed before it."""
     try:
         return store.compare_set("unet_repro_failed", "", str(rank)).decode() == str(rank)
     except RuntimeError:  # who kept the store has failed before

@@ -46,13 +46,7 @@ class Best:
 
 
 def output_side(settings: TrainConfig) -> int:
-    """Return the side of the output tile in px (572: 388).
-
-    Raises
-    ------
-    InputError
-        The tile is not a valid input size; the message names the nearest.
-    """
+    """Return the side of the output tile in px (572: 388), or name the nearest valid tile."""
     shape = settings.model
     if not shape.padding:
         geometry.check_input(settings.tile, shape.depth, "tile")
@@ -66,15 +60,7 @@ def output_side(settings: TrainConfig) -> int:
 class TrainingState:
     """A network in training: it steps, saves itself and goes on from what it saved.
 
-    Parameters
-    ----------
-    training, settings, folder, processes, origin
-        As in `train.train`.
-
-    Raises
-    ------
-    InputError
-        Settings that do not fit the data or this machine.
+    Arguments are those of `train.train`. `InputError`: settings that do not fit data or machine.
     """
 
     def __init__(

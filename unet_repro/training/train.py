@@ -86,17 +86,15 @@ def train(
         Slices to validate on every `settings.validate_every` iterations.
     resume
         Go on from ``checkpoint.pt`` if there is one.
-    is_quiet
-        No progress bar.
     processes
         Those that train together (`parallel.started`): each takes `settings.batch_size` tiles of
-        every step, and all end with the same weights. The first one writes and speaks.
+        every step, and all end with the same weights. The first one writes, shows its progress
+        unless `is_quiet`, and makes the calls below.
     origin
         What else the model files' metadata shall say (JSON-ready).
-    on_start
-        Called in the first process when all has been checked, before the first file is written.
-    on_validation
-        Called in the first process after every validation, when its files are written.
+    on_start, on_validation
+        Called when all has been checked, before the first file is written; and when the files of
+        a validation are written.
 
     Raises
     ------
@@ -135,7 +133,7 @@ def train(
 
 
 class _Loop:
-    """Drives a `TrainingState`; the first process also validates, logs and speaks."""
+    """Drives a `TrainingState`; the first process also validates, logs and shows how far it is."""
 
     def __init__(self, state: TrainingState, log: TrainLog | None, *, is_quiet: bool) -> None:
         self.state, self.log, self.is_quiet = state, log, is_quiet
@@ -144,8 +142,8 @@ class _Loop:
             state.limit or None,
             initial=state.iteration,
             unit="it",
-            is_shown=not is_quiet,
             desc="train",
+            is_shown=not is_quiet,
         )
 
     def run(self, held_out: HeldOut | None, on_validation: Callable[[Progress], None]) -> Stopped:
@@ -200,11 +198,11 @@ class _Loop:
         warning = state.watch.see_training(state.iteration, row["loss"])
         if not self.log:
             return
-        self._tell(warning)
+        self._warn(warning)
         if held_out:
             row |= self._validate(held_out, self.log)
             if not self.is_quiet:
-                self._tell(
+                self.bar.write(
                     f"iteration {row['iteration']}: loss {row['loss']:.4f}, "
                     f"held out: loss {row['validation_loss']:.4f}, "
                     f"pixel error {row['validation_pixel_error']:.4f}"
@@ -224,7 +222,7 @@ class _Loop:
         )
         found = validate(predictor, held_out)
         state.network.train()
-        self._tell(
+        self._warn(
             state.watch.see_validation(state.iteration, found.loss, is_one_class=found.is_one_class)
         )
         if state.best is None or found.pixel_error < state.best.pixel_error:
@@ -236,7 +234,7 @@ class _Loop:
         log.show(state.iteration, pictures)
         return {"validation_loss": found.loss, "validation_pixel_error": found.pixel_error}
 
-    def _tell(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         if text:
             self.bar.write(text)
 

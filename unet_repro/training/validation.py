@@ -23,24 +23,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Validation:
-    """What a network makes of the held-out slices.
+    """What a network makes of the held-out slices."""
 
-    Parameters
-    ----------
-    loss
-        Of Eq. 1, over all slices.
-    pixel_error
-        The lowest over the thresholds.
-    is_one_class
-        Every pixel gets the same class.
-    probability : ndarray of float32, shape (z, y, x)
-        P(class 1).
-    """
-
-    loss: float
-    pixel_error: float
-    is_one_class: bool
-    probability: np.ndarray
+    loss: float  # of Eq. 1, over all slices
+    pixel_error: float  # the lowest over the thresholds
+    is_one_class: bool  # every pixel gets the same class
+    probability: np.ndarray  # float32 (z, y, x): P(class 1)
 
 
 def validate(predictor: OverlapTilePredictor, held_out: HeldOut) -> Validation:

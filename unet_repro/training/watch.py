@@ -51,21 +51,12 @@ class CollapseWatch:
         Loss of such a network, in nats (`TrainingSet.prior_entropy`).
     warmup
         Iterations during which nothing is to be expected.
-
-    Attributes
-    ----------
-    mean
-        Running mean of the training loss; NaN before the first.
-    is_stuck, is_one_class
-        What the training loss and the held-out slices said last.
-    has_warned
-        Whether it was told.
     """
 
     def __init__(self, *, prior: float, warmup: int) -> None:
         self.prior, self.warmup = prior, warmup
-        self.mean = math.nan
-        self.is_stuck = self.is_one_class = False
+        self.mean = math.nan  # of the training loss, running
+        self.is_stuck = self.is_one_class = False  # what loss and held-out slices say last
         self.has_warned = False
 
     @property
