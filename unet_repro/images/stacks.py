@@ -1,18 +1,14 @@
 """Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
 
 import os
-from collections.abc import Iterable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
-from unet_repro.images.calibration import UNCALIBRATED, Calibration
 from unet_repro.images.image_files import image_files
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
@@ -158,93 +154,32 @@ def write_stack(
         If the array has another dtype, another number of axes or no pixels; if the file exists
         and `overwrite` is false; if it cannot be written.
     """
+    if array.dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
+        raise InputError(f"{path}: cannot store {array.dtype} in a TIFF stack; convert it first")
     if array.ndim not in (2, 3) or array.size == 0:
         raise InputError(f"{path}: an array of shape {array.shape} is not a stack (z, y, x)")
     stack = array[np.newaxis] if array.ndim == 2 else array
-    calibration = Calibration()
+    if array.shape[-1] == 1 and array.shape[-2] > 1:  # tifffile would write the rows as columns
+        raise InputError(f"{path}: pages 1 px wide cannot be stored here; transpose them")
+    is_classic = stack.nbytes < _CLASSIC_TIFF_BYTES
+    metadata: dict[str, Any] = {"axes": "ZYX"}
+    resolution = None
     if voxel_size_um is not None:
         z, y, x = voxel_size_um
-        calibration = Calibration(resolution=(1 / x, 1 / y), unit="um", spacing=z)
-    options = _tiff_options(path, stack.shape, stack.dtype, calibration)
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        tifffile.imwrite(temporary, stack, compression=compression, **options)
-
-
-def write_slices(
-    path: PathLike,
-    slices: Iterable[np.ndarray],
-    *,
-    shape: tuple[int, int, int],
-    dtype: npt.DTypeLike,
-    overwrite: bool = False,
-    compression: str | None = None,
-    calibration: Calibration = UNCALIBRATED,
-    info: str = "",
-    workers: int = 1,
-) -> None:
-    """Write slices as they come as a TIFF that is either complete or absent; see `write_stack`.
-
-    Besides the slices that the iterable itself keeps, it holds one in memory, or, to compress
-    it, two and their compressed form.
-
-    Parameters
-    ----------
-    path, overwrite, compression
-        As in `write_stack`.
-    slices : iterable of ndarray, shape (y, x)
-        shape[0] of them, of `dtype`.
-    shape : tuple of int
-        (z, y, x).
-    dtype : uint8, uint16, float32, uint32 or int32
-    calibration : Calibration
-        Axes and scale to record.
-    info : str
-        A text to record, which ImageJ shows as the image's information.
-    workers : int
-        Threads that compress.
-    """
-    dtype = np.dtype(dtype)
-    options = _tiff_options(path, shape, dtype, calibration, info)
+        metadata |= {"spacing": z, "unit": "um"}
+        resolution = 1 / x, 1 / y
     with atomic_path(path, overwrite=overwrite) as temporary:
         tifffile.imwrite(
             temporary,
-            iter(slices),
-            shape=shape,
-            dtype=dtype,
+            stack,
+            imagej=is_classic and stack.dtype.name in _IMAGEJ_DTYPES,
+            bigtiff=not is_classic,
+            photometric="minisblack",
             compression=compression,
-            maxworkers=workers,
-            buffersize=prod(shape[1:]) * dtype.itemsize,  # how far compression reads ahead
-            **options,
+            resolution=resolution,
+            resolutionunit=1,  # none: the unit is in the metadata
+            metadata=metadata,
         )
-
-
-def _tiff_options(
-    path: PathLike,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    calibration: Calibration,
-    info: str = "",
-) -> dict[str, Any]:
-    if dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
-        raise InputError(f"{path}: cannot store {dtype} in a TIFF stack; convert it first")
-    if shape[-1] == 1 and shape[-2] > 1:  # tifffile would write the rows as columns
-        raise InputError(f"{path}: pages 1 px wide cannot be stored here; transpose them")
-    is_classic = prod(shape) * dtype.itemsize < _CLASSIC_TIFF_BYTES
-    metadata: dict[str, Any] = {
-        "axes": calibration.axes,
-        "spacing": calibration.spacing,
-        "unit": calibration.unit,
-        "finterval": calibration.interval,
-        "Info": info or None,
-    }
-    return {
-        "imagej": is_classic and dtype.name in _IMAGEJ_DTYPES,
-        "bigtiff": not is_classic,
-        "photometric": "minisblack",
-        "resolution": calibration.resolution,
-        "resolutionunit": calibration.resolution_unit,
-        "metadata": {key: value for key, value in metadata.items() if value is not None},
-    }
 
 
 def _check_finite(image: np.ndarray, *, where: str) -> None:
