@@ -63,7 +63,9 @@ def _said(framed: str) -> str:
             break
         if not is_rule and not text.startswith(" " * 9):  # deeper: the help of an option
             words += text.split()
-    return re.sub(r"^Error parsing \S*(settings\S*|dummy\S*): ", "", " ".join(words))
+    said = re.sub(r"^Error parsing \S*(settings\S*|dummy\S*): ", "", " ".join(words))
+    of_no_type = r"^Error parsing (\S+): no type matching (\S+) could be .* from \[(.*)\]\.?$"
+    return re.sub(of_no_type, r"\1 \3: \2 is needed", said)
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -104,7 +104,7 @@ def write_pages(
     """Write a TIFF from horizontal bands of its pages, as they come.
 
     The file grows at `path`: the caller writes to a temporary path and renames it (`atomic`,
-    `resumable`). The same pixels and texts give the same bytes, whatever the bands and `workers`.
+    `block_store`). The same pixels and texts give the same bytes, whatever the bands and `workers`.
 
     Parameters
     ----------
