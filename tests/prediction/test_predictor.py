@@ -79,7 +79,7 @@ def window_of(size: int, tiles: int, depth: int) -> int:
 )
 @example(depth=4, height=1, width=1, tiles=1, seed=0)
 @example(depth=4, height=5, width=300, tiles=4, seed=0)
-@example(depth=4, height=33, width=289, tiles=3, seed=1)
+@example(depth=4, height=70, width=100, tiles=7, seed=1)
 @settings(deadline=None, max_examples=60)
 def test_tiles_equal_the_whole_pass_bit_for_bit(
     depth: int, height: int, width: int, tiles: int, seed: int
@@ -89,15 +89,6 @@ def test_tiles_equal_the_whole_pass_bit_for_bit(
     tile = window_of(max(height, width), tiles, depth)
     tiled = OverlapTilePredictor(network, tile=tile).logits(image)
     assert tiled.dtype == np.float64
-    assert torch.equal(torch.from_numpy(tiled), whole_pass(network, image))
-
-
-@pytest.mark.parametrize("stride", [16, 32, 48, 112])
-def test_every_aligned_stride_is_exact_at_depth_4(stride: int) -> None:
-    network = exact_network(4)
-    image = integer_image(70, 100)
-    tile = geometry.input_size(stride, 4)
-    tiled = OverlapTilePredictor(network, tile=tile).logits(image)
     assert torch.equal(torch.from_numpy(tiled), whole_pass(network, image))
 
 
@@ -222,17 +213,6 @@ def test_average_is_the_mean_over_turned_whole_passes(average: str) -> None:
     np.testing.assert_allclose(predictor.logits(image), raw, rtol=0, atol=1e-4)
 
 
-def test_averages_are_four_different_results() -> None:
-    image = integer_image(20, 30)
-    results = [
-        OverlapTilePredictor(neighbourhood, depth=1, average=average)(image)
-        for average in ("none", "rotations", "dihedral", "seven")
-    ]
-    for i, one in enumerate(results):
-        for other in results[:i]:
-            assert np.abs(one - other).max() > 1e-3
-
-
 @settings(deadline=None)
 @given(size=st.integers(1, 40), start=st.integers(-120, 60), length=st.integers(1, 200))
 def test_mirror_index_is_numpys_reflection(size: int, start: int, length: int) -> None:
@@ -267,29 +247,23 @@ def test_image_is_not_changed_and_may_be_read_only() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.full((4, 5), np.nan), r"is nan at y = 0, x = 0: every pixel must be finite"),
-        (np.array([[1, 2], [3, np.inf]]), r"is inf at y = 1, x = 1"),
+        (np.array([[1, 2], [3, np.nan]]), r"is nan at y = 1, x = 1: every pixel must be finite"),
         (np.array([[1e300, 2]]), r"is 1e\+300 at y = 0, x = 0.*within float32"),
         (np.ones((4, 4), complex), "holds complex128: integers or floats"),
         (np.array([["a"]]), "holds <U1: integers or floats"),
         (np.ones((0, 4)), r"shape \(0, 4\): \(height, width\) or \(1, height, width\) is needed"),
-        (np.ones((3, 4, 4)), r"shape \(3, 4, 4\): \(height, width\) or \(1, height, width\)"),
+        (np.ones((3, 4, 4)), r"shape \(3, 4, 4\)"),
         (np.ones((1, 1, 4, 4)), r"shape \(1, 1, 4, 4\)"),
-        (np.ones(4), r"shape \(4,\)"),
     ],
 )
 def test_bad_image_is_refused(image: np.ndarray, message: str) -> None:
-    predictor = OverlapTilePredictor(UNet(UNetConfig(depth=1, base_channels=1)))
     with pytest.raises(InputError, match=message):
-        predictor(image)
-    with pytest.raises(InputError, match=message):
-        predictor.logits(image)
+        OverlapTilePredictor(UNet(UNetConfig(depth=1, base_channels=1)))(image)
 
 
 def test_flat_image_is_refused_where_channels_are_needed() -> None:
-    predictor = OverlapTilePredictor(exact_network(1, in_channels=3))
     with pytest.raises(InputError, match=r"\(4, 4\): \(3, height, width\) is needed"):
-        predictor(np.ones((4, 4)))
+        OverlapTilePredictor(exact_network(1, in_channels=3))(np.ones((4, 4)))
 
 
 @pytest.mark.parametrize(
@@ -300,16 +274,13 @@ def test_flat_image_is_refused_where_channels_are_needed() -> None:
         (dict(tile=572, memory=10**9), "exclude each other"),
         (dict(average="eight"), "average is 'eight': one of none, rotations, dihedral, seven"),
         (dict(precision="float16"), "precision is 'float16': float32 or bfloat16"),
+        (dict(backend="onnx"), "backend is 'onnx': one of torch, compile, openvino"),
+        (dict(model=neighbourhood), "depth, its number of poolings, is needed"),
     ],
 )
 def test_bad_option_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        OverlapTilePredictor(UNet(UNetConfig(base_channels=1)), **options)  # type: ignore[arg-type]
-
-
-def test_bare_callable_needs_a_depth() -> None:
-    with pytest.raises(InputError, match="depth, its number of poolings, is needed"):
-        OverlapTilePredictor(neighbourhood)
+        OverlapTilePredictor(**{"model": exact_network(4), **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -374,16 +345,6 @@ def test_model_runs_in_eval_mode_and_is_left_as_it_was(precision: str) -> None:
         predictor(-image)
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
     assert not torch.is_autocast_enabled("cpu")
-
-
-def test_bfloat16_is_close_to_float32() -> None:
-    network = UNet(UNetConfig(base_channels=4, depth=2), generator=torch.Generator().manual_seed(0))
-    image = np.random.default_rng(0).random((60, 60), dtype=np.float32)
-    exact = OverlapTilePredictor(network)(image)
-    rounded = OverlapTilePredictor(network, precision="bfloat16")(image)
-    assert rounded.dtype == np.float32
-    assert 0 < np.abs(exact - rounded).max() < 0.05
-    np.testing.assert_allclose(rounded.sum(axis=0), 1, atol=1e-6)
 
 
 def test_module_moves_only_when_a_device_is_named() -> None:

@@ -250,7 +250,7 @@ class BlockStore:
                 config=_WRITE_ALL,
             )
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
 
     def _open(self, shape: tuple[int, ...], dtype: npt.DTypeLike, chunks: tuple[int, ...]) -> None:
         import zarr
@@ -287,9 +287,10 @@ class BlockStore:
         try:
             self._array[self._place(index)] = values
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> InputError:
+    def unwritable(self, error: OSError) -> InputError:
+        """Return what is said of an output, or a block, that cannot be written."""
         reason = error.strerror or error
         return InputError(
             f"{self.target}: cannot be written: {reason}; what is done stays, --resume goes on"

@@ -32,7 +32,7 @@ class TileRunner:
     Parameters
     ----------
     network : callable
-        Maps windows (N, C, h, w) on `device` to logits; see `backend.make_network`.
+        Maps windows (N, C, h, w) on `device` to logits; see `network.backends.make_network`.
     views
         Of each tile; their predictions are averaged.
     depth, padding
@@ -62,19 +62,7 @@ class TileRunner:
     def fetch(
         self, read: Read, size: tuple[int, int], row: Tile, column: Tile, *, name: str = "the image"
     ) -> Region:
-        """Read the pixels that a tile depends on, in all views.
-
-        Parameters
-        ----------
-        read : callable
-            Gives the pixels (C, h, w) of rows and columns (slices) of the image.
-        size
-            Height and width of the image in px.
-        row, column
-            The tile, of a plan for these views.
-        name
-            Of the image, for messages.
-        """
+        """Read the pixels that a tile of an image of `size` (height, width) px depends on."""
         rows, columns = (
             side(tile, px, self.depth, padding=self.padding, is_reversed=len(self.views) > 1)
             for tile, px in zip((row, column), size)
@@ -98,7 +86,7 @@ class TileRunner:
         Parameters
         ----------
         region
-            What `fetch` has read for the tile.
+            Of the tile.
         finish : callable
             `softmax` or `raw_logits`.
         fetch : callable
