@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -331,16 +329,8 @@ def test_failing_allocation_goes_on_with_smaller_tiles(
 
 @pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
 def test_verify_passes_what_is_right(stack_file: Path, tmp_path: Path, kind: Any) -> None:
-    predict_stack(
-        stack_file,
-        network(),
-        tmp_path / "o.tif",
-        kind=kind,
-        average="rotations",
-        verify=True,
-        **TILE,
-    )
-    assert (tmp_path / "o.tif").exists()
+    options: dict[str, Any] = {**TILE, "kind": kind, "average": "rotations"}
+    assert predict_stack(stack_file, network(), tmp_path / "o.tif", verify=True, **options).exists()
 
 
 @pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
@@ -395,40 +385,27 @@ def test_buffers_leave_room_for_a_plan(tmp_path: Path) -> None:
         assert len(plan.tiles) <= 100  # of 3000 x 3000 px
 
 
-MEASURE_PEAK = """
-import sys
-import torch
+WARMED_UP = """
 from unet_repro import UNet, UNetConfig
-from unet_repro.prediction.local import LocalRun
 from unet_repro.prediction.predict_stack import predict_stack
 
-def kilobytes(key):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(key))
-
-torch.set_num_threads(1)
 network = UNet(UNetConfig(base_channels=2, depth=2, input_std=(50.0,)))
 stack, out = sys.argv[1:]
 predict_stack(stack, network, out, z="0:2")  # libraries and kernels are loaded
-with open("/proc/self/clear_refs", "w") as clear:
-    clear.write("5")  # the high-water mark starts anew
-before = kilobytes("VmRSS")
-predict_stack(stack, network, out, overwrite=True)
-print(kilobytes("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_memory_does_not_grow_with_the_slices(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_slices(
+    tmp_path: Path, peak_bytes: Callable[..., int]
+) -> None:
     peaks = []
     for slices in (8, 80):
-        stack = grey_stack(slices, 256, 256)
-        tifffile.imwrite(tmp_path / "s.tif", stack, compression="zlib", photometric="minisblack")
-        command = [sys.executable, "-c", MEASURE_PEAK, tmp_path / "s.tif", tmp_path / "o.tif"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout))
-        (tmp_path / "o.tif").unlink()
-    assert peaks[1] - peaks[0] < 72 * 256 * 256 * 4 / 1024 / 2  # half of what 72 slices take
+        stack, out = tmp_path / f"{slices}.tif", tmp_path / f"o{slices}.tif"
+        pixels = grey_stack(slices, 256, 256)
+        tifffile.imwrite(stack, pixels, compression="zlib", photometric="minisblack")
+        work = "predict_stack(stack, network, out, overwrite=True)"
+        peaks.append(peak_bytes(WARMED_UP, work, stack, out))
+    assert peaks[1] - peaks[0] < 72 * 256 * 256 * 4 / 2  # half of what 72 slices take
 
 
 def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path: Path) -> None:
@@ -548,15 +525,8 @@ def test_streamed_is_in_memory_for_any_region_tile_and_average(
     source, out = folder / "s.tif", folder / "o.tif"
     stack = grey_stack(*shape)
     tifffile.imwrite(source, stack, photometric="minisblack", metadata={"axes": "ZYX"})
-    predict_stack(
-        source,
-        model,
-        out,
-        z=f"{z0}:{z1}",
-        roi=f"{y0}:{y1},{x0}:{x1}",
-        average=average,
-        tile=tile,
-    )
+    region = {"z": f"{z0}:{z1}", "roi": f"{y0}:{y1},{x0}:{x1}"}
+    predict_stack(source, model, out, average=average, tile=tile, **region)
     whole = np.stack([OverlapTilePredictor(model, average=average)(image)[1] for image in stack])
     predicted = tifffile.imread(out).reshape(z1 - z0, y1 - y0, x1 - x0)
     np.testing.assert_allclose(predicted, whole[z0:z1, y0:y1, x0:x1], rtol=0, atol=1e-5)
@@ -568,13 +538,8 @@ def test_keywords_are_the_fields_of_the_settings(stack_file: Path, tmp_path: Pat
     with pytest.raises(TypeError, match="knid"):
         predict_stack(stack_file, network(), tmp_path / "o.tif", knid="uint8")
     with pytest.raises(TypeError, match="settings is given, and kind as well"):
-        predict_stack(
-            stack_file,
-            network(),
-            tmp_path / "o.tif",
-            settings=PredictionSettings(),
-            kind="uint8",
-        )
+        both: dict[str, Any] = {"settings": PredictionSettings(), "kind": "uint8"}
+        predict_stack(stack_file, network(), tmp_path / "o.tif", **both)
 
 
 @pytest.mark.gpu
@@ -583,16 +548,8 @@ def test_keywords_are_the_fields_of_the_settings(stack_file: Path, tmp_path: Pat
 def test_stack_on_a_gpu_is_that_on_the_cpu(
     stack_file: Path, tmp_path: Path, precision: Any
 ) -> None:
-    model = network().cuda()
-    out = predict_stack(
-        stack_file,
-        model,
-        tmp_path / "o.tif",
-        precision=precision,
-        average="dihedral",
-        verify=True,
-        **TILE,
-    )
+    options: dict[str, Any] = {**TILE, "precision": precision, "average": "dihedral"}
+    out = predict_stack(stack_file, network().cuda(), tmp_path / "o.tif", verify=True, **options)
     expected = in_memory(stack_file, network(), average="dihedral")[:, 1]
     tolerance = 0.08 if precision == "bfloat16" else 1e-3  # TF32
     assert np.abs(tifffile.imread(out) - expected).max() < tolerance

@@ -52,8 +52,6 @@ class BlockStore:
     ----------
     target : pathlib.Path
         The output with symbolic links followed.
-    resumes : bool
-        As given.
     is_complete : bool
         The output is in place and the folder may go.
 
@@ -297,13 +295,7 @@ class BlockStore:
         )
 
     def read(self, index: Index) -> np.ndarray:
-        """Return a block; from threads as well.
-
-        Raises
-        ------
-        InputError
-            If it is not there, or damaged.
-        """
+        """Return a block; from threads as well. One that is not there or damaged is an error."""
         file = self._file(index)
         try:
             if file.is_file():

@@ -77,8 +77,7 @@ class OverlapTilePredictor:
     sees its zeros: tiles then equal one such window, but not the bare ``model(image)``. Bilinear
     upsampling depends on the window's size; with it, tiles agree only roughly.
 
-    A window that does not fit into memory after all is computed in halves, in halves of these, and
-    so on, with the same result.
+    A window that does not fit into memory after all is computed in halves, with the same result.
 
     Not in the paper: which mirror. The image is reflected about the centres of its border pixels,
     again and again where it is smaller than the margin. Reflecting about their outer edges would
@@ -129,7 +128,8 @@ class OverlapTilePredictor:
         if depth is None:
             raise InputError("the model has no config: depth, its number of poolings, is needed")
         self.model, self.tile, self.memory, self.depth = model, tile, memory, depth
-        self.backend, self.precision, self.views = backend, precision, VIEWS[average]
+        self.backend, self.precision = backend, precision
+        self.average, self.views = average, VIEWS[average]
         self.in_channels: int | None = setting("in_channels", in_channels)
         self.classes: int | None = setting("classes", classes)
         self.padding: bool = setting("padding", padding, False)
@@ -183,14 +183,7 @@ class OverlapTilePredictor:
     ) -> TilePlan:
         """Return the tiles of an image, or of a region of it, from sizes and memory alone.
 
-        Parameters
-        ----------
-        height, width
-            The image in px.
-        rows, columns : range, optional
-            The region to be predicted; the image around it is its context.
-        strides, buffers
-            As in `tiling.plan_tiles`; without a `tile`.
+        Parameters and errors are those of `tiling.plan_tiles`; `strides` are for no `tile`.
         """
         memory = self.memory
         if memory is None and self.tile is None:
@@ -310,8 +303,6 @@ def predict_volume(
 
     Parameters
     ----------
-    predictor
-        Applied to each slice.
     stack : array_like of int or float, shape (z, y, x) or (z, C, y, x)
         Slices as a call of the predictor takes them.
     progress

@@ -35,10 +35,8 @@ class TileRunner:
         Maps windows (N, C, h, w) on `device` to logits; see `network.backends.make_network`.
     views
         Of each tile; their predictions are averaged.
-    depth, padding
-        Of the network, as in `UNetConfig`.
-    classes
-        Of the network; None for as many as come.
+    depth, padding, classes
+        Of the network, as in `UNetConfig`; classes None for as many as come.
     device, dtype
         Where the windows go, and as what.
     """
@@ -199,12 +197,9 @@ def raw_logits(logits: Tensor) -> Tensor:
 def as_floats(
     pixels: NDArray[Any], dtype: torch.dtype, top: int = 0, left: int = 0, name: str = "the image"
 ) -> NDArray[Any]:
-    """Return pixels (C, h, w) as floats; `top`, `left` and `name` say, in errors, where they are.
+    """Return pixels (C, h, w) as floats; one that is not finite in `dtype` is an `InputError`.
 
-    Raises
-    ------
-    InputError
-        A pixel that is not finite, or not within `dtype`.
+    `top`, `left` and `name` say in its message where the pixels are.
     """
     with np.errstate(over="ignore"):  # told below
         floats = pixels.astype(str(dtype).removeprefix("torch."), copy=False)

@@ -156,8 +156,7 @@ def plan_tiles(
 
 
 def _axis(size: int, region: range | None, depth: int, padding: bool, is_reversed: bool) -> Axis:
-    if region is None:
-        return Axis(size, depth, padding, 0, size, is_reversed)
+    region = range(size) if region is None else region
     if region.step != 1:
         raise InputError(f"{region} is no region: a range of step 1 is needed")
     return Axis(size, depth, padding, region.start, region.stop, is_reversed)
