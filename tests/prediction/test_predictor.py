@@ -297,17 +297,14 @@ def test_too_little_memory_names_what_is_needed() -> None:
 
 
 def test_planned_tiles_keep_to_the_memory() -> None:
+    plan = OverlapTilePredictor(UNet(UNetConfig(base_channels=1))).plan(100, 130)
+    assert (len(plan), plan.redundancy, plan.window) == (1, 1.0, (284, 316))  # by default
     predictor = OverlapTilePredictor(UNet(UNetConfig(base_channels=4)), memory=20_000_000)
     plan = predictor.plan(600, 900)
     assert 1 < len(plan)
     assert plan.peak_bytes <= 20_000_000
     bfloat16 = OverlapTilePredictor(predictor.model, memory=20_000_000, precision="bfloat16")
     assert len(bfloat16.plan(600, 900)) < len(plan)
-
-
-def test_default_plan_is_a_whole_image_where_memory_allows() -> None:
-    plan = OverlapTilePredictor(UNet(UNetConfig(base_channels=1))).plan(100, 130)
-    assert (len(plan), plan.redundancy, plan.window) == (1, 1.0, (284, 316))
 
 
 class Probe(nn.Module):

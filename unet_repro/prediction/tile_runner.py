@@ -79,18 +79,8 @@ class TileRunner:
     ) -> NDArray[Any]:
         """Return what `finish` makes of the logits of a tile, averaged over the views.
 
-        What does not fit into memory is computed in halves, in halves of these, and so on.
-
-        Parameters
-        ----------
-        region
-            Of the tile.
-        finish : callable
-            `softmax` or `raw_logits`.
-        fetch : callable
-            Reads the region of another tile of the same image.
-        batch
-            Views that go through the network at once.
+        Up to `batch` views go through the network at once. What does not fit into memory is
+        computed in halves, in halves of these, and so on: `fetch` reads their regions.
 
         Returns
         -------
