@@ -1,4 +1,4 @@
-"""What `BlockStore` keeps, refuses and removes; kills are in `test_weight_stack`."""
+"""What `BlockStore` keeps, refuses and removes; kills are in `faults`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ def test_nothing_begun_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="bad labels"), BlockStore(tmp_path / "new/a.tif"):
         raise ValueError("bad labels")
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_second_writer_is_refused_whatever_it_asks_for(tmp_path):
+    with BlockStore(tmp_path / "a.tif") as store:
+        begin(store)
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with (
+                pytest.raises(InputError, match="another process is writing it"),
+                BlockStore(tmp_path / "a.tif", **options),
+            ):
+                pass
+        store.write(FIRST, SLICE)  # nothing was taken from it
 
 
 def test_failing_assembly_leaves_the_old_output_and_the_slices(tmp_path):

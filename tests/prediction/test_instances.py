@@ -23,9 +23,19 @@ def test_without_growth_cells_are_the_4_connected_components():
     assert found.max() == 3
 
 
-def test_the_threshold_itself_is_outside():
-    found = instances_of_scores(log_odds([[0.7, 0.7001, 0.2]]), InstanceRule(0.7, 0.7, 0, 0))
-    assert found.tolist() == [[0, 1, 0]]
+@pytest.mark.parametrize(
+    ("probability", "threshold", "least_px", "cells"),
+    [
+        ([0.5, 0.5001, 0.2], 0.5, 0, [0, 1, 0]),  # the threshold itself is outside
+        ([0.95, 0.7, 0.2, 0.8, 0.8, 0.8], 0.9, 0, [1, 1, 0, 0, 0, 0]),  # no core, no cell
+        ([0.95, 0.7, 0.7, 0.2, 0.95, 0.95], 0.9, 1, [0, 0, 0, 0, 1, 1]),  # the core's size counts
+    ],
+)
+def test_cells_are_what_grows_from_cores_that_are_large_enough(
+    probability, threshold, least_px, cells
+):
+    rule = InstanceRule(threshold, 0.5, least_px, border_px=0)
+    assert instances_of_scores(log_odds([probability]), rule).tolist() == [cells]
 
 
 def test_small_objects_are_dropped_up_to_the_limit_and_the_rest_renumbered():
@@ -56,18 +66,6 @@ def test_cores_grow_and_meet_in_the_valley():
     assert found[0, [0, 1, 2]].tolist() == [1, 1, 1]
     assert found[0, [4, 5, 6, 7, 8]].tolist() == [2, 2, 2, 2, 0]
     assert found[0, 3] in (1, 2)  # the lowest pixel belongs to either
-
-
-def test_what_has_no_core_is_no_cell():
-    probability = [[0.95, 0.7, 0.2, 0.8, 0.8, 0.8]]
-    found = instances_of_scores(log_odds(probability), InstanceRule(0.9, 0.5, 0, 0))
-    assert found.tolist() == [[1, 1, 0, 0, 0, 0]]
-
-
-def test_size_of_cores_counts_not_that_of_grown_cells():
-    probability = [[0.95, 0.7, 0.7, 0.7, 0.2, 0.95, 0.95]]
-    found = instances_of_scores(log_odds(probability), InstanceRule(0.9, 0.5, 1, 0))
-    assert found.tolist() == [[0, 0, 0, 0, 0, 1, 1]]
 
 
 def test_holes_are_filled_but_bays_and_enclosed_cells_stay():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +25,7 @@ from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.prediction.local import LocalRun
+from unet_repro.prediction.plan import Outlook
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
@@ -58,20 +57,6 @@ def in_memory(path: Path, model: UNet, **options: Any) -> np.ndarray:
 TILE = {"tile": 76}  # keeps 40 px: 2 x 3 tiles of 70 x 90 px
 
 
-@pytest.mark.parametrize("average", ["none", "seven"])
-@pytest.mark.parametrize("options", [{}, TILE], ids=["whole", "tiles"])
-def test_probability_is_that_of_each_slice_in_memory(
-    stack_file: Path, tmp_path: Path, average: Any, options: dict[str, Any]
-) -> None:
-    model = network()
-    out = predict_stack(stack_file, model, tmp_path / "p.tif", average=average, **options)
-    probability = tifffile.imread(out)
-    assert (probability.dtype, probability.shape) == (np.float32, (3, 70, 90))
-    expected = in_memory(stack_file, model, average=average)[:, 1]
-    assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-5)
-
-
 def test_kinds_are_what_their_names_say(stack_file: Path, tmp_path: Path) -> None:
     model = network(classes=3)
     expected = in_memory(stack_file, model)
@@ -82,6 +67,10 @@ def test_kinds_are_what_their_names_say(stack_file: Path, tmp_path: Path) -> Non
             predict_stack(stack_file, model, tmp_path / "o.tif", overwrite=True, **TILE, **options)
         )
 
+    probability = predicted()
+    assert (probability.dtype, probability.shape) == (np.float32, (3, 70, 90))
+    assert np.ptp(expected[:, 1]) > 0.1
+    np.testing.assert_allclose(probability, expected[:, 1], rtol=0, atol=1e-5)
     rounded = predicted(kind="uint8")
     assert rounded.dtype == np.uint8
     assert np.abs(rounded - 255 * expected[:, 1]).max() <= 0.5 + 1e-3
@@ -99,16 +88,6 @@ def test_kinds_are_what_their_names_say(stack_file: Path, tmp_path: Path) -> Non
         logits = predicted(kind="logits", dtype=dtype)
         assert (logits.dtype, logits.shape) == (dtype, (3, 3, 70, 90))  # z, class, y, x
         np.testing.assert_allclose(logits, scores, rtol=1e-3, atol=tolerance)
-
-
-def test_region_and_slices_are_that_part_of_the_whole(stack_file: Path, tmp_path: Path) -> None:
-    model = network()
-    options: dict[str, Any] = {"average": "dihedral", "tile": 60}
-    whole = tifffile.imread(predict_stack(stack_file, model, tmp_path / "w.tif", **options))
-    part = tifffile.imread(
-        predict_stack(stack_file, model, tmp_path / "p.tif", z="1:3", roi="13:70,5:58", **options)
-    )
-    np.testing.assert_allclose(part, whole[1:3, 13:70, 5:58], rtol=0, atol=1e-5)
 
 
 def test_several_channels_in(tmp_path: Path) -> None:
@@ -139,17 +118,17 @@ def test_folder_gives_a_folder_of_the_same_names(tmp_path: Path) -> None:
     images = grey_stack(3, 40, 44)
     source = tmp_path / "in"
     source.mkdir()
-    for name, image in zip(("a1.png", "a2.png"), images):
+    for name, image in zip(("A1.PNG", "a2.png"), images):
         (source / name).write_bytes(imagecodecs.png_encode(image))
     tifffile.imwrite(source / "a10.tif", images[2])
     model = network()
     out = predict_stack(source, model, tmp_path / "labels", kind="labels")
-    assert sorted(file.name for file in out.iterdir()) == ["a1.png", "a10.tif", "a2.png"]
+    assert sorted(file.name for file in out.iterdir()) == ["A1.PNG", "a10.tif", "a2.png"]
     expected = [OverlapTilePredictor(model)(image).argmax(axis=0) for image in images]
     assert np.array_equal(read_stack(out), expected)
     predict_stack(source, model, tmp_path / "p", kind="probability")
     names = sorted(file.name for file in (tmp_path / "p").iterdir())
-    assert names == ["a1.tif", "a10.tif", "a2.tif"]
+    assert names == ["A1.tif", "a10.tif", "a2.tif"]
     single = predict_stack(source, model, tmp_path / "p.tif", kind="labels")
     assert np.array_equal(tifffile.imread(single), expected)
     (tmp_path / "labels" / "notes.txt").write_text("mine")
@@ -171,7 +150,6 @@ def test_folder_gives_a_folder_of_the_same_names(tmp_path: Path) -> None:
         (dict(z="2:4"), "--z '2:4': a range a:b with 0 <= a < b <= 3 is needed"),
         (dict(roi="0:10"), "rows and columns y0:y1,x0:x1 are needed"),
         (dict(roi="0:10,80:91"), "--roi, columns, '80:91': a range a:b with .* <= 90"),
-        (dict(tile=570), "tile 570 .* nearest"),
         (dict(memory=10_000), "10000 bytes of memory are too few"),
         (dict(memory=0), "memory is 0"),
         (dict(memory=10**9, tile=76), "tile and memory exclude each other"),
@@ -211,7 +189,7 @@ class Failure(Exception):
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts computed tiles; a number in it ends the run when it is reached."""
+    """As many numbers as tiles have been computed."""
     log: list[int] = []
     compute = TileRunner.compute
 
@@ -223,13 +201,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return log
 
 
-@pytest.mark.parametrize("stop_after", [1, 7, 17])
 def test_resumed_run_computes_only_what_is_missing(
-    stack_file: Path,
-    tmp_path: Path,
-    computed: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    stop_after: int,
+    stack_file: Path, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network()
     undisturbed = predict_stack(stack_file, model, tmp_path / "u.tif", **TILE)
@@ -241,7 +214,7 @@ def test_resumed_run_computes_only_what_is_missing(
 
     def failing(self: TileRunner, *arguments: Any, **options: Any) -> Any:
         fetched.append(1)
-        if len(fetched) > stop_after:
+        if len(fetched) > 7:
             raise Failure
         return fetch(self, *arguments, **options)
 
@@ -356,16 +329,8 @@ def test_failing_allocation_goes_on_with_smaller_tiles(
 
 @pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
 def test_verify_passes_what_is_right(stack_file: Path, tmp_path: Path, kind: Any) -> None:
-    predict_stack(
-        stack_file,
-        network(),
-        tmp_path / "o.tif",
-        kind=kind,
-        average="rotations",
-        verify=True,
-        **TILE,
-    )
-    assert (tmp_path / "o.tif").exists()
+    options: dict[str, Any] = {**TILE, "kind": kind, "average": "rotations"}
+    assert predict_stack(stack_file, network(), tmp_path / "o.tif", verify=True, **options).exists()
 
 
 @pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
@@ -389,74 +354,58 @@ def test_verify_finds_tiles_off_the_pooling_grid(
     assert not (tmp_path / "o.tif").exists()
 
 
-def test_plan_keeps_to_the_memory_and_says_so(stack_file: Path, tmp_path: Path) -> None:
+def outlook(source: Path, model: UNet, memory: int | str = "") -> Outlook:
+    given_memory = PredictionSettings(memory=memory)
+    with prepared(source, model, source.parent / "o.tif", given_memory) as prediction:
+        return prediction.outlook()
+
+
+def test_plan_keeps_to_the_memory_and_says_so(stack_file: Path) -> None:
     model = network(base_channels=8)
-    with prepared(stack_file, model, tmp_path / "o.tif", PredictionSettings()) as prediction:
-        whole = prediction.outlook()
+    whole = outlook(stack_file, model)
     memory = whole.plan.peak_bytes - whole.plan.tiles.peak_bytes // 2
-    with prepared(
-        stack_file, model, tmp_path / "o.tif", PredictionSettings(memory=memory)
-    ) as prediction:
-        plan = prediction.outlook()
-    assert len(whole.plan.tiles) == 1 < len(plan.plan.tiles)
-    assert plan.plan.peak_bytes <= memory
-    assert plan.output_bytes == 3 * 70 * 90 * 4
-    shown = str(plan)
+    tiled = outlook(stack_file, model, memory)
+    assert len(whole.plan.tiles) == 1 < len(tiled.plan.tiles)
+    assert tiled.plan.peak_bytes <= memory
+    assert tiled.output_bytes == 3 * 70 * 90 * 4
     for word in ("tiles per slice", "redundant compute", "peak memory", "output", "time"):
-        assert word in shown
-    assert not list(tmp_path.iterdir())
+        assert word in str(tiled)
+    assert list(stack_file.parent.iterdir()) == [stack_file]
 
 
-MEASURE_PEAK = """
-import sys
-import torch
+def test_buffers_leave_room_for_a_plan(tmp_path: Path) -> None:
+    """A narrow network: windows are cheap, and what is read and written counts."""
+    model, path = network(base_channels=1, depth=4), tmp_path / "large.tif"
+    tifffile.imwrite(path, shape=(3000, 3000), dtype="uint8", tile=(256, 256))
+    whole = outlook(path, model)
+    for share in (0.9, 0.25):
+        memory = int(share * whole.plan.peak_bytes)
+        plan = outlook(path, model, memory).plan
+        assert plan.peak_bytes <= memory
+        assert len(plan.tiles) <= 100  # of 3000 x 3000 px
+
+
+WARMED_UP = """
 from unet_repro import UNet, UNetConfig
-from unet_repro.prediction.local import LocalRun
 from unet_repro.prediction.predict_stack import predict_stack
 
-def kilobytes(key):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(key))
-
-torch.set_num_threads(1)
 network = UNet(UNetConfig(base_channels=2, depth=2, input_std=(50.0,)))
 stack, out = sys.argv[1:]
 predict_stack(stack, network, out, z="0:2")  # libraries and kernels are loaded
-with open("/proc/self/clear_refs", "w") as clear:
-    clear.write("5")  # the high-water mark starts anew
-before = kilobytes("VmRSS")
-predict_stack(stack, network, out, overwrite=True)
-print(kilobytes("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_memory_does_not_grow_with_the_slices(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_slices(
+    tmp_path: Path, peak_bytes: Callable[..., int]
+) -> None:
     peaks = []
     for slices in (8, 80):
-        stack = grey_stack(slices, 256, 256)
-        tifffile.imwrite(tmp_path / "s.tif", stack, compression="zlib", photometric="minisblack")
-        command = [sys.executable, "-c", MEASURE_PEAK, tmp_path / "s.tif", tmp_path / "o.tif"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout))
-        (tmp_path / "o.tif").unlink()
-    assert peaks[1] - peaks[0] < 72 * 256 * 256 * 4 / 1024 / 2  # half of what 72 slices take
-
-
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
-def test_buffers_leave_room_for_a_plan(tmp_path: Path, share: float) -> None:
-    """A narrow network: windows are cheap, and what is read and written counts."""
-    model = network(base_channels=1, depth=4)
-    path = tmp_path / "large.tif"
-    tifffile.imwrite(path, shape=(3000, 3000), dtype="uint8", tile=(256, 256))
-    with prepared(path, model, tmp_path / "o.tif", PredictionSettings()) as prediction:
-        whole = prediction.outlook()
-    memory = int(share * whole.plan.peak_bytes)
-    given_memory = PredictionSettings(memory=memory)
-    with prepared(path, model, tmp_path / "o.tif", given_memory) as prediction:
-        plan = prediction.outlook()
-    assert plan.plan.peak_bytes <= memory
-    assert len(plan.plan.tiles) <= 100  # of 3000 x 3000 px
+        stack, out = tmp_path / f"{slices}.tif", tmp_path / f"o{slices}.tif"
+        pixels = grey_stack(slices, 256, 256)
+        tifffile.imwrite(stack, pixels, compression="zlib", photometric="minisblack")
+        work = "predict_stack(stack, network, out, overwrite=True)"
+        peaks.append(peak_bytes(WARMED_UP, work, stack, out))
+    assert peaks[1] - peaks[0] < 72 * 256 * 256 * 4 / 2  # half of what 72 slices take
 
 
 def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path: Path) -> None:
@@ -473,21 +422,12 @@ def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path
         predict_stack(source, network(), out, resume=True)
 
 
-def test_capital_suffix_stays_a_png(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    (source / "A.PNG").write_bytes(imagecodecs.png_encode(grey_stack(20, 20)))
-    out = predict_stack(source, network(), tmp_path / "out", kind="uint8")
-    assert imagecodecs.png_decode((out / "A.PNG").read_bytes()).shape == (20, 20)
-
-
-@pytest.mark.parametrize("kind", ["probability", "uint8", "labels", "logits"])
-def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path, kind: Any) -> None:
+def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path) -> None:
     model = network()
     with torch.no_grad():
         model.classifier.bias[0] = np.nan  # type: ignore[index]
     with pytest.raises(InputError, match=r"slice 0.* y = 0, x = 0 .*values that are not finite"):
-        predict_stack(stack_file, model, tmp_path / "o.tif", kind=kind)
+        predict_stack(stack_file, model, tmp_path / "o.tif", kind="labels")  # would hide it
     assert not (tmp_path / "o.tif").exists()
 
 
@@ -559,8 +499,9 @@ def test_every_backend_and_precision_end_to_end(stack_file: Path, tmp_path: Path
         stack_file, network(), tmp_path / "o.tif", verify=way != "compile", **tile, **options
     )
     expected = in_memory(stack_file, network(), average="rotations")[1, 1]
-    tolerance = 0.08 if "bfloat16" in way else 1e-4
-    assert np.abs(tifffile.imread(out) - expected).max() < tolerance
+    difference = np.abs(tifffile.imread(out) - expected).max()
+    assert difference < (0.08 if "bfloat16" in way else 1e-4)
+    assert way != "bfloat16" or difference > 1e-6  # OpenVINO may compute in float32 instead
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
@@ -578,21 +519,14 @@ def test_streamed_is_in_memory_for_any_region_tile_and_average(
     x0, x1 = (x0, x1) if x1 - x0 > 1 or y1 - y0 == 1 else (0, shape[2])  # no page 1 px wide
     padding = data.draw(st.booleans())
     model = network(depth=1, base_channels=2, padding=padding)
-    tile = data.draw(st.sampled_from(range(36, 60, 2)))
+    tile = data.draw(st.sampled_from(["auto", *range(36, 60, 2)]))
     average = data.draw(st.sampled_from(["none", "rotations", "dihedral", "seven"]))
     folder = tmp_path_factory.mktemp("any")
     source, out = folder / "s.tif", folder / "o.tif"
     stack = grey_stack(*shape)
     tifffile.imwrite(source, stack, photometric="minisblack", metadata={"axes": "ZYX"})
-    predict_stack(
-        source,
-        model,
-        out,
-        z=f"{z0}:{z1}",
-        roi=f"{y0}:{y1},{x0}:{x1}",
-        average=average,
-        tile=tile,
-    )
+    region = {"z": f"{z0}:{z1}", "roi": f"{y0}:{y1},{x0}:{x1}"}
+    predict_stack(source, model, out, average=average, tile=tile, **region)
     whole = np.stack([OverlapTilePredictor(model, average=average)(image)[1] for image in stack])
     predicted = tifffile.imread(out).reshape(z1 - z0, y1 - y0, x1 - x0)
     np.testing.assert_allclose(predicted, whole[z0:z1, y0:y1, x0:x1], rtol=0, atol=1e-5)
@@ -604,13 +538,8 @@ def test_keywords_are_the_fields_of_the_settings(stack_file: Path, tmp_path: Pat
     with pytest.raises(TypeError, match="knid"):
         predict_stack(stack_file, network(), tmp_path / "o.tif", knid="uint8")
     with pytest.raises(TypeError, match="settings is given, and kind as well"):
-        predict_stack(
-            stack_file,
-            network(),
-            tmp_path / "o.tif",
-            settings=PredictionSettings(),
-            kind="uint8",
-        )
+        both: dict[str, Any] = {"settings": PredictionSettings(), "kind": "uint8"}
+        predict_stack(stack_file, network(), tmp_path / "o.tif", **both)
 
 
 @pytest.mark.gpu
@@ -619,16 +548,8 @@ def test_keywords_are_the_fields_of_the_settings(stack_file: Path, tmp_path: Pat
 def test_stack_on_a_gpu_is_that_on_the_cpu(
     stack_file: Path, tmp_path: Path, precision: Any
 ) -> None:
-    model = network().cuda()
-    out = predict_stack(
-        stack_file,
-        model,
-        tmp_path / "o.tif",
-        precision=precision,
-        average="dihedral",
-        verify=True,
-        **TILE,
-    )
+    options: dict[str, Any] = {**TILE, "precision": precision, "average": "dihedral"}
+    out = predict_stack(stack_file, network().cuda(), tmp_path / "o.tif", verify=True, **options)
     expected = in_memory(stack_file, network(), average="dihedral")[:, 1]
     tolerance = 0.08 if precision == "bfloat16" else 1e-3  # TF32
     assert np.abs(tifffile.imread(out) - expected).max() < tolerance

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -79,7 +77,7 @@ def window_of(size: int, tiles: int, depth: int) -> int:
 )
 @example(depth=4, height=1, width=1, tiles=1, seed=0)
 @example(depth=4, height=5, width=300, tiles=4, seed=0)
-@example(depth=4, height=33, width=289, tiles=3, seed=1)
+@example(depth=4, height=70, width=100, tiles=7, seed=1)
 @settings(deadline=None, max_examples=60)
 def test_tiles_equal_the_whole_pass_bit_for_bit(
     depth: int, height: int, width: int, tiles: int, seed: int
@@ -89,15 +87,6 @@ def test_tiles_equal_the_whole_pass_bit_for_bit(
     tile = window_of(max(height, width), tiles, depth)
     tiled = OverlapTilePredictor(network, tile=tile).logits(image)
     assert tiled.dtype == np.float64
-    assert torch.equal(torch.from_numpy(tiled), whole_pass(network, image))
-
-
-@pytest.mark.parametrize("stride", [16, 32, 48, 112])
-def test_every_aligned_stride_is_exact_at_depth_4(stride: int) -> None:
-    network = exact_network(4)
-    image = integer_image(70, 100)
-    tile = geometry.input_size(stride, 4)
-    tiled = OverlapTilePredictor(network, tile=tile).logits(image)
     assert torch.equal(torch.from_numpy(tiled), whole_pass(network, image))
 
 
@@ -222,17 +211,6 @@ def test_average_is_the_mean_over_turned_whole_passes(average: str) -> None:
     np.testing.assert_allclose(predictor.logits(image), raw, rtol=0, atol=1e-4)
 
 
-def test_averages_are_four_different_results() -> None:
-    image = integer_image(20, 30)
-    results = [
-        OverlapTilePredictor(neighbourhood, depth=1, average=average)(image)
-        for average in ("none", "rotations", "dihedral", "seven")
-    ]
-    for i, one in enumerate(results):
-        for other in results[:i]:
-            assert np.abs(one - other).max() > 1e-3
-
-
 @settings(deadline=None)
 @given(size=st.integers(1, 40), start=st.integers(-120, 60), length=st.integers(1, 200))
 def test_mirror_index_is_numpys_reflection(size: int, start: int, length: int) -> None:
@@ -267,29 +245,23 @@ def test_image_is_not_changed_and_may_be_read_only() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.full((4, 5), np.nan), r"is nan at y = 0, x = 0: every pixel must be finite"),
-        (np.array([[1, 2], [3, np.inf]]), r"is inf at y = 1, x = 1"),
+        (np.array([[1, 2], [3, np.nan]]), r"is nan at y = 1, x = 1: every pixel must be finite"),
         (np.array([[1e300, 2]]), r"is 1e\+300 at y = 0, x = 0.*within float32"),
         (np.ones((4, 4), complex), "holds complex128: integers or floats"),
         (np.array([["a"]]), "holds <U1: integers or floats"),
         (np.ones((0, 4)), r"shape \(0, 4\): \(height, width\) or \(1, height, width\) is needed"),
-        (np.ones((3, 4, 4)), r"shape \(3, 4, 4\): \(height, width\) or \(1, height, width\)"),
+        (np.ones((3, 4, 4)), r"shape \(3, 4, 4\)"),
         (np.ones((1, 1, 4, 4)), r"shape \(1, 1, 4, 4\)"),
-        (np.ones(4), r"shape \(4,\)"),
     ],
 )
 def test_bad_image_is_refused(image: np.ndarray, message: str) -> None:
-    predictor = OverlapTilePredictor(UNet(UNetConfig(depth=1, base_channels=1)))
     with pytest.raises(InputError, match=message):
-        predictor(image)
-    with pytest.raises(InputError, match=message):
-        predictor.logits(image)
+        OverlapTilePredictor(UNet(UNetConfig(depth=1, base_channels=1)))(image)
 
 
 def test_flat_image_is_refused_where_channels_are_needed() -> None:
-    predictor = OverlapTilePredictor(exact_network(1, in_channels=3))
     with pytest.raises(InputError, match=r"\(4, 4\): \(3, height, width\) is needed"):
-        predictor(np.ones((4, 4)))
+        OverlapTilePredictor(exact_network(1, in_channels=3))(np.ones((4, 4)))
 
 
 @pytest.mark.parametrize(
@@ -300,16 +272,13 @@ def test_flat_image_is_refused_where_channels_are_needed() -> None:
         (dict(tile=572, memory=10**9), "exclude each other"),
         (dict(average="eight"), "average is 'eight': one of none, rotations, dihedral, seven"),
         (dict(precision="float16"), "precision is 'float16': float32 or bfloat16"),
+        (dict(backend="onnx"), "backend is 'onnx': one of torch, compile, openvino"),
+        (dict(model=neighbourhood), "depth, its number of poolings, is needed"),
     ],
 )
 def test_bad_option_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        OverlapTilePredictor(UNet(UNetConfig(base_channels=1)), **options)  # type: ignore[arg-type]
-
-
-def test_bare_callable_needs_a_depth() -> None:
-    with pytest.raises(InputError, match="depth, its number of poolings, is needed"):
-        OverlapTilePredictor(neighbourhood)
+        OverlapTilePredictor(**{"model": exact_network(4), **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -328,17 +297,14 @@ def test_too_little_memory_names_what_is_needed() -> None:
 
 
 def test_planned_tiles_keep_to_the_memory() -> None:
+    plan = OverlapTilePredictor(UNet(UNetConfig(base_channels=1))).plan(100, 130)
+    assert (len(plan), plan.redundancy, plan.window) == (1, 1.0, (284, 316))  # by default
     predictor = OverlapTilePredictor(UNet(UNetConfig(base_channels=4)), memory=20_000_000)
     plan = predictor.plan(600, 900)
     assert 1 < len(plan)
     assert plan.peak_bytes <= 20_000_000
     bfloat16 = OverlapTilePredictor(predictor.model, memory=20_000_000, precision="bfloat16")
     assert len(bfloat16.plan(600, 900)) < len(plan)
-
-
-def test_default_plan_is_a_whole_image_where_memory_allows() -> None:
-    plan = OverlapTilePredictor(UNet(UNetConfig(base_channels=1))).plan(100, 130)
-    assert (len(plan), plan.redundancy, plan.window) == (1, 1.0, (284, 316))
 
 
 class Probe(nn.Module):
@@ -374,16 +340,6 @@ def test_model_runs_in_eval_mode_and_is_left_as_it_was(precision: str) -> None:
         predictor(-image)
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
     assert not torch.is_autocast_enabled("cpu")
-
-
-def test_bfloat16_is_close_to_float32() -> None:
-    network = UNet(UNetConfig(base_channels=4, depth=2), generator=torch.Generator().manual_seed(0))
-    image = np.random.default_rng(0).random((60, 60), dtype=np.float32)
-    exact = OverlapTilePredictor(network)(image)
-    rounded = OverlapTilePredictor(network, precision="bfloat16")(image)
-    assert rounded.dtype == np.float32
-    assert 0 < np.abs(exact - rounded).max() < 0.05
-    np.testing.assert_allclose(rounded.sum(axis=0), 1, atol=1e-6)
 
 
 def test_module_moves_only_when_a_device_is_named() -> None:
@@ -424,29 +380,17 @@ def test_progress_counts_tiles_on_standard_error(
     assert "16/16 tile" in shown.err  # 2 slices, 2 x 4 tiles
 
 
-MEASURE_PEAK = """
+WARMED_UP = """
 import numpy as np
-import torch
 from unet_repro import OverlapTilePredictor, UNet, UNetConfig
 
-def kilobytes(key):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(key))
-
-torch.set_num_threads(1)
 predictor = OverlapTilePredictor(UNet(UNetConfig(base_channels=16)), memory=2**40)
 predictor(np.zeros((4, 4)))  # libraries and kernels are loaded
-with open("/proc/self/clear_refs", "w") as clear:
-    clear.write("5")  # the high-water mark starts anew
-before = kilobytes("VmRSS")
-predictor(np.zeros((384, 384)))
-print(1024 * (kilobytes("VmHWM") - before), predictor.plan(384, 384).peak_bytes)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_predicted_peak_is_near_the_measured() -> None:
-    command = [sys.executable, "-c", MEASURE_PEAK]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    measured, predicted = map(int, done.stdout.split())
-    assert 0.7 < predicted / measured < 1.4  # +-20 % as a rule; the heap's layout varies
+def test_predicted_peak_is_near_the_measured(peak_bytes: Callable[..., int]) -> None:
+    predictor = OverlapTilePredictor(UNet(UNetConfig(base_channels=16)), memory=2**40)
+    measured = peak_bytes(WARMED_UP, "predictor(np.zeros((384, 384)))")
+    ratio = predictor.plan(384, 384).peak_bytes / measured
+    assert 0.7 < ratio < 1.4  # +-20 % as a rule; the heap's layout varies

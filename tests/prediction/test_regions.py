@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -214,7 +214,6 @@ def test_colour_pages_written_one_by_one_are_one_stack(tmp_path):
         ((2, 3, 4, 8, 9), "TZCYX", 4),
         ((2, 3, 8, 9), "TZYX", 3),
         ((2, 3, 8, 9), "TZYX", 1),
-        ((3, 8, 9), "ZYX", 2),
     ],
 )
 def test_axes_are_never_guessed(tmp_path, shape, axes, channels):
@@ -231,10 +230,6 @@ def test_one_channel_is_grey(tmp_path, channels):
     with StackReader(tmp_path / "s.tif", channels=channels) as reader:
         assert reader.channels == 1
         np.testing.assert_array_equal(reader.read(), noise((3, 24, 30)))
-
-
-def test_no_channels_are_refused(tmp_path):
-    write_stack(tmp_path / "s.tif", noise((3, 24, 30)))
     with pytest.raises(InputError, match="0 channels are asked for"):
         StackReader(tmp_path / "s.tif", channels=0)
 
@@ -321,17 +316,6 @@ def test_single_strip_is_decoded_once_even_if_it_exceeds_the_cache(tmp_path, byt
     assert len(bytes_read) == 2 * 3
 
 
-def test_other_slices_are_forgotten(tmp_path):
-    stack = np.arange(2 * 40 * 40, dtype=np.uint16).reshape(2, 40, 40)
-    tifffile.imwrite(tmp_path / "s.tif", stack, tile=(16, 16), compression="zlib")
-    whole = slice(0, 40)
-    with StackReader(tmp_path / "s.tif") as reader:
-        reader.read_region(0, whole, whole)
-        reader.read_region(1, whole, whole)
-        held = reader._image._reader._cache._arrays
-        assert {page for page, _ in held} == {1} and len(held) == 9
-
-
 def test_cache_keeps_to_its_size():
     cache = tiff_segments._Cache(100)
     for i in range(10):
@@ -344,21 +328,14 @@ def test_cache_keeps_to_its_size():
     assert [i for i in range(12) if cache.get((0, i)) is not None] == [11]
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns"),
-    [
-        (slice(0, 25), ALL),
-        (slice(-1, 5), ALL),
-        (slice(5, 5), ALL),
-        (slice(0, 8, 2), ALL),
-        (ALL, slice(20, 31)),
-    ],
-)
-def test_region_outside_is_refused(tmp_path, rows, columns):
+def test_region_outside_is_refused(tmp_path):
     write_stack(tmp_path / "s.tif", noise((3, 24, 30)))
     with StackReader(tmp_path / "s.tif") as reader:
+        for rows in (slice(0, 25), slice(-1, 5), slice(5, 5), slice(0, 8, 2)):
+            with pytest.raises(IndexError, match="is no range of 0"):
+                reader.read_region(0, rows, ALL)
         with pytest.raises(IndexError, match="is no range of 0"):
-            reader.read_region(0, rows, columns)
+            reader.read_region(0, ALL, slice(20, 31))
         with pytest.raises(IndexError, match="slice 3 of a stack of 3"):
             reader.read_region(3, ALL, ALL)
 
@@ -366,23 +343,15 @@ def test_region_outside_is_refused(tmp_path, rows, columns):
 def test_threads_may_share_a_reader(tmp_path):
     stack = noise((2, 128, 128), "uint16")
     tifffile.imwrite(tmp_path / "s.tif", stack, tile=(16, 16), compression="zlib")
-    wrong = []
 
-    def work(seed):
-        rng = np.random.default_rng(seed)
-        for _ in range(60):
-            z, y, x = rng.integers(0, [2, 100, 100])
-            region = reader.read_region(int(z), slice(y, y + 28), slice(x, x + 28))
-            if not np.array_equal(region[0], stack[z, y : y + 28, x : x + 28]):
-                wrong.append(seed)
+    def is_right(place):
+        z, y, x = place
+        region = reader.read_region(int(z), slice(y, y + 28), slice(x, x + 28))
+        return np.array_equal(region[0], stack[z, y : y + 28, x : x + 28])
 
-    with StackReader(tmp_path / "s.tif", cache_bytes=5000) as reader:
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not wrong
+    places = np.random.default_rng(0).integers(0, [2, 100, 100], (240, 3))
+    with StackReader(tmp_path / "s.tif", cache_bytes=5000) as reader, ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(is_right, places))
 
 
 def test_damaged_tile_is_named_and_the_others_are_read(tmp_path):
@@ -399,18 +368,15 @@ def test_damaged_tile_is_named_and_the_others_are_read(tmp_path):
         with pytest.raises(InputError, match=r"s\.tif: slice 1 at y = 16, x = 32 ") as caught:
             reader.read_region(1, slice(0, 30), slice(0, 40))
         assert "\n" not in str(caught.value)
-        with pytest.raises(InputError, match=r"slice 1 at y = 16, x = 32 "):
-            reader.read_slice(1)
         np.testing.assert_array_equal(reader.read_slice(2), stack[2])
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("defect", ["beyond", "overflow", "cut off"])
-def test_page_in_the_middle_that_is_not_whole_is_named_on_opening(tmp_path, compression, defect):
+def test_page_in_the_middle_that_is_not_whole_is_named_on_opening(tmp_path, defect):
     path = tmp_path / "s.tif"
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         for image in noise((3, 64, 64)):
-            writer.write(image, contiguous=False, tile=(16, 16), compression=compression)
+            writer.write(image, contiguous=False, tile=(16, 16))
     with tifffile.TiffFile(path, mode="r+") as file:
         tags = file.pages[1].tags
         size = path.stat().st_size
@@ -434,33 +400,25 @@ def test_file_cut_short_while_open_is_an_error_and_never_zeros(tmp_path, options
             reader.check_unchanged()
 
 
-def test_fingerprint_is_of_the_files_as_they_were_opened(tmp_path):
-    write_stack(tmp_path / "s.tif", noise((3, 24, 30), "uint16"))
-    status = (tmp_path / "s.tif").stat()
-    with StackReader(tmp_path / "s.tif") as reader:
-        expected = {
-            "files": [{"name": "s.tif", "size": status.st_size, "mtime_ns": status.st_mtime_ns}],
-            "shape": [3, 24, 30],
-            "channels": 1,
-            "dtype": "uint16",
-        }
-        (tmp_path / "s.tif").write_bytes(b"")
-        assert json.loads(json.dumps(reader.fingerprint())) == expected
-
-
 def write_folder(folder: Path) -> Path:
     for z in range(3):
         (folder / f"{z}.png").write_bytes(imagecodecs.png_encode(noise((20, 30), seed=z)))
     return folder
 
 
-def test_fingerprint_of_a_folder_names_each_file(tmp_path):
-    with StackReader(write_folder(tmp_path)) as reader:
-        files = reader.fingerprint()["files"]
-    assert [file["name"] for file in files] == ["0.png", "1.png", "2.png"]
-    assert [file["size"] for file in files] == [
-        (tmp_path / f"{z}.png").stat().st_size for z in range(3)
-    ]
+def test_fingerprint_is_of_the_files_as_they_were_opened(tmp_path):
+    states = [(path, path.stat()) for path in sorted(write_folder(tmp_path).iterdir())]
+    with StackReader(tmp_path) as reader:
+        (tmp_path / "1.png").write_bytes(b"")
+        assert json.loads(json.dumps(reader.fingerprint())) == {
+            "files": [
+                {"name": path.name, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+                for path, state in states
+            ],
+            "shape": [3, 20, 30],
+            "channels": 1,
+            "dtype": "uint8",
+        }
 
 
 @pytest.mark.parametrize(

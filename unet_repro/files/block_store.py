@@ -52,8 +52,6 @@ class BlockStore:
     ----------
     target : pathlib.Path
         The output with symbolic links followed.
-    resumes : bool
-        As given.
     is_complete : bool
         The output is in place and the folder may go.
 
@@ -250,7 +248,7 @@ class BlockStore:
                 config=_WRITE_ALL,
             )
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
 
     def _open(self, shape: tuple[int, ...], dtype: npt.DTypeLike, chunks: tuple[int, ...]) -> None:
         import zarr
@@ -287,22 +285,17 @@ class BlockStore:
         try:
             self._array[self._place(index)] = values
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> InputError:
+    def unwritable(self, error: OSError) -> InputError:
+        """Return what is said of an output, or a block, that cannot be written."""
         reason = error.strerror or error
         return InputError(
             f"{self.target}: cannot be written: {reason}; what is done stays, --resume goes on"
         )
 
     def read(self, index: Index) -> np.ndarray:
-        """Return a block; from threads as well.
-
-        Raises
-        ------
-        InputError
-            If it is not there, or damaged.
-        """
+        """Return a block; from threads as well. One that is not there or damaged is an error."""
         file = self._file(index)
         try:
             if file.is_file():

@@ -69,20 +69,6 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
     ------
     InputError
         Another process holds it, or it cannot be made.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with exclusive(Path(folder, ".lock"), "busy"):
-    ...         try:
-    ...             with exclusive(Path(folder, ".lock"), "busy"):
-    ...                 pass
-    ...         except InputError as error:
-    ...             print(error)
-    ...     os.listdir(folder)
-    busy
-    []
     """
     try:
         made = [folder for folder in path.parents if not folder.exists()]  # innermost first

@@ -85,10 +85,7 @@ def make_network(
     (torch.Size([1, 2, 4, 8]), torch.float32)
     """
     device = torch.device(device)
-    if backend not in get_args(Backend):
-        raise InputError(f"backend is {backend!r}: one of {', '.join(get_args(Backend))} is needed")
-    if precision not in get_args(Precision):
-        raise InputError(f"precision is {precision!r}: float32 or bfloat16 is needed")
+    check_way(backend, precision)
     if not isinstance(model, UNet):
         if backend != "torch":
             raise InputError(f"backend {backend} runs a UNet only; any callable runs with torch")
@@ -98,6 +95,14 @@ def make_network(
     network = _prepared(model, device, precision)
     run = _compiled(network, device) if backend == "compile" else network
     return _for_inference(run, lambda: _fastest_cuda_kernels(device))
+
+
+def check_way(backend: Backend, precision: Precision) -> None:
+    """Raise an `InputError` unless backend and precision are known."""
+    if backend not in get_args(Backend):
+        raise InputError(f"backend is {backend!r}: one of {', '.join(get_args(Backend))} is needed")
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}: float32 or bfloat16 is needed")
 
 
 def _for_inference(network: Network, context: Callable[[], AbstractContextManager]) -> Network:

@@ -22,20 +22,10 @@ from unet_repro.prediction.values import Values
 
 @dataclass(frozen=True)
 class Block:
-    """A tile of a slice: computed, kept and, after a kill, computed again as one.
+    """A tile of a slice: computed, kept and, after a kill, computed again as one."""
 
-    Parameters
-    ----------
-    index
-        Of the slice among those predicted, and of the rows and columns in the plan.
-    z
-        The slice, in the source.
-    rows, columns
-        The tile.
-    """
-
-    index: tuple[int, int, int]
-    z: int
+    index: tuple[int, int, int]  # of slice, rows and columns among those that are predicted
+    z: int  # in the source
     rows: Tile
     columns: Tile
 
@@ -52,36 +42,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides the values of a prediction; the same job gives the same values.
+    """All that decides the values of a prediction; the same job gives the same values."""
 
-    Parameters
-    ----------
-    source
-        What tells the source from others (`StackReader.fingerprint`).
-    model_sha256
-        Of the network's weights.
-    settings
-        With the precision that is computed in.
-    device
-        Type of the device.
-    values
-        What is kept at each pixel.
-    slices
-        Of the source.
-    tiles
-        Of each slice.
-    batch
-        Views of a tile that go through the network at once.
-    """
-
-    source: dict[str, Any]
-    model_sha256: str
-    settings: PredictionSettings
-    device: str
+    source: dict[str, Any]  # `StackReader.fingerprint`
+    model_sha256: str  # of the weights
+    settings: PredictionSettings  # with the precision that is computed in
+    device: str  # its type
     values: Values
-    slices: range
-    tiles: TilePlan
-    batch: int
+    slices: range  # of the source
+    tiles: TilePlan  # of each slice
+    batch: int  # views of a tile that go through the network at once
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -174,16 +144,8 @@ def predict_block(
     block: Block,
     region: Region | None = None,
 ) -> NDArray[Any]:
-    """Return the values of a block, (planes, h, w); nothing else happens.
+    """Return the values of a block, (planes, h, w), from `read_block`'s `region` if it is there.
 
-    Parameters
-    ----------
-    region
-        From `read_block`, where it has been read already.
-
-    Raises
-    ------
-    InputError
-        Damaged pixels, or values that are not finite.
+    Damaged pixels, and values that are not finite, are an `InputError`.
     """
     return job.values.kept(averaged_block(source, runner, job, block, region))

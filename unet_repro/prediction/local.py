@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_repro.errors import InputError
 from unet_repro.files.block_store import BlockStore, Index
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
@@ -99,10 +98,7 @@ class LocalRun:
                 self.store.whole, bands, info=self.job.info(self.source.path.name)
             )
         except OSError as error:
-            raise InputError(
-                f"{self.store.target}: cannot be written: {error.strerror or error}; what is done "
-                "stays, --resume goes on"
-            ) from error
+            raise self.store.unwritable(error) from error
 
     def _verify(self, runner: TileRunner, blocks: list[Block]) -> None:
         """Compute random places again in windows of their own; raise where the result differs."""

@@ -23,31 +23,15 @@ _TIFF_SUFFIXES = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the predicted slices go: one TIFF file, or a folder with one file for each image.
+    """Where the predicted slices go: one TIFF file, or a folder with one file for each image."""
 
-    Parameters
-    ----------
-    path
-        As given by the user.
-    names
-        Of the slices' files in a folder; empty for one file.
-    shape
-        Slices, height, width.
-    planes, dtype
-        Values per pixel.
-    calibration
-        Axes and scale, carried over.
-    compression
-        ``zlib``, ``zstd``, ``lzw`` or ``none``; of PNG files its own.
-    """
-
-    path: Path
-    names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    planes: int
+    path: Path  # as given by the user
+    names: tuple[str, ...]  # of the slices' files in a folder; empty for one file
+    shape: tuple[int, int, int]  # slices, height, width
+    planes: int  # values per pixel
     dtype: str
-    calibration: Calibration
-    compression: Compression
+    calibration: Calibration  # carried over
+    compression: Compression  # of TIFF files
 
     @property
     def page_shape(self) -> tuple[int, ...]:

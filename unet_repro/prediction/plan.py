@@ -85,16 +85,10 @@ def make_plan(
     strides: tuple[int, int] | None = None,
     batch: int | None = None,
 ) -> Plan:
-    """Plan tiles whose memory, with that of all buffers, stays within what is given.
+    """Plan tiles whose memory, with that of all buffers, stays within `memory` bytes.
 
-    Parameters
-    ----------
-    rows, columns
-        What is predicted.
-    memory
-        In bytes; a predictor with a `tile` of its own does not ask for it.
-    strides, batch
-        Of an unfinished run, which another machine's memory may have decided: kept to.
+    A predictor with a `tile` of its own does not ask for it. `strides` and `batch` are those of an
+    unfinished run, which another machine's memory may have decided: they are kept to.
     """
     is_on_cpu = predictor.device.type == "cpu"
     predictor.memory = None if predictor.tile else memory
@@ -115,41 +109,26 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run will take, to be shown.
+    """What a run will take, to be shown."""
 
-    Parameters
-    ----------
-    plan
-        Tiles and memory; the memory is that beyond what the process holds before.
-    slices, views
-        How many there are.
-    output_bytes
-        Of the output, before compression.
-    layout
-        Of the output's pages.
-    seconds
-        Estimated from the speed on a small window, on the machine as busy as it was then.
-    """
-
-    plan: Plan
+    plan: Plan  # its memory is beyond what the process holds before
     slices: int
     views: int
-    output_bytes: int
-    layout: str
-    seconds: float
+    output_bytes: int  # before compression
+    layout: str  # of the output's pages
+    seconds: float  # from the speed on a small window, on the machine as busy as it was then
 
     def __str__(self) -> str:
         tiles = self.plan.tiles
         rows, columns = len(tiles.rows), len(tiles.columns)
-        output = f"{size_text(self.output_bytes)} before compression, {self.layout}"
         lines = {
-            "slices": f"{self.slices}",
+            "slices": str(self.slices),
             "tiles per slice": f"{len(tiles)} ({rows} down x {columns} across)",
             "tile": f"{_by(tiles.largest)} px of a window of {_by(tiles.window)} px",
             "views": f"{self.views} ({self.plan.batch} at once)",
             "redundant compute": f"{tiles.redundancy:.3f} x one pass over the whole image",
-            "peak memory": f"{size_text(self.plan.peak_bytes)}",
-            "output": output,
+            "peak memory": size_text(self.plan.peak_bytes),
+            "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
             "time": f"about {_duration(self.seconds)}",
         }
         return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
@@ -182,8 +161,6 @@ def _by(sides: tuple[int, int]) -> str:
 def size_text(n_bytes: float) -> str:
     """Return a size in words.
 
-    Examples
-    --------
     >>> size_text(999), size_text(1023999), size_text(8 * 2**30)
     ('999 B', '1000 KiB', '8 GiB')
     """

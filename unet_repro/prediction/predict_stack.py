@@ -235,9 +235,7 @@ class StackPrediction:
                 f"{self.destination.path}: its unfinished run is damaged; --overwrite without "
                 "--resume begins anew"
             )
-        rows, columns = (
-            range(a[0].start, a[-1].stop) for a in (self.plan.tiles.rows, self.plan.tiles.columns)
-        )
+        rows, columns = self.job.settings.region(*self.source.shape[1:])
         plan = make_plan(
             self.predictor,
             self.buffers,

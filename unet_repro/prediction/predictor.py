@@ -1,14 +1,14 @@
 """Overlap-tile prediction (Sec. 2, Fig. 2) of images of any size, for any callable.
 
 The tiles of Fig. 2 agree with one pass over the whole image to the last bit, because their origins
-lie on the pooling grid (`geometry`). No model class is known here: any callable will do.
+lie on the pooling grid (`network.geometry`). No model class is known here: any callable will do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
-from unet_repro.network.backends import Backend, make_network
+from unet_repro.network.backends import Backend, check_way, make_network
 from unet_repro.network.cost import NetworkCost
 from unet_repro.network.device import Precision, free_memory, reused_memory
 from unet_repro.network.geometry import Tile
@@ -44,8 +44,8 @@ class OverlapTilePredictor:
         has one with the fields of `UNetConfig`, need not be given below. A module is put into eval
         mode for the time of a prediction, and otherwise left as it is.
     tile : int, optional
-        Side of the square window that is read for a tile, a valid input size (572 is the paper's:
-        of its 388 output px, 384 are kept). By default `tiling.plan_tiles` chooses.
+        Side in px of the square window that is read for a tile, a valid input size (572 is the
+        paper's: of its 388 output px, 384 are kept). By default `tiling.plan_tiles` chooses.
     memory : int, optional
         Bytes that a window may take in the network, for the planner. The default is half of what
         is free when a prediction starts: of the CUDA device's memory, or of the machine's, but of
@@ -58,10 +58,10 @@ class OverlapTilePredictor:
     precision
         What the network computes in. What comes out is float32 all the same.
     backend
-        What runs the network, see `backend.make_network`: ``torch``, ``compile`` or ``openvino``.
+        What runs the network, see `network.backends.make_network`.
     depth, in_channels, classes, padding, base_channels, wide_last_up : optional
-        As in `UNetConfig`. Without a ``config``, `depth` is needed; numbers of channels and classes
-        are taken as they come, and the last three are False, 64 and False.
+        As in `UNetConfig`. Without a ``config``, `depth` is needed; channels and classes are taken
+        as they come, and the last three are False, 64 and False.
 
     Raises
     ------
@@ -77,8 +77,7 @@ class OverlapTilePredictor:
     sees its zeros: tiles then equal one such window, but not the bare ``model(image)``. Bilinear
     upsampling depends on the window's size; with it, tiles agree only roughly.
 
-    A window that does not fit into memory after all is computed in halves, in halves of these, and
-    so on, with the same result.
+    A window that does not fit into memory after all is computed in halves, with the same result.
 
     Not in the paper: which mirror. The image is reflected about the centres of its border pixels,
     again and again where it is smaller than the margin. Reflecting about their outer edges would
@@ -122,25 +121,21 @@ class OverlapTilePredictor:
 
         if average not in VIEWS:
             raise InputError(f"average is {average!r}: one of {', '.join(VIEWS)} is needed")
-        if precision not in get_args(Precision):
-            raise InputError(f"precision is {precision!r}: float32 or bfloat16 is needed")
-        if backend not in get_args(Backend):
-            raise InputError(f"backend is {backend!r}: torch, compile or openvino is needed")
+        check_way(backend, precision)
         if tile is not None and memory is not None:
             raise InputError("tile and memory exclude each other: memory is there to choose tiles")
         depth = setting("depth", depth)
         if depth is None:
             raise InputError("the model has no config: depth, its number of poolings, is needed")
-        self.model, self.tile, self.memory = model, tile, memory
-        self.average, self.precision, self.depth = average, precision, depth
-        self.backend = backend
+        self.model, self.tile, self.memory, self.depth = model, tile, memory, depth
+        self.backend, self.precision = backend, precision
+        self.average, self.views = average, VIEWS[average]
         self.in_channels: int | None = setting("in_channels", in_channels)
         self.classes: int | None = setting("classes", classes)
         self.padding: bool = setting("padding", padding, False)
         self.base_channels: int = setting("base_channels", base_channels, 64)
         self.wide_last_up: bool = setting("wide_last_up", wide_last_up, False)
         self.device, self.dtype = _place(model, device)
-        self.views = VIEWS[average]
         self.bilinear: bool = setting("bilinear", None, False)
         if tile is not None:
             geometry.stride_of_window(tile, depth, padding=self.padding)  # refuses what is none
@@ -188,14 +183,7 @@ class OverlapTilePredictor:
     ) -> TilePlan:
         """Return the tiles of an image, or of a region of it, from sizes and memory alone.
 
-        Parameters
-        ----------
-        height, width
-            The image in px.
-        rows, columns : range, optional
-            The region to be predicted; the image around it is its context.
-        strides, buffers
-            As in `tiling.plan_tiles`; without a `tile`.
+        Parameters and errors are those of `tiling.plan_tiles`; `strides` are for no `tile`.
         """
         memory = self.memory
         if memory is None and self.tile is None:
@@ -263,8 +251,7 @@ class OverlapTilePredictor:
 
     def _image(self, image: ArrayLike, finish: Finish, progress: bool) -> NDArray[Any]:
         pixels = self._checked(image)
-        size = pixels.shape[1], pixels.shape[2]
-        plan = self.plan(*size)
+        plan = self.plan(*pixels.shape[1:])
         with self.running() as runner, _bar(len(plan), progress) as bar:
             return self._all_tiles(runner, pixels, plan, finish, bar)
 
@@ -316,8 +303,6 @@ def predict_volume(
 
     Parameters
     ----------
-    predictor
-        Applied to each slice.
     stack : array_like of int or float, shape (z, y, x) or (z, C, y, x)
         Slices as a call of the predictor takes them.
     progress

@@ -18,24 +18,12 @@ Read = Callable[[slice, slice], NDArray[Any]]  # rows, columns -> pixels (C, row
 
 @dataclass(frozen=True)
 class Side:
-    """One axis of a tile, in each direction that a view needs; False is the image's own.
-
-    Parameters
-    ----------
-    tile
-        The tile along the axis.
-    size
-        Of the image along it, in px.
-    index
-        The image px that each px of the window shows.
-    kept
-        The px of the network's output that are the tile's.
-    """
+    """One axis of a tile, in each direction that a view needs; False is the image's own."""
 
     tile: Tile
-    size: int
-    index: dict[bool, NDArray[np.int64]]
-    kept: dict[bool, slice]
+    size: int  # of the image, px
+    index: dict[bool, NDArray[np.int64]]  # the image px that each px of the window shows
+    kept: dict[bool, slice]  # the px of the network's output that are the tile's
 
     @property
     def extent(self) -> slice:
@@ -62,15 +50,12 @@ def side(tile: Tile, size: int, depth: int, *, padding: bool, is_reversed: bool)
 
 @dataclass(frozen=True)
 class Region:
-    """What a tile's prediction needs: pixels (h, w, C), and how its windows lie in them.
-
-    `name` is that of the image, for messages.
-    """
+    """What a tile's prediction needs: pixels (h, w, C), and how its windows lie in them."""
 
     pixels: NDArray[Any]
     rows: Side
     columns: Side
-    name: str = "the image"
+    name: str = "the image"  # for messages
 
     @property
     def window_px(self) -> int:

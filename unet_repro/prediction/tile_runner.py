@@ -32,13 +32,11 @@ class TileRunner:
     Parameters
     ----------
     network : callable
-        Maps windows (N, C, h, w) on `device` to logits; see `backend.make_network`.
+        Maps windows (N, C, h, w) on `device` to logits; see `network.backends.make_network`.
     views
         Of each tile; their predictions are averaged.
-    depth, padding
-        Of the network, as in `UNetConfig`.
-    classes
-        Of the network; None for as many as come.
+    depth, padding, classes
+        Of the network, as in `UNetConfig`; classes None for as many as come.
     device, dtype
         Where the windows go, and as what.
     """
@@ -62,19 +60,7 @@ class TileRunner:
     def fetch(
         self, read: Read, size: tuple[int, int], row: Tile, column: Tile, *, name: str = "the image"
     ) -> Region:
-        """Read the pixels that a tile depends on, in all views.
-
-        Parameters
-        ----------
-        read : callable
-            Gives the pixels (C, h, w) of rows and columns (slices) of the image.
-        size
-            Height and width of the image in px.
-        row, column
-            The tile, of a plan for these views.
-        name
-            Of the image, for messages.
-        """
+        """Read the pixels that a tile of an image of `size` (height, width) px depends on."""
         rows, columns = (
             side(tile, px, self.depth, padding=self.padding, is_reversed=len(self.views) > 1)
             for tile, px in zip((row, column), size)
@@ -93,18 +79,8 @@ class TileRunner:
     ) -> NDArray[Any]:
         """Return what `finish` makes of the logits of a tile, averaged over the views.
 
-        What does not fit into memory is computed in halves, in halves of these, and so on.
-
-        Parameters
-        ----------
-        region
-            What `fetch` has read for the tile.
-        finish : callable
-            `softmax` or `raw_logits`.
-        fetch : callable
-            Reads the region of another tile of the same image.
-        batch
-            Views that go through the network at once.
+        Up to `batch` views go through the network at once. What does not fit into memory is
+        computed in halves, in halves of these, and so on: `fetch` reads their regions.
 
         Returns
         -------
@@ -211,12 +187,9 @@ def raw_logits(logits: Tensor) -> Tensor:
 def as_floats(
     pixels: NDArray[Any], dtype: torch.dtype, top: int = 0, left: int = 0, name: str = "the image"
 ) -> NDArray[Any]:
-    """Return pixels (C, h, w) as floats; `top`, `left` and `name` say, in errors, where they are.
+    """Return pixels (C, h, w) as floats; one that is not finite in `dtype` is an `InputError`.
 
-    Raises
-    ------
-    InputError
-        A pixel that is not finite, or not within `dtype`.
+    `top`, `left` and `name` say in its message where the pixels are.
     """
     with np.errstate(over="ignore"):  # told below
         floats = pixels.astype(str(dtype).removeprefix("torch."), copy=False)

@@ -30,32 +30,18 @@ Buffers = Callable[[tuple[Sizes, Sizes], tuple[Sizes, Sizes]], NDArray[Any]]
 class TilePlan:
     """The tiles of an image: every row tile with every column tile, all windows of one size.
 
-    Iterating yields (row, column) pairs of `Tile`, row by row; ``len`` is their number.
-
-    Parameters
-    ----------
-    height, width
-        The whole image in px.
-    rows, columns
-        The tiles along each axis. They cover the region of interest, which they begin and end.
-    flops
-        Floating-point operations of all windows, two for each multiply-add.
-    redundancy
-        `flops` relative to one window over the whole region: 1 for a single tile.
-    peak_bytes
-        Predicted memory that a window takes in the network, beyond what the process already holds.
-    strides
-        Down and across: with them, and the image and region, the tiles can be cut again.
+    Iterating yields (row, column) pairs of `Tile`, row by row; ``len`` is their number. They cover
+    the region of interest, and begin and end with it.
     """
 
-    height: int
+    height: int  # of the whole image, px
     width: int
     rows: tuple[Tile, ...]
     columns: tuple[Tile, ...]
-    flops: int
-    redundancy: float
-    peak_bytes: int
-    strides: tuple[int, int]
+    flops: int  # operations of all windows, two for each multiply-add
+    redundancy: float  # `flops` relative to one window over the whole region
+    peak_bytes: int  # that a window takes in the network, beyond what the process already holds
+    strides: tuple[int, int]  # down and across: with them the tiles can be cut again
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
@@ -156,8 +142,7 @@ def plan_tiles(
 
 
 def _axis(size: int, region: range | None, depth: int, padding: bool, is_reversed: bool) -> Axis:
-    if region is None:
-        return Axis(size, depth, padding, 0, size, is_reversed)
+    region = range(size) if region is None else region
     if region.step != 1:
         raise InputError(f"{region} is no region: a range of step 1 is needed")
     return Axis(size, depth, padding, region.start, region.stop, is_reversed)

@@ -34,14 +34,10 @@ class Values:
 
     Parameters
     ----------
-    kind
-        probability: P(class 1); uint8: 255 P(class 1), rounded; labels: the most probable class
-        (of equals the lowest), or with a threshold 1 where P(class 1) is above it, else 0; logits:
-        the scores of every class.
+    kind, threshold
+        As in `PredictionSettings`; of equally probable classes the lowest is the label.
     dtype
         "auto" is the kind's own: float32, uint8, uint8 (uint16 beyond 256 classes), float32.
-    threshold
-        For labels, in [0, 1).
     classes
         Of the network.
     """
@@ -106,16 +102,8 @@ def check_values(
 ) -> None:
     """Raise an `InputError` unless what was kept agrees with what was computed again.
 
-    Parameters
-    ----------
-    kept : ndarray, shape (planes, h, w)
-        Of `values`.
-    again : ndarray, shape (classes, h, w)
-        Averaged probabilities, or for logits scores.
-    values, precision
-        How both came about.
-    where
-        The place, for the message.
+    `kept` (planes, h, w) is made of `values`, `again` (classes, h, w) is averaged probabilities, or
+    for logits scores; `where` is the place, for the message.
     """
     tolerance = TOLERANCE[precision]
     if values.kind == "logits":

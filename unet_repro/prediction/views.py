@@ -13,15 +13,7 @@ Average = Literal["none", "rotations", "dihedral", "seven", "flips"]
 
 @dataclass(frozen=True)
 class View:
-    """An image reversed along its rows' axis, its columns' axis, or both; then transposed, or not.
-
-    Parameters
-    ----------
-    reverses_rows, reverses_columns
-        The last row, or column, comes first.
-    is_transposed
-        Rows become columns.
-    """
+    """An image with its rows, its columns or both in reverse order; then transposed, or not."""
 
     reverses_rows: bool = False
     reverses_columns: bool = False

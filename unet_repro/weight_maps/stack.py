@@ -129,9 +129,8 @@ def write_weight_map(
     settings : WeightMapSettings
         Or its fields as keywords.
     resume : bool
-        Go on with what a killed or interrupted call has left: finished slices are not computed
-        again, and the output is, byte for byte, that of an undisturbed call. Without anything
-        left it begins; if the output is complete, it is kept.
+        Go on with what a killed or interrupted call has left, if anything: the output is, byte for
+        byte, that of an undisturbed call. One that is complete is kept.
     overwrite : bool
         Replace an existing output.
     workers : int, optional
@@ -153,9 +152,8 @@ def write_weight_map(
     -----
     Memory: at most ``workers + 1`` slices of labels are held, and about 20 bytes per pixel of
     each slice at work (28 and a copy of its labels with `separate_touching`), however many slices
-    there are. Disc: besides the output, the finished slices wait compressed (zstd) in the folder
-    ``.<name>.parts`` beside it until the output is put together: less than the output's size
-    uncompressed.
+    there are. Disc: besides the output, the finished slices wait in ``.<name>.parts`` beside it
+    (`BlockStore`), in less than the output's size uncompressed.
     """
     workers = _cores() if workers is None else workers
     if workers < 1:

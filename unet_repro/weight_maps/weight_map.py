@@ -110,8 +110,7 @@ def weight_map(
     >>> weight_map(labels, class_balance=None).round(4)
     array([[ 1.    ,  1.    , 10.2312,  1.    ,  1.    ]], dtype=float32)
     """
-    stack = _checked_stack(labels, ignore_label, kind, workers)
-    is_mask = _is_mask(stack, ignore_label, kind)
+    stack, is_mask = _checked(labels, ignore_label, kind, workers)
     _check_radius(separation_px, "separation_px")
     targets = stack
     if separate_touching:
@@ -152,13 +151,6 @@ def two_nearest_distances(
     d1, d2 : ndarray of float32, shape of `labels`
         In px. d1 is 0 inside a cell; infinite where the slice has no first or second cell.
 
-    Notes
-    -----
-    For each pixel, two sweeps keep the two nearest distinct cells of its column. Then a search
-    outwards along the row keeps the two nearest distinct cells until its distance exceeds d2;
-    a row for which that takes long (few, far cells) is solved by lower envelopes of parabolas
-    instead, in time linear in its width.
-
     Examples
     --------
     >>> d1, d2 = two_nearest_distances(np.array([[7, 0, 0, 0, 5]]))
@@ -167,8 +159,7 @@ def two_nearest_distances(
     >>> d2
     array([[4., 3., 2., 3., 4.]], dtype=float32)
     """
-    stack = _checked_stack(labels, ignore_label, kind, workers)
-    is_mask = _is_mask(stack, ignore_label, kind)
+    stack, is_mask = _checked(labels, ignore_label, kind, workers)
     everywhere = np.zeros(stack.shape[1:], np.uint8)
     d1, d2 = np.empty(stack.shape, np.float32), np.empty(stack.shape, np.float32)
     no_terms = Terms(0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
@@ -215,8 +206,7 @@ def separate_touching(
     array([[3, 3, 0, 0, 8, 0]])
     """
     _check_radius(radius, "radius")
-    stack = _checked_stack(labels, ignore_label, kind, workers)
-    is_mask = _is_mask(stack, ignore_label, kind)
+    stack, is_mask = _checked(labels, ignore_label, kind, workers)
     return _separate(stack, radius, ignore_label, is_mask, workers).reshape(np.shape(labels))
 
 
@@ -241,8 +231,8 @@ def instances(
     >>> instances(np.array([[255, 255, 0, 255]], np.uint8))
     array([[1, 1, 0, 2]], dtype=int32)
     """
-    stack = _checked_stack(labels, ignore_label, kind)
-    if not _is_mask(stack, ignore_label, kind):
+    stack, is_mask = _checked(labels, ignore_label, kind)
+    if not is_mask:
         return np.array(labels)
     ids = np.empty(stack.shape, np.int32)
     for z, slice_ in enumerate(stack):
@@ -261,7 +251,7 @@ def mask_values(labels: np.ndarray, *, ignore_label: int | None = None) -> set[i
     >>> mask_values(np.array([[0, 255]])), mask_values(np.array([[0, 1, 255]]))
     ({255}, set())
     """
-    return _mask_values(_checked_stack(labels, ignore_label, "auto"), ignore_label)
+    return _mask_values(_checked_stack(labels, ignore_label), ignore_label)
 
 
 def frequency_weights(background: int, cell: int) -> tuple[float, float]:
@@ -280,17 +270,27 @@ def frequency_weights(background: int, cell: int) -> tuple[float, float]:
     )
 
 
-def _checked_stack(labels: Any, ignore_label: Any, kind: Any, workers: int = 1) -> np.ndarray:
+def _checked(
+    labels: Any, ignore_label: int | None, kind: Kind, workers: int = 1
+) -> tuple[np.ndarray, bool]:
+    """Return a view of shape (z, y, x) and whether its values are a mask's, or raise."""
+    if kind not in get_args(Kind):
+        raise InputError(f"kind is {kind!r}: one of {', '.join(get_args(Kind))} is needed")
+    if workers < 1:
+        raise InputError(f"workers is {workers}: at least 1 thread is needed")
+    stack = _checked_stack(labels, ignore_label)
+    if kind != "auto":
+        return stack, kind == "mask"
+    return stack, stack.dtype.kind == "b" or bool(_mask_values(stack, ignore_label))
+
+
+def _checked_stack(labels: Any, ignore_label: Any) -> np.ndarray:
     """Return a view of shape (z, y, x), or raise."""
     labels = np.asarray(labels)
     if labels.dtype.kind not in "biu":
         raise InputError(f"labels are {labels.dtype}: integers or a bool mask are needed")
     if labels.ndim not in (2, 3):
         raise InputError(f"labels have shape {labels.shape}: (height, width) or (z, y, x) needed")
-    if kind not in get_args(Kind):
-        raise InputError(f"kind is {kind!r}: one of {', '.join(get_args(Kind))} is needed")
-    if workers < 1:
-        raise InputError(f"workers is {workers}: at least 1 thread is needed")
     if ignore_label is not None:
         if isinstance(ignore_label, bool) or not isinstance(ignore_label, (int, np.integer)):
             raise InputError(f"ignore_label is {ignore_label!r}: an integer or None is needed")
@@ -304,13 +304,6 @@ def _checked_stack(labels: Any, ignore_label: Any, kind: Any, workers: int = 1) 
                 "ignore_label names the value of unknown pixels"
             )
     return labels if labels.ndim == 3 else labels[None]
-
-
-def _is_mask(stack: np.ndarray, ignore_label: int | None, kind: Kind) -> bool:
-    """Decide whether the values are a mask's, by the rule of `weight_map`."""
-    if kind != "auto":
-        return kind == "mask"
-    return stack.dtype.kind == "b" or bool(_mask_values(stack, ignore_label))
 
 
 def _mask_values(stack: np.ndarray, ignore_label: int | None) -> set[int]:
@@ -379,11 +372,9 @@ def _separate(
     """Return a copy without the cells' pixels that have another cell within `radius`."""
     out = stack.copy()
     for slice_, target in zip(stack, out):
+        kind: Kind = "mask" if is_mask else "ids"
         d1, d2 = two_nearest_distances(
-            slice_,
-            ignore_label=ignore_label,
-            kind="mask" if is_mask else "ids",
-            workers=workers,
+            slice_, ignore_label=ignore_label, kind=kind, workers=workers
         )
         target[(d1 == 0) & (d2 <= radius)] = 0
     return out
