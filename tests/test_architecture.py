@@ -10,7 +10,16 @@ PACKAGE = Path(__file__).parents[1] / "unet_repro"
 FLOORS = (  # from the ground up: each may import from those before it
     *("_version", "errors", "quantities", "threads", "progress", "config"),
     *("files", "images", "metrics", "network", "weight_maps", "augmentation"),
-    *("prediction", "training", "reports", "program", "run", "challenges", "cli", "__main__"),
+    *(
+        "prediction",
+        "training",
+        "reports",
+        "program",
+        "training_run",
+        "challenges",
+        "cli",
+        "__main__",
+    ),
 )
 NO_TORCH = (
     *("config", "threads", "files", "images", "metrics", "weight_maps"),

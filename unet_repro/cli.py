@@ -32,9 +32,9 @@ from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_set
 from unet_repro.reports import evaluation
 from unet_repro.reports.preview import augmentation_preview, weight_map_preview
 from unet_repro.reports.report import write_report
-from unet_repro.run import evaluate_run, start_run
 from unet_repro.training import parallel
 from unet_repro.training.samples import LabelledStack
+from unet_repro.training_run import evaluate_run, start_run
 from unet_repro.weight_maps.stack import WeightMapSettings, write_weight_map
 from unet_repro.weight_maps.weight_map import instances
 

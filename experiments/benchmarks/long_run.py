@@ -35,8 +35,8 @@ from unet_repro.files.atomic import atomic_path
 from unet_repro.images.stacks import write_stack
 from unet_repro.network.device import describe
 from unet_repro.program import guarded, parse
-from unet_repro.run import start_run
 from unet_repro.training.samples import LabelledStack
+from unet_repro.training_run import start_run
 from unet_repro.weight_maps.stack import write_weight_map
 
 FLAT_MIB_PER_HOUR = 10.0

@@ -16,8 +16,8 @@ from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
 from unet_repro.network.model import UNet
+from unet_repro.prediction.mirror import mirror_index
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_volume
-from unet_repro.prediction.regions import mirror_index
 
 EXACT = 2.0**53  # integers below are exact in float64, in any order of summation
 

@@ -7,16 +7,14 @@ and runs on the device of the tensors it is given.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from unet_repro import config
+from unet_repro.augmentation.elastic import basis, check_cpu, check_displacement, draw_displacement
 from unet_repro.augmentation.warp import Interpolation, Sample, warp_together
 from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
@@ -77,7 +75,7 @@ def draw(
     InputError
         A size below 1, or a generator of another device.
     """
-    _check_cpu(generator)
+    check_cpu(generator)
     for name, size in (("image_size", image_size), ("window", window)):
         if min(size) < 1:
             raise InputError(f"{name} is {tuple(size)}: both sides must be 1 px or more")
@@ -107,35 +105,6 @@ def draw(
     )
 
 
-def draw_displacement(
-    *,
-    sigma_px: float = config.ELASTIC_SIGMA_PX,
-    grid: int = config.ELASTIC_GRID,
-    generator: torch.Generator,
-) -> Tensor:
-    """Draw a float64 (2, grid, grid) displacement in px, Gaussian, `sigma_px` each (Sec. 3.1).
-
-    `generator` is a CPU generator, whatever device the displacement is for.
-    """
-    if not 0 <= sigma_px < math.inf:
-        raise InputError(f"sigma_px is {sigma_px}: a finite number of px, 0 or more, is needed")
-    if not 2 <= grid <= config.LARGEST_ELASTIC_GRID:
-        raise InputError(
-            f"grid is {grid}: 2 to {config.LARGEST_ELASTIC_GRID} control points a side are needed"
-        )
-    _check_cpu(generator)
-    shape = (2, grid, grid)
-    return sigma_px * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def _check_cpu(generator: torch.Generator) -> None:
-    if generator.device.type != "cpu":
-        raise InputError(
-            f"the generator is on {generator.device}: a CPU generator is needed, "
-            "so that the same numbers are drawn whatever the device"
-        )
-
-
 def coordinates(
     augmentation: Augmentation, window: tuple[int, int], *, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -154,7 +123,7 @@ def coordinates(
     B-spline would halve them. The control points span the window: its corners are four of them.
     """
     displacement = augmentation.displacement.cpu().double()
-    _check_displacement(displacement)
+    check_displacement(displacement)
     cos, sin = _exact_cos_sin(augmentation.angle_deg)
     mirror = -1.0 if augmentation.is_flipped else 1.0
     to_image = displacement.new_tensor([[cos, sin * mirror], [-sin, cos * mirror]])
@@ -167,32 +136,10 @@ def coordinates(
     factors[:, height + 1, width] = to_image[:, 1]  # 1 times x
     factors[:, height + 1, width + 1] = displacement.new_tensor(augmentation.centre)
     rows, columns = (
-        _basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
+        basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
     )
     factors = factors.to(device, non_blocking=True)  # small: staged at once, nothing waits for it
     return rows @ factors @ columns.T  # (2, height, width)
-
-
-def _check_displacement(displacement: Tensor) -> None:
-    shape = tuple(displacement.shape)
-    if len(shape) != 3 or shape[0] != 2 or min(shape) < 2:
-        raise InputError(f"displacement has shape {shape}: (2, grid, grid), grid >= 2, is needed")
-    if not torch.isfinite(displacement).all():
-        raise InputError("displacement holds a value that is not finite")
-
-
-@lru_cache(maxsize=16)
-def _basis(points: int, length: int, device: torch.device) -> Tensor:
-    """Return what the places along an axis are a sum of: float64 (length, points + 2).
-
-    The splines that interpolate `points` values, the distance from the middle, and 1.
-    """
-    knots = np.linspace(0, points - 1, length)[None]
-    splines = [
-        ndimage.map_coordinates(unit, knots, order=3, mode="mirror") for unit in np.eye(points)
-    ]
-    distance = np.arange(length) - (length - 1) / 2
-    return torch.from_numpy(np.stack([*splines, distance, np.ones(length)], axis=1)).to(device)
 
 
 def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:

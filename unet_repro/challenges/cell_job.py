@@ -29,8 +29,8 @@ from unet_repro.prediction.instances import InstanceRule
 from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.reports.report import write_report
-from unet_repro.run import run_predictor, start_run
 from unet_repro.training.samples import LabelledStack, held_out_slices
+from unet_repro.training_run import run_predictor, start_run
 
 BUDGET = "20m"
 _PHANTOM = "synthetic cells"

@@ -28,8 +28,8 @@ from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_set
 from unet_repro.reports.evaluation import evaluate_em, table
 from unet_repro.reports.report import CHALLENGE_DATA, write_report
 from unet_repro.reports.run_facts import slices
-from unet_repro.run import evaluate_run, run_predictor, start_run
 from unet_repro.training.samples import LabelledStack, held_out_slices
+from unet_repro.training_run import evaluate_run, run_predictor, start_run
 
 BUDGET, HELD_OUT = "10m", "25:30"
 # with the preset `quick`; not in the paper: chosen on slices 0-24 (RESULTS.md)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unet_repro._version import __version__
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network.geometry import Tile
-from unet_repro.prediction.regions import Region
+from unet_repro.prediction.mirror import Region
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tile_runner import TileRunner
 from unet_repro.prediction.tiling import TilePlan

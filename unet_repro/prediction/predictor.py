@@ -21,7 +21,7 @@ from unet_repro.network.backends import Backend, check_way, make_network
 from unet_repro.network.cost import NetworkCost
 from unet_repro.network.device import Precision, free_memory, reused_memory
 from unet_repro.network.geometry import Tile
-from unet_repro.prediction.regions import Region
+from unet_repro.prediction.mirror import Region
 from unet_repro.prediction.tile_runner import Finish, TileRunner, as_floats, raw_logits, softmax
 from unet_repro.prediction.tiling import Buffers, TilePlan, plan_tiles
 from unet_repro.prediction.views import VIEWS, Average, largest_batch

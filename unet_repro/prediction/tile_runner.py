@@ -18,7 +18,7 @@ from unet_repro.network import geometry
 from unet_repro.network.backends import Network
 from unet_repro.network.device import is_out_of_memory
 from unet_repro.network.geometry import Tile
-from unet_repro.prediction.regions import Read, Region, Side, side
+from unet_repro.prediction.mirror import Read, Region, Side, side
 from unet_repro.prediction.views import View
 
 Finish = Callable[[Tensor], Tensor]  # logits (N, classes, h, w) -> what is averaged over the views

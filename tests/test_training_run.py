@@ -10,8 +10,8 @@ from unet_repro.errors import InputError
 from unet_repro.files.lock import exclusive, run_lock
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model_file import load_model, read_metadata
-from unet_repro.run import _storable, evaluate_run, start_run
 from unet_repro.training.samples import LabelledStack
+from unet_repro.training_run import _storable, evaluate_run, start_run
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_run_begun_before_a_setting_existed_goes_on(data, tiny, tmp_path):
 def test_the_report_is_there_from_the_first_validation_on_and_changes_no_bit(
     data, tiny, tmp_path, monkeypatch
 ):
-    import unet_repro.run as run_module
+    import unet_repro.training_run as run_module
 
     seen, write = [], run_module.write_report
 
