@@ -202,8 +202,8 @@ module.{name} = wait_and_work
 """
 AT_WORK = {
     "train": ("run", "train"),
-    "predict": ("stack_prediction", "StackRun"),
-    "weight-map": ("weight_stack", "weight_map"),
+    "predict": ("prediction.predict_stack", "LocalRun"),
+    "weight-map": ("weight_maps.stack", "weight_map"),
     "download": ("challenges.download", "_unpack"),
 }
 
