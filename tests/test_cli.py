@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -34,6 +34,8 @@ def files(two_cells, tmp_path):
     images, labels = two_cells
     tifffile.imwrite(tmp_path / "images.tif", images, photometric="minisblack")
     tifffile.imwrite(tmp_path / "labels.tif", labels, photometric="minisblack")
+    probability = np.where(labels > 0, 0.8, 0.2).astype(np.float32)
+    tifffile.imwrite(tmp_path / "p.tif", probability, photometric="minisblack")
     return tmp_path
 
 
@@ -55,6 +57,10 @@ def error_line(capsys) -> str:
     return text
 
 
+def size_of_png(path: Path) -> tuple[int, ...]:
+    return imagecodecs.png_decode(path.read_bytes()).shape
+
+
 def test_train_predict_evaluate_report(files, capsys):
     out = files / "run"
     assert run("train", files / "images.tif", files / "labels.tif", "--out", out,
@@ -62,50 +68,20 @@ def test_train_predict_evaluate_report(files, capsys):
     printed = capsys.readouterr().out
     assert "V_rand" in printed and str(out / "model.safetensors") in printed
     model = out / "model.safetensors"
-    assert run("predict", files / "images.tif", "--model", model, "--out", files / "p.tif") == 0
+    assert run("predict", files / "images.tif", "--model", model, "--out", files / "out.tif") == 0
     expected = OverlapTilePredictor(load_model(model))(tifffile.imread(files / "images.tif")[3])[1]
-    np.testing.assert_array_equal(tifffile.imread(files / "p.tif")[3], expected)
-    assert run("evaluate", files / "labels.tif", files / "p.tif",
+    np.testing.assert_array_equal(tifffile.imread(files / "out.tif")[3], expected)
+    assert run("evaluate", files / "labels.tif", files / "out.tif",
                "--json", files / "e.json", "--plot", files / "e.png") == 0  # fmt: skip
     assert (files / "e.json").exists() and (files / "e.png").exists()
     (out / "report.html").unlink()
     assert run("report", out) == 0
     assert (out / "report.html").exists()
-
-
-def test_train_refuses_then_resumes_an_existing_run(files, capsys):
-    common = ("train", files / "images.tif", files / "labels.tif", "--out", files / "run")
-    assert run(*common, *TINY_FLAGS) == 0
+    again = ("train", files / "images.tif", files / "labels.tif", "--out", out, "--val", "2:4")
     capsys.readouterr()
-    assert run(*common, *TINY_FLAGS) == 2
+    assert run(*again, *TINY_FLAGS) == 2
     assert "--resume" in error_line(capsys)
-    assert run(*common, *TINY_FLAGS, "--resume") == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype", "shape"),
-    [
-        ("probability", np.float32, (4, 64, 64)),
-        ("uint8", np.uint8, (4, 64, 64)),
-        ("labels", np.uint8, (4, 64, 64)),
-        ("logits", np.float32, (4, 2, 64, 64)),  # z, class, y, x
-    ],
-)
-def test_kinds_of_prediction(files, model, kind, dtype, shape):
-    out = files / "out.tif"
-    assert run("predict", files / "images.tif", "--model", model, "--out", out, "--kind", kind) == 0
-    found = tifffile.imread(out)
-    assert found.dtype == dtype and found.shape == shape
-    image = tifffile.imread(files / "images.tif")[1]
-    predictor = OverlapTilePredictor(load_model(model))
-    interior = predictor(image)[1]
-    expected = {
-        "probability": interior,
-        "uint8": np.rint(255 * interior),
-        "labels": interior > 0.5,
-        "logits": predictor.logits(image),
-    }[kind]
-    np.testing.assert_array_equal(found[1], expected)
+    assert run(*again, *TINY_FLAGS, "--resume") == 0
 
 
 def test_predict_threshold_and_z(files, model):
@@ -118,74 +94,120 @@ def test_predict_threshold_and_z(files, model):
     np.testing.assert_array_equal(tifffile.imread(out), expected)
 
 
-def test_weight_map_command(files):
-    assert run("weight-map", files / "labels.tif", "--out", files / "w.tif", "--sigma", "3") == 0
-    expected = weight_map(tifffile.imread(files / "labels.tif"), sigma=3)
-    np.testing.assert_array_equal(tifffile.imread(files / "w.tif"), expected)
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ("--w0 4 --sigma 2.5 --class-balance none", {"w0": 4, "sigma": 2.5, "class_balance": None}),
+        ("--variant short --ignore-label 9", {"variant": "short", "ignore_label": 9}),
+        ("--kind ids --separate-touching", {"kind": "ids", "separate_touching": True}),
+    ],
+)
+def test_flags_of_the_weight_map_are_its_settings(files, capsys, flags, settings):
+    labels = tifffile.imread(files / "labels.tif")
+    labels[:, :9] = 9
+    tifffile.imwrite(files / "labels.tif", labels, photometric="minisblack")
+    out = files / "w.tif"
+    assert run("weight-map", files / "labels.tif", "--out", out, "--workers", 1, "--compression",
+               "zlib", "--preview", files / "p.png", *flags.split()) == 0  # fmt: skip
+    assert capsys.readouterr() == (f"{out}\n", "")  # only the path is printed
+    np.testing.assert_array_equal(tifffile.imread(out), weight_map(labels, **settings))
+    with tifffile.TiffFile(out) as file:
+        assert file.pages.first.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
+    assert min(size_of_png(files / "p.png")[:2]) > 500
 
 
-BAD_STACKS = {
-    "missing": (None, "no such file"),
-    "not_a_tiff": (b"hello, world, this is not a TIFF", "not"),
-    "rgb": (np.zeros((4, 64, 64, 3), np.uint8), "RGB|grey|samples"),
-    "nan": (np.full((4, 64, 64), np.nan, np.float32), "NaN|nan|finite"),
-    "other_shape": (np.ones((4, 64, 60), np.uint8), "64 . 60|64 × 60|shape"),
+def test_preview_of_augmentation(files, capsys):
+    command = ("preview-augmentation", files / "images.tif", files / "labels.tif")
+    options = ("--tile", "72", "--samples", "2")
+    assert run(*command, "--out", files / "grid.png", *options) == 0
+    assert capsys.readouterr().out == f"{files / 'grid.png'}\n"
+    assert min(size_of_png(files / "grid.png")[:2]) > 500
+    assert run(*command, "--out", files / "other.png", *options, "--seed", "1", "--flips") == 0
+    assert (files / "grid.png").read_bytes() != (files / "other.png").read_bytes()
+
+
+COMMANDS = {
+    "train": "train images.tif labels.tif --out run",
+    "predict": "predict images.tif --model m.safetensors --out out.tif",
+    "weight-map": "weight-map labels.tif --out out.tif",
+    "preview-augmentation": "preview-augmentation images.tif labels.tif --out out.png --samples 1",
+    "evaluate": "evaluate labels.tif p.tif",
 }
 
 
-@pytest.mark.parametrize("name", BAD_STACKS)
-def test_bad_images_are_one_line_and_leave_nothing(files, capsys, name):
-    content, message = BAD_STACKS[name]
-    path = files / "bad.tif"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        photometric = "rgb" if content.ndim == 4 else "minisblack"
-        tifffile.imwrite(path, content, photometric=photometric)
-    assert run("train", path, files / "labels.tif", "--out", files / "run", *TINY_FLAGS) == 2
-    line = error_line(capsys)
-    assert any(part in line for part in message.split("|")), line
-    assert not (files / "run").exists()
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("train", "--val 2:9", "--val"),
+        ("train", "--val 0:4", "every slice"),
+        ("train", "--tile 75", "nearest: 72, 76"),
+        ("train", "--learning-rate -1", "learning_rate is -1"),
+        ("train", "--base-channels 0", "base_channels is 0"),
+        ("train", "--optimizer adagrad", "adagrad"),
+        ("train", "--no-such-flag 1", "no-such-flag"),
+        ("train", "--out images.tif/run", "cannot be written"),
+        ("predict", "--tile many", "--tile"),
+        ("predict", "--memory lots", "lots"),
+        ("predict", "--z 3:9", "--z"),
+        ("predict", "--threshold 0.5", "a threshold makes labels"),
+        ("predict", "--out images.tif/out.tif", "cannot be written"),
+        ("weight-map", "--sigma -1", "sigma is -1"),
+        ("weight-map", "--w0 many", "many"),
+        ("weight-map", "--workers 0", "workers is 0"),
+        ("weight-map", "--preview labels.tif", "would be among the files"),
+        ("weight-map", "--out labels.tif --overwrite", "would be among the files"),
+        ("weight-map", "--out images.tif/w.tif", "cannot be written"),
+        ("preview-augmentation", "--samples 0", "samples 0"),
+        ("preview-augmentation", "--tile 0", "window is 0"),
+        ("preview-augmentation", "--contrast 2", "contrast is 2"),
+        ("preview-augmentation", "--seed -1", "seed is -1"),
+        ("evaluate", "--task cells --plot e.png", "--task em"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(
+    files, model, capsys, monkeypatch, command, flags, message
+):
+    monkeypatch.chdir(files)
+    before = sorted(files.iterdir())
+    tiny = TINY_FLAGS if command == "train" else []
+    assert run(*COMMANDS[command].split(), *tiny, *flags.split()) == 2
+    assert message in error_line(capsys)
+    assert sorted(files.iterdir()) == before
 
 
-def test_truncated_tiff_is_refused(files, capsys):
-    whole = (files / "images.tif").read_bytes()
-    (files / "cut.tif").write_bytes(whole[: len(whole) // 2])
-    assert run("train", files / "cut.tif", files / "labels.tif", "--out", files / "run") == 2
-    assert "cut.tif" in error_line(capsys)
-
-
-def test_labels_of_one_class_are_refused(files, capsys):
-    tifffile.imwrite(
-        files / "one.tif", np.full((4, 64, 64), 255, np.uint8), photometric="minisblack"
-    )
-    assert run("train", files / "images.tif", files / "one.tif", "--out", files / "run") == 2
-    assert "one class" in error_line(capsys)
+BAD_STACKS = {
+    "other shape": (np.ones((4, 64, 60), np.uint8), "64 × 60"),
+    "one class": (np.full((4, 64, 64), 255, np.uint8), "one class"),
+    "floats": (np.zeros((4, 64, 64), np.float32), "must be integers"),
+    "8-bit": (np.full((4, 64, 64), 200, np.uint8), "/ 255"),
+    "cut off": (None, "truncated"),
+}
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("name", "command", "replaced"),
     [
-        (("--val", "2:9"), "--val"),
-        (("--val", "0:4"), "every slice"),
-        (("--tile", "75"), "nearest: 72, 76"),
-        (("--learning-rate", "-1"), "learning_rate is -1"),
-        (("--time-budget", "soon"), "soon"),
-        (("--base-channels", "0"), "base_channels"),
-        (("--optimizer", "adagrad"), "adagrad"),
-        (("--no-such-flag", "1"), "no-such-flag"),
-        (("--seed", "99999999999999999999"), "seed is"),
-        (("--sigma", "0"), "sigma is 0"),
-        (("--classes", "3"), "classes is 3"),
-        (("--batch-norm", "--weight-average", "0.9"), "running statistics"),
-        (("--learning-rate", "inf"), "learning_rate is inf"),
+        ("other shape", "train", "images.tif"),
+        ("one class", "train", "labels.tif"),
+        ("cut off", "predict", "images.tif"),
+        ("floats", "weight-map", "labels.tif"),
+        ("other shape", "preview-augmentation", "labels.tif"),
+        ("8-bit", "evaluate", "p.tif"),
     ],
 )
-def test_bad_settings_are_one_line(files, capsys, flags, message):
-    arguments = ["train", files / "images.tif", files / "labels.tif", "--out", files / "run"]
-    assert run(*arguments, *TINY_FLAGS, *flags) == 2
+def test_bad_input_is_one_line_and_leaves_nothing(
+    files, model, capsys, monkeypatch, name, command, replaced
+):
+    monkeypatch.chdir(files)
+    stack, message = BAD_STACKS[name]
+    if stack is None:
+        (files / replaced).write_bytes((files / replaced).read_bytes()[:-700])
+    else:
+        tifffile.imwrite(files / replaced, stack, photometric="minisblack")
+    before = sorted(files.iterdir())
+    assert run(*COMMANDS[command].split()) == 2
     assert message in error_line(capsys)
-    assert not (files / "run").exists()
+    assert sorted(files.iterdir()) == before
 
 
 def test_missing_arguments_and_commands_are_one_line(capsys):
@@ -197,69 +219,26 @@ def test_missing_arguments_and_commands_are_one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("command", "flags", "out"),
     [
-        (("--tile", "75"), "nearest"),
-        (("--tile", "many"), "--tile"),
-        (("--memory", "lots"), "lots"),
-        (("--z", "3:9"), "--z"),
-        (("--threshold", "0.5"), "a threshold makes labels"),
-        (("--kind", "labels", "--threshold", "1.5"), "[0, 1)"),
+        ("predict", "", "out.tif"),
+        ("weight-map", "", "out.tif"),
+        ("weight-map", "--preview w.png", "w.png"),
+        ("preview-augmentation", "--tile 72", "out.png"),
+        ("evaluate", "--json e.json", "e.json"),
     ],
 )
-def test_bad_prediction_options_are_one_line(files, model, capsys, flags, message):
-    out = files / "out.tif"
-    assert run("predict", files / "images.tif", "--model", model, "--out", out, *flags) == 2
-    assert message in error_line(capsys)
-    assert not out.exists()
-
-
-def test_existing_output_is_kept_without_overwrite(files, model, capsys):
-    out = files / "out.tif"
-    out.write_bytes(b"precious")
-    assert run("predict", files / "images.tif", "--model", model, "--out", out) == 2
-    assert "--overwrite" in error_line(capsys)
-    assert out.read_bytes() == b"precious"
-    assert run("predict", files / "images.tif", "--model", model, "--out", out, "--overwrite") == 0
-
-
-def test_output_folder_that_cannot_be_written(files, model, capsys):
-    (files / "file").write_text("")
-    out = files / "file" / "out.tif"
-    assert run("predict", files / "images.tif", "--model", model, "--out", out) == 2
-    error_line(capsys)
-
-
-class Bomb:
-    def __reduce__(self):
-        return (Path.touch, (Path("exploded"),))
-
-
-def test_a_pickle_as_model_is_refused_and_never_executed(files, capsys, monkeypatch):
+def test_existing_output_is_kept_without_overwrite(
+    files, model, capsys, monkeypatch, command, flags, out
+):
     monkeypatch.chdir(files)
-    torch.save({"weights": Bomb()}, "bomb.pt")
-    assert zipfile.is_zipfile("bomb.pt")
-    assert run("predict", "images.tif", "--model", "bomb.pt", "--out", "out.tif") == 2
-    assert "not a model of unet_repro" in error_line(capsys)
-    assert not Path("exploded").exists()
-
-
-def test_evaluate_refuses_8_bit_values_and_unequal_shapes(files, capsys):
-    tifffile.imwrite(
-        files / "p8.tif", np.full((4, 64, 64), 200, np.uint8), photometric="minisblack"
-    )
-    assert run("evaluate", files / "labels.tif", files / "p8.tif") == 2
-    error_line(capsys)
-    tifffile.imwrite(
-        files / "p255.tif", np.full((4, 64, 64), 200, np.float32), photometric="minisblack"
-    )
-    assert run("evaluate", files / "labels.tif", files / "p255.tif") == 2
-    assert "255" in error_line(capsys)
-    tifffile.imwrite(
-        files / "small.tif", np.full((4, 64, 60), 0.5, np.float32), photometric="minisblack"
-    )
-    assert run("evaluate", files / "labels.tif", files / "small.tif") == 2
-    error_line(capsys)
+    (files / out).write_bytes(b"precious")
+    before = sorted(files.iterdir())
+    assert run(*COMMANDS[command].split(), *flags.split()) == 2
+    assert "--overwrite" in error_line(capsys)
+    assert (files / out).read_bytes() == b"precious" and sorted(files.iterdir()) == before
+    assert run(*COMMANDS[command].split(), *flags.split(), "--overwrite") == 0
+    assert (files / out).read_bytes() != b"precious"
 
 
 def test_cells_of_a_mask_are_its_components(files, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -61,71 +62,88 @@ def test_configurations_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("settings", "values", "message"),
     [
-        (dict(in_channels=0), "in_channels is 0: it must be an integer, 1 or more"),
-        (dict(classes=1), "classes is 1: it must be an integer, 2 or more"),
-        (dict(depth=0), "depth is 0: it must be an integer, 1 or more"),
-        (dict(depth=9), r"depth is 9: at most 8 \(the paper's network has 4\)"),
-        (dict(depth=2.0), "depth is 2.0: it must be an integer"),
-        (dict(base_channels=-3), "base_channels is -3: it must be an integer, 1 or more"),
-        (dict(base_channels=10**6), "base_channels is 1000000: .*65536"),
-        (dict(dropout=1.0), r"dropout is 1.0: a probability in \[0, 1\)"),
-        (dict(dropout=-0.1), "dropout is -0.1"),
-        (dict(dropout=math.nan), "dropout is nan"),
-        (dict(bilinear=True, up_relu=True), "bilinear upsampling has no up-convolution"),
-        (dict(bilinear=True, wide_last_up=True), "bilinear upsampling has no up-convolution"),
-        (dict(bilinear=True, base_channels=5), "base_channels is 5: .* even number"),
-        (dict(dropped_skip=True, dropout=0.0), "dropped_skip needs dropout > 0"),
-        (dict(input_mean=(1.0, 2.0)), "input_mean has 2 values: one, or one for each of the 1"),
-        (dict(in_channels=3, input_std=(1.0, 1.0)), "input_std has 2 values: .* of the 3 channels"),
-        (dict(input_mean=()), "input_mean has 0 values"),
-        (dict(input_mean=(math.nan,)), "input_mean is .*: every value must be finite"),
-        (dict(input_std=(0.0,)), "input_std is .*: every value must be above 0"),
-        (dict(input_std=(math.inf,)), "input_std is .*above 0 and finite"),
+        (UNetConfig, dict(in_channels=0), "in_channels is 0: it must be an integer, 1 or more"),
+        (UNetConfig, dict(classes=1), "classes is 1: it must be an integer, 2 or more"),
+        (UNetConfig, dict(depth=0), "depth is 0: it must be an integer, 1 or more"),
+        (UNetConfig, dict(depth=9), r"depth is 9: at most 8 \(the paper's network has 4\)"),
+        (UNetConfig, dict(depth=2.0), "depth is 2.0: it must be an integer"),
+        (
+            UNetConfig,
+            dict(base_channels=-3),
+            "base_channels is -3: it must be",
+        ),
+        (UNetConfig, dict(base_channels=10**6), "base_channels is 1000000: .*65536"),
+        (UNetConfig, dict(dropout=1.0), r"dropout is 1.0: a probability in \[0, 1\)"),
+        (UNetConfig, dict(dropout=-0.1), "dropout is -0.1"),
+        (UNetConfig, dict(dropout=math.nan), "dropout is nan"),
+        (
+            UNetConfig,
+            dict(bilinear=True, up_relu=True),
+            "bilinear upsampling has no up-convolution",
+        ),
+        (
+            UNetConfig,
+            dict(bilinear=True, wide_last_up=True),
+            "bilinear upsampling has no up-convolution",
+        ),
+        (UNetConfig, dict(bilinear=True, base_channels=5), "base_channels is 5: .* even number"),
+        (UNetConfig, dict(dropped_skip=True, dropout=0.0), "dropped_skip needs dropout > 0"),
+        (
+            UNetConfig,
+            dict(input_mean=(1.0, 2.0)),
+            "has 2 values: one, or .* of the 1 ",
+        ),
+        (
+            UNetConfig,
+            dict(in_channels=3, input_std=(1.0, 1.0)),
+            "input_std has 2 .* of the 3 ",
+        ),
+        (UNetConfig, dict(input_mean=(math.nan,)), "input_mean is .*: every value must be finite"),
+        (UNetConfig, dict(input_std=(0.0,)), "input_std is .*: every value must be above 0"),
+        (UNetConfig, dict(input_std=(math.inf,)), "input_std is .*above 0 and finite"),
+        (TrainConfig, dict(batch_size=0), "batch_size is 0: it must be 1 or more"),
+        (TrainConfig, dict(batch_size=65_537), "batch_size is 65537: at most 65536"),
+        (TrainConfig, dict(tile=2**64), "tile is 18446744073709551616: at most 65536"),
+        (TrainConfig, dict(validate_every=0), "validate_every is 0"),
+        (TrainConfig, dict(iterations=-1), "iterations is -1: it must be 0 or more"),
+        (TrainConfig, dict(time_budget="soon"), "'soon' is not a duration such as 90s"),
+        (TrainConfig, dict(weight_decay=-1.0), "weight_decay is -1.0: it must be 0 or more"),
+        (TrainConfig, dict(weight_decay=math.nan), "weight_decay is nan"),
+        (TrainConfig, dict(learning_rate=0.0), "learning_rate is 0.0: above 0"),
+        (TrainConfig, dict(learning_rate=math.nan), "learning_rate is nan"),
+        (TrainConfig, dict(momentum=1.0), r"momentum is 1.0: it must lie in \[0, 1\)"),
+        (TrainConfig, dict(weight_average=1.5), r"weight_average is 1.5: it must lie in \[0, 1\)"),
+        (
+            TrainConfig,
+            dict(seed=2**62),
+            r"seed is 46.*: it must lie in \[0, 2\^62\)",
+        ),
+        (
+            TrainConfig,
+            dict(model=UNetConfig(classes=3)),
+            "classes is 3: labels tell two",
+        ),
+        (TrainConfig, dict(model=MODELS["port"], weight_average=0.9), "running statistics"),
+        (AugmentationConfig, dict(rotation_deg=-1.0), "rotation_deg is -1.0: it must be 0"),
+        (AugmentationConfig, dict(elastic_sigma_px=math.nan), "elastic_sigma_px is nan"),
+        (AugmentationConfig, dict(elastic_grid=1), "elastic_grid is 1: 2 to 1024 points a side"),
+        (
+            AugmentationConfig,
+            dict(elastic_grid=1025),
+            "elastic_grid is 1025: 2 to 1024",
+        ),
+        (AugmentationConfig, dict(contrast=1.0), "contrast is 1.0: it must stay below 1"),
+        (AugmentationConfig, dict(unwarped=1.1), "unwarped is 1.1: a share in"),
+        (WeightMapConfig, dict(w0=-1.0), "w0 is -1.0: it must be 0 or more"),
+        (WeightMapConfig, dict(sigma=0.0), "sigma is 0.0: it must be above 0"),
+        (WeightMapConfig, dict(separation_px=math.inf), "separation_px is inf"),
     ],
 )
-def test_wrong_network_is_refused(values: dict[str, object], message: str) -> None:
+def test_wrong_settings_are_refused(settings: Any, values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        UNetConfig(**values)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (dict(batch_size=0), "batch_size is 0: it must be 1 or more"),
-        (dict(batch_size=65_537), "batch_size is 65537: at most 65536"),
-        (dict(tile=2**64), "tile is 18446744073709551616: at most 65536"),
-        (dict(validate_every=0), "validate_every is 0"),
-        (dict(iterations=-1), "iterations is -1: it must be 0 or more"),
-        (dict(time_budget="soon"), "'soon' is not a duration such as 90s"),
-        (dict(weight_decay=-1.0), "weight_decay is -1.0: it must be 0 or more"),
-        (dict(weight_decay=math.nan), "weight_decay is nan"),
-        (dict(learning_rate=0.0), "learning_rate is 0.0: above 0"),
-        (dict(learning_rate=math.nan), "learning_rate is nan"),
-        (dict(momentum=1.0), r"momentum is 1.0: it must lie in \[0, 1\)"),
-        (dict(weight_average=1.5), r"weight_average is 1.5: it must lie in \[0, 1\)"),
-    ],
-)
-def test_wrong_training_is_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TrainConfig(**values)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (dict(rotation_deg=-1.0), "rotation_deg is -1.0: it must be 0 or more"),
-        (dict(elastic_sigma_px=math.nan), "elastic_sigma_px is nan"),
-        (dict(elastic_grid=1), "elastic_grid is 1: 2 to 1024 points a side"),
-        (dict(elastic_grid=1025), "elastic_grid is 1025: 2 to 1024 points a side"),
-        (dict(contrast=1.0), "contrast is 1.0: it must stay below 1"),
-        (dict(unwarped=1.1), "unwarped is 1.1: a share in"),
-    ],
-)
-def test_wrong_augmentation_is_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        AugmentationConfig(**values)  # type: ignore[arg-type]
+        settings(**values)
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))

@@ -38,7 +38,24 @@ from unet_repro.training_run import evaluate_run, start_run
 from unet_repro.weight_maps.stack import WeightMapSettings, write_weight_map
 from unet_repro.weight_maps.weight_map import instances
 
-Labels = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LABELS")]
+arg = tyro.conf.arg
+Images = Annotated[
+    tyro.conf.Positional[Path],
+    arg(
+        metavar="IMAGES", help="TIFF stack, or folder of grey TIFF or PNG images in natural order."
+    ),
+]
+Labels = Annotated[
+    tyro.conf.Positional[Path],
+    arg(
+        metavar="LABELS",
+        help="TIFF stack or folder: instance ids, or a 0/255 (0/1) mask whose 4-connected "
+        "components are cells.",
+    ),
+]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Resume = Annotated[Flag, arg(help="Go on with what an interrupted or killed call has left.")]
+Overwrite = Annotated[Flag, arg(help="Replace what is there.")]
 
 
 @dataclass(frozen=True)
@@ -49,26 +66,18 @@ class Train:
 
     Parameters
     ----------
-    images
-        TIFF stack, or folder of grey TIFF or PNG images in natural order.
-    labels
-        The same shape: instance ids, or a 0/255 (0/1) mask whose 4-connected components are cells.
     out
         Folder of the run.
-    resume
-        Go on with the run in the folder.
-    overwrite
-        Replace the run in the folder.
     average
         Views averaged when the held-out slices are predicted at the end.
     """
 
-    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGES")]
+    images: Images
     labels: Labels
     out: Path
     settings: Settings = field(default_factory=TrainConfig)
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    resume: Resume = False
+    overwrite: Overwrite = False
     average: Average = "dihedral"
     command: tyro.conf.Suppress[str] = ""
 
@@ -126,23 +135,19 @@ class Predict:
         Show tiles, memory, output and time, and stop.
     verify
         Compute random places again with other windows before the output gets its name.
-    resume
-        Go on with what an interrupted or killed call has left.
-    overwrite
-        Replace an existing output.
     """
 
-    stack: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STACK")]
+    stack: Annotated[tyro.conf.Positional[Path], arg(metavar="STACK")]
     model: Path
     out: Path
     settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(
         default_factory=PredictionSettings
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    plan: tyro.conf.FlagCreatePairsOff[bool] = False
-    verify: tyro.conf.FlagCreatePairsOff[bool] = False
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    plan: Flag = False
+    verify: Flag = False
+    resume: Resume = False
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         network = load_model(self.model, device=choose_device(self.device))
@@ -167,18 +172,12 @@ class WeightMap:
 
     Parameters
     ----------
-    labels
-        TIFF stack or folder: instance ids, or a 0/255 (0/1) mask whose components are cells.
     out
         TIFF stack to write; axes and scale are the labels', the settings are recorded in it.
     preview
         PNG to draw the middle slice in: labels, class weight, border term, sum.
     workers
         Threads; by default one per core.
-    resume
-        Go on with what an interrupted or killed call has left.
-    overwrite
-        Replace existing outputs.
     """
 
     labels: Labels
@@ -188,8 +187,8 @@ class WeightMap:
     )
     preview: Path | None = None
     workers: int | None = None
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    resume: Resume = False
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         replaces = self.overwrite or self.resume
@@ -224,10 +223,6 @@ class PreviewAugmentation:
 
     Parameters
     ----------
-    images
-        TIFF stack, or folder of grey TIFF or PNG images in natural order.
-    labels
-        The same shape: instance ids, or a 0/255 (0/1) mask whose 4-connected components are cells.
     out
         PNG to write.
     tile
@@ -236,11 +231,9 @@ class PreviewAugmentation:
         How many to draw beside the original.
     seed
         Of the samples.
-    overwrite
-        Replace an existing output.
     """
 
-    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGES")]
+    images: Images
     labels: Labels
     out: Path
     settings: tyro.conf.OmitArgPrefixes[AugmentationConfig] = field(
@@ -249,7 +242,7 @@ class PreviewAugmentation:
     tile: int = TILE_INPUT_PX
     samples: int = 8
     seed: int = 0
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         check_output(self.out, overwrite=self.overwrite)
@@ -285,16 +278,14 @@ class Evaluate:
         Write the figures and their curves here.
     plot
         Write a PNG of the figures over the thresholds and of splits and mergers (em).
-    overwrite
-        Replace existing outputs.
     """
 
-    labels: Labels
-    prediction: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREDICTION")]
+    labels: Annotated[tyro.conf.Positional[Path], arg(metavar="LABELS")]
+    prediction: Annotated[tyro.conf.Positional[Path], arg(metavar="PREDICTION")]
     task: Literal["em", "cells"] = "em"
     json: Path | None = None
     plot: Path | None = None
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: Overwrite = False
 
     def run(self) -> int:
         if self.plot and self.task == "cells":
@@ -330,7 +321,7 @@ class Report:
         Folder of the run.
     """
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    folder: Annotated[tyro.conf.Positional[Path], arg(metavar="RUN")]
 
     def run(self) -> int:
         print(write_report(self.folder))

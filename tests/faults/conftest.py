@@ -37,7 +37,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
-    images, labels = em_phantom(slices=3, height=200, width=200)
+    images, labels = em_phantom(slices=3, height=128, width=128)
     write_stack(folder / "images.tif", images)
     write_stack(folder / "labels.tif", labels)
     noise = np.random.default_rng(0).uniform(0, 0.4, labels.shape)

@@ -190,8 +190,8 @@ def test_clock_that_turns_back_changes_nothing(server, inputs, published, tmp_pa
 
 
 HOLD = """
-import pathlib, time
-from unet_repro import {module} as module
+import importlib, pathlib, time
+module = importlib.import_module("unet_repro.{module}")
 work = module.{name}
 def wait_and_work(*arguments, **options):
     pathlib.Path({at_work!r}).touch()
@@ -202,8 +202,8 @@ module.{name} = wait_and_work
 """
 AT_WORK = {
     "train": ("run", "train"),
-    "predict": ("stack_prediction", "StackRun"),
-    "weight-map": ("weight_stack", "weight_map"),
+    "predict": ("prediction.predict_stack", "LocalRun"),
+    "weight-map": ("weight_maps.stack", "weight_map"),
     "download": ("challenges.download", "_unpack"),
 }
 
@@ -217,7 +217,7 @@ def test_second_process_on_the_same_output_is_refused(server, inputs, published,
     module, function = AT_WORK[name]
     hold = HOLD.format(module=module, name=function, at_work=str(at_work), go_on=str(go_on))
     if name == "weight-map":  # it is called for the settings first, before the output is touched
-        settings = "    if arguments[0].size == 1: return work(*arguments, **options)\n"
+        settings = "    if arguments[0].size == 0: return work(*arguments, **options)\n"
         hold = hold.replace("    pathlib.Path", settings + "    pathlib.Path", 1)
     more = {**job.more, "prelude": job.more.get("prelude", "") + "\n" + hold}
     first = server.start(place, job.arguments(place), **more)

@@ -110,16 +110,21 @@ class Child:
 def load() -> None:
     """Load what the commands do, also what the libraries load at their first use."""
     import contextlib
+    import gc
+    import importlib
 
     import torch
     from numba.core.registry import cpu_target
 
+    for name in ("unet_repro.cli", "unet_repro.challenges.prepare", "matplotlib.figure", "zarr"):
+        importlib.import_module(name)
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])
     cpu_target.target_context.refresh()
     cpu_target.typing_context.refresh()
     with contextlib.suppress(ImportError):
         import torch.utils.tensorboard
+    gc.freeze()  # a child's collections and its end need not touch what was here before
 
 
 def serve() -> None:

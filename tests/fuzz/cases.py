@@ -22,7 +22,6 @@ from unet_repro.config import UNetConfig
 from unet_repro.files.block_store import BlockStore
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
-from unet_repro.prediction.outputs import Destination
 from unet_repro.program import INTERRUPTED, guarded
 
 from .file_bytes import (
@@ -37,6 +36,7 @@ from .file_bytes import (
 from .tiff_bytes import OTHERS, damaged, hostile_tiff
 
 SIDE = 24
+HEADER = "blocks/zarr.json"  # in the folder of an unfinished output
 TRAIN = [
     *("--preset", "quick", "--depth", "1", "--base-channels", "2", "--tile", "36"),
     *("--iterations", "1", "--device", "cpu", "--precision", "float32", "--average", "none"),
@@ -88,14 +88,11 @@ class Templates:
 
     def _leave_unfinished(self, name: str, arguments: list[str]) -> None:
         """Keep the parts of an output as a kill leaves them."""
-        with (
-            mock.patch.object(BlockStore, "finish", side_effect=KeyboardInterrupt),
-            mock.patch.object(Destination, "write", side_effect=KeyboardInterrupt),
-        ):
+        with mock.patch.object(BlockStore, "finish", side_effect=KeyboardInterrupt):
             code = cli.main([*arguments, str(self.folder / name)])
         assert code == INTERRUPTED
         self.unfinished[name] = self.folder / f".{name}.parts"
-        assert (self.unfinished[name] / "manifest.json").exists()
+        assert (self.unfinished[name] / HEADER).exists()
 
 
 Family = Callable[[Random, Path, Templates], list[str]]
@@ -206,11 +203,12 @@ def resumed_output(random: Random, folder: Path, templates: Templates) -> list[s
     parts = folder / f".{name}.parts"
     shutil.copytree(templates.unfinished[name], parts)
     kind = random.randrange(4)
-    path = parts / "manifest.json"
+    path = parts / HEADER
     if kind < 3:
         path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
     else:
-        path = random.choice(sorted(parts.glob("*.zst")) or [path])
+        blocks = [file for file in (parts / "blocks/c").rglob("*") if file.is_file()]
+        path = random.choice(sorted(blocks))
         path.write_bytes(random.choice((damaged(random, path.read_bytes()), b"", bytes(9))))
     resume = random.choice((["--resume"], ["--resume"], ["--overwrite"], []))
     if name.startswith("p"):
