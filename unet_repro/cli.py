@@ -1,6 +1,7 @@
 """The command line: ``unet-repro train | predict | weight-map | evaluate | report | ...``.
 
-Every option is a field of a dataclass: tyro makes flags, types, defaults and help from it.
+Every option is a field of a dataclass: tyro makes flags, types, defaults and help from it. What
+draws is imported by the commands that draw: its libraries take most of a second to load.
 """
 
 from __future__ import annotations
@@ -29,12 +30,8 @@ from unet_repro.prediction.predict_stack import prepared
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
-from unet_repro.reports import evaluation
-from unet_repro.reports.preview import augmentation_preview, weight_map_preview
-from unet_repro.reports.report import write_report
 from unet_repro.training import parallel
 from unet_repro.training.samples import LabelledStack
-from unet_repro.training_run import evaluate_run, start_run
 from unet_repro.weight_maps.stack import WeightMapSettings, write_weight_map
 from unet_repro.weight_maps.weight_map import instances
 
@@ -86,6 +83,10 @@ class Train:
             return self._run(held)
 
     def _run(self, held: contextlib.ExitStack) -> int:
+        from unet_repro.reports import evaluation
+        from unet_repro.reports.report import write_report
+        from unet_repro.training_run import evaluate_run, start_run
+
         with parallel.started() as processes:
             images, labels = read_pair(self.images, self.labels)
             data = LabelledStack(
@@ -198,6 +199,8 @@ class WeightMap:
 
         def draw(slice_: np.ndarray, options: dict[str, Any]) -> None:
             if self.preview:
+                from unet_repro.reports.preview import weight_map_preview
+
                 weight_map_preview(slice_, self.preview, **options, overwrite=replaces)
 
         try:
@@ -245,6 +248,8 @@ class PreviewAugmentation:
     overwrite: Overwrite = False
 
     def run(self) -> int:
+        from unet_repro.reports.preview import augmentation_preview
+
         check_output(self.out, overwrite=self.overwrite)
         images, labels = read_pair(self.images, self.labels)
         augmentation_preview(
@@ -288,6 +293,8 @@ class Evaluate:
     overwrite: Overwrite = False
 
     def run(self) -> int:
+        from unet_repro.reports import evaluation
+
         if self.plot and self.task == "cells":
             raise InputError("--plot draws figures over thresholds: it goes with --task em")
         for path in (self.json, self.plot):
@@ -324,6 +331,8 @@ class Report:
     folder: Annotated[tyro.conf.Positional[Path], arg(metavar="RUN")]
 
     def run(self) -> int:
+        from unet_repro.reports.report import write_report
+
         print(write_report(self.folder))
         return 0
 
