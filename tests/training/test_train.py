@@ -401,7 +401,7 @@ def train_in_a_child(folder, two_cells, settings, is_resumed):
 
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_resumed_equals_undisturbed(two_cells, tiny, tmp_path, kills):
-    settings = replace(tiny, iterations=60, validate_every=7, weight_average=0.9)
+    settings = replace(tiny, iterations=12 + 2 * kills, validate_every=7, weight_average=0.9)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     learn(two_cells, settings, whole, held_out=held_out(two_cells))
     context = multiprocessing.get_context("forkserver")
