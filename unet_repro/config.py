@@ -386,13 +386,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(cls: type[Config], values: Any) -> Config:
-    """Build a configuration dataclass from `to_dict`'s output, trusting nothing.
-
-    Raises
-    ------
-    InputError
-        A key that `cls` does not have, a value of the wrong type, or one the class refuses.
-    """
+    """Build a settings dataclass from `to_dict`'s output; `InputError` for what does not fit."""
     if not isinstance(values, dict):
         raise InputError(f"{cls.__name__} needs an object with its fields, not {values!r:.60}")
     hints = get_type_hints(cls)

@@ -1,4 +1,1 @@
-"""The EM and cell tracking challenges (Sec. 4): data, phantoms, jobs.
-
-Tables 1 and 2.
-"""
+"""The EM and cell tracking challenges (Sec. 4, Tables 1 and 2): data, phantoms, jobs."""

@@ -38,27 +38,13 @@ _PHANTOM = "synthetic cells"
 
 @dataclass(frozen=True)
 class Experiment:
-    """A data set of Table 2 and what its job sets differently from the presets.
+    """A data set of Table 2 and what its job sets differently from the presets."""
 
-    Parameters
-    ----------
-    dataset
-        As `download.find_or_download` knows it, and the script's name with underscores.
-    title
-        As Table 2 has it.
-    rule
-        How cells are made of scores.
-    separation_px
-        Width of the ridge between cells (`config.WeightMapConfig`).
-    dropout, interpolation
-        As in `config.UNetConfig` and `config.AugmentationConfig`; None for the preset's.
-    """
-
-    dataset: str
-    title: str
+    dataset: str  # as `find_or_download` knows it; with underscores the script's name
+    title: str  # as Table 2 has it
     rule: InstanceRule
-    separation_px: float
-    dropout: float | None = None
+    separation_px: float  # as in `config.WeightMapConfig`
+    dropout: float | None = None  # None, here and below: the preset's
     interpolation: config.ImageInterpolation | None = None
 
     @property

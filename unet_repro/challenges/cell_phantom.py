@@ -1,8 +1,4 @@
-"""Synthetic cells in a dish, in the layout of the Cell Tracking Challenge, for trials and tests.
-
-They stand in for the data of Table 2 where those are not to be had. Nothing in it comes from the
-paper.
-"""
+"""Synthetic cells in the layout of the Cell Tracking Challenge, for trials; not in the paper."""
 
 import os
 from pathlib import Path
@@ -30,27 +26,21 @@ def write_cell_phantom(
 ) -> None:
     """Write two sequences of drifting cells: images, masks of some frames, markers of all.
 
+    Not in the paper. `folder` gets ``01``, ``01_GT/SEG``, ``01_GT/TRA``, ``01_ST/SEG`` from `seed`
+    and the same of ``02`` from `seed` + 1; files that are there are replaced. One seed gives one
+    data set, bit for bit on one machine. Every other frame has masks in ``GT``; those of the last
+    one lack a cell, as in partly annotated real frames. In ``ST`` every frame has all its masks.
+
     Parameters
     ----------
-    folder : path-like
-        Gets ``01``, ``01_GT/SEG``, ``01_GT/TRA``, ``01_ST/SEG`` from `seed`, the same of ``02``
-        from `seed` + 1.
-        Files that are there are replaced.
     frames, height, width, cells : int
         Of each sequence; at least 3 frames and 2 cells, sides of at least 80 px. There are fewer
         cells where there is no room for them: each pair takes 44 × 70 px.
-    seed : int
-        One seed gives one data set, bit for bit on one machine.
 
     Raises
     ------
     InputError
         A size below those, or a negative seed; a file that cannot be written.
-
-    Notes
-    -----
-    Every other frame has masks in ``GT``. Those of the last one lack a cell, as in the partly
-    annotated frames of the real data. In ``ST`` every frame has all its masks.
     """
     if frames < 3 or min(height, width) < 80 or cells < 2 or seed < 0:
         raise InputError(

@@ -22,11 +22,7 @@ from unet_repro.reports.cell_report import STACKS
 
 
 def annotated_part(sequence: CTCSequence, part: Sequence[int] | None = None) -> CTCSequence:
-    """Return a sequence that consists of some of the annotated frames alone.
-
-    Those without a single known pixel are left out; `part` says which of the others: 0 is the
-    first. All if None.
-    """
+    """Return the annotated frames with a known pixel; of these those in `part`, if given."""
     usable = [i for i in range(len(sequence.frames)) if sequence.is_known[i].any()]
     chosen = usable if part is None else [usable[i] for i in part]
     frames = [sequence.frames[i] for i in chosen]
@@ -51,17 +47,9 @@ def segment_sequence(
 ) -> np.ndarray:
     """Segment all frames of a sequence into ``NN_RES/maskTTT.tif``, the challenge's layout.
 
-    Parameters
-    ----------
-    predictor
-        Of two classes: a cell's score is its log-odds, from raw scores averaged over the views.
-    folder
-        Gets the folder ``NN_RES``, NN the sequence's name; masks that are there are replaced.
-
-    Returns
-    -------
-    ndarray of int32, shape (n, y, x)
-        The instances of the annotated frames, in the order of `CTCSequence.frames`.
+    A cell's score is the log-odds of the raw scores of two classes, averaged over the views. Masks
+    that are in `folder` are replaced. Returns the instances of the annotated frames in their order:
+    int32, shape (n, y, x).
     """
     annotated: dict[int, np.ndarray] = {}
     results = folder / f"{sequence.name}_RES"
@@ -94,15 +82,13 @@ def score_frames(
         Annotated cells and found cells; 0 is background, or unknown in `labels`.
     known : ndarray of bool, shape (n, y, x)
         False where it is unknown whether a pixel is cell or background.
-    names : sequence of str
-        Number of each frame.
 
     Returns
     -------
     dict
         ``figures``: ``iou`` of Table 2 and ``seg`` of the challenge, means over all annotated
         cells, and ``foreground_iou``, that of all known pixels without regard to which cell they
-        are; ``ious``: the score of each cell; ``frames``: for each its ``frame`` (the name),
+        are; ``ious``: the score of each cell; ``frames``: for each its ``frame`` (from `names`),
         ``cells``, ``iou``, ``missed``, ``found`` (instances) and ``complete``.
     """
     if not len(labels) == len(instances) == len(known) == len(names):
@@ -146,11 +132,10 @@ def write_cell_results(
     rule: InstanceRule,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Score a segmented sequence; write ``metrics.json`` and the scored frames, for the report.
+    """Score a segmented sequence; write ``metrics.json`` and, for the report, ``cells_*.tif``.
 
-    Images, labels and instances of the annotated frames go to ``cells_*.tif`` in `folder`. Returns
-    what ``metrics.json`` holds under ``cells``: `rule`, `about` (sequences, views, the published
-    figure) and what `score_frames` says.
+    Returns what ``metrics.json`` holds under ``cells``: `rule`, `about` (sequences, views, the
+    published figure) and what `score_frames` says.
     """
     evaluation = score_frames(
         sequence.labels,

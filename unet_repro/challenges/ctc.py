@@ -74,9 +74,8 @@ def read_ctc_sequence(
     sequence : str
         ``"01"`` or ``"02"``.
     truth : "gold" or "silver"
-        Whose masks are read: gold, made by people, for some frames, from ``01_GT/SEG/``; or
-        silver, for nearly every frame, from ``01_ST/SEG/``, which the challenge has computed from
-        the results of its best methods. Not in the paper: there was no silver truth in 2015.
+        Gold: made by people, for some frames (``01_GT/SEG/``). Silver: for nearly every frame, made
+        by the challenge from its best methods' results (``01_ST/SEG/``). Not in the paper: silver.
     unknown_radius_px : float or "measured", optional
         How far a cell without a mask may reach from its marker. By default as far as the image:
         in a frame that is only partly annotated, nothing but the masks is known. ``"measured"``:
@@ -90,12 +89,11 @@ def read_ctc_sequence(
 
     Notes
     -----
-    Not in the paper: a frame counts as complete if at least half of each marker lies on some mask.
-    In the others, cells without a mask are neither cell nor background to us. Their markers tell
-    where they are but not how far they reach, so all pixels outside the masks are unknown, unless
-    `unknown_radius_px` says how large cells can be: the farthest pixel of a mask lies 126 px (01)
-    and 143 px (02) from its marker in DIC-HeLa, 99 px and 98 px in PhC-U373. A frame without
-    markers counts as incomplete.
+    Not in the paper: a frame counts as complete if at least half of each marker lies on some mask,
+    and as incomplete without markers. In an incomplete frame all pixels outside the masks, but for
+    `unknown_radius_px`, are unknown: markers do not tell how far a cell reaches. The farthest pixel
+    of a mask lies 126 px (01) and 143 px (02) from its marker in DIC-HeLa, 99 px and 98 px in
+    PhC-U373.
     """
     root = Path(folder)
     with StackReader(root / sequence) as reader:
@@ -144,11 +142,7 @@ def masks_folder(sequence: str, truth: Truth) -> str:
 
 
 def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """Return how far any mask reaches from the marker that lies on it: px, rounded up.
-
-    `frames` are pairs of masks and markers, whose numbers need not correspond. None where no
-    marker lies on a mask.
-    """
+    """Return how far any mask reaches from a marker on it: px, rounded up; None without any."""
     reach = []
     for label, marker in frames:
         for number in np.unique(marker[marker > 0]):
@@ -162,15 +156,9 @@ def largest_reach_px(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> float |
 
 
 def write_ctc_result(folder: PathLike, digits: str, instances: np.ndarray) -> None:
-    """Write the instances of one frame as the challenge takes them: ``maskTTT.tif``, uint16.
+    """Write one frame's instances as ``maskTTT.tif``, uint16, TTT being `digits`; replace a file.
 
-    `digits` is the frame's number as in the name of its image. A file of the same frame is
-    replaced.
-
-    Raises
-    ------
-    InputError
-        A number below 0 or above 65535; a file that cannot be written.
+    `InputError`: a number below 0 or above 65535; a file that cannot be written.
     """
     if instances.min() < 0 or instances.max() >= 1 << 16:
         raise InputError(

@@ -81,10 +81,6 @@ def find_or_download(
     ----------
     dataset : str
         ``"isbi2012"``, ``"phc-u373"`` or ``"dic-hela"``.
-    root : path-like, optional
-        A folder for data sets, in place of the project's own.
-    show_progress : bool
-        Draw a progress bar on standard error while downloading.
 
     Returns
     -------

@@ -1,8 +1,4 @@
-"""A synthetic electron-microscopy stack: cells, membranes and what is mistaken for membranes.
-
-It stands in for the EM challenge's data where those are not to be had, and for tests. Nothing in
-it comes from the paper.
-"""
+"""A synthetic electron-microscopy stack, for trials and tests; nothing in it is from the paper."""
 
 import os
 from dataclasses import dataclass
@@ -24,17 +20,12 @@ def em_phantom(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a stack that looks like serial-section EM of neural tissue, with its labels.
 
-    Cells of many sizes wander and breathe from slice to slice; their membranes are bent by smooth
-    noise. Inside are mitochondria and vesicles, dark-rimmed like cells but labelled as interior,
-    and granular cytoplasm. Membranes cut obliquely are smeared. Blur, noise, brightness and
-    contrast differ between slices.
-
-    Parameters
-    ----------
-    slices, height, width : int
-        Size of the stack in px; at least 1.
-    seed : int
-        One seed gives one stack, bit for bit on one machine.
+    Not in the paper. Cells of many sizes wander and breathe from slice to slice; their membranes
+    are bent by smooth noise. Inside are mitochondria and vesicles, dark-rimmed like cells but
+    labelled as interior, and granular cytoplasm. Membranes cut obliquely are smeared. Blur, noise,
+    brightness and contrast differ between slices. Membranes of neighbouring slices overlap by a
+    third (intersection over union 0.31 to 0.35; 0.22 in the EM challenge's training stack). One
+    seed gives one stack, bit for bit on one machine.
 
     Returns
     -------
@@ -48,11 +39,6 @@ def em_phantom(
     ------
     InputError
         If a size is below 1 or the seed is negative.
-
-    Notes
-    -----
-    Membranes move by about their own width from slice to slice: those of neighbours overlap by a
-    third (intersection over union 0.31 to 0.35; 0.22 in the EM challenge's training stack).
 
     Examples
     --------
@@ -83,11 +69,7 @@ def write_em_phantom(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Write two phantoms under the file names of the EM challenge.
-
-    ``train-volume.tif`` and ``train-labels.tif`` come from `seed`, ``test-volume.tif`` and
-    ``test-labels.tif`` from `seed` + 1.
-    """
+    """Write the EM challenge's files: ``train-*`` from `seed`, ``test-*`` from `seed` + 1."""
     for part, part_seed in (("train", seed), ("test", seed + 1)):
         images, labels = em_phantom(slices=slices, height=height, width=width, seed=part_seed)
         for name, stack in (("volume", images), ("labels", labels)):

@@ -14,10 +14,7 @@ from unet_repro.program import guarded
 
 
 def main(dataset: str, argv: Sequence[str] | None = None) -> int:
-    """Find or download a data set and print its counts.
-
-    Returns the exit code: 0; 2: the data are not to be had or damaged; 130: Ctrl-C or SIGTERM.
-    """
+    """Find or download a data set and print its counts; return the exit code (0, 2 or 130)."""
     parser = argparse.ArgumentParser(
         prog=f"prepare.py ({dataset})",
         description=f"Find or download the data set {dataset} and print what it holds.",

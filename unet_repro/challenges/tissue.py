@@ -1,7 +1,4 @@
-"""The geometry behind the phantom: cells that wander through the slices, and smooth noise.
-
-Nothing in it comes from the paper. Layer 0: pixels of no image are seen here.
-"""
+"""The geometry behind the phantom (not in the paper): wandering cells, and smooth noise."""
 
 from dataclasses import dataclass
 
@@ -59,27 +56,13 @@ def _blend(n: int, step: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells as capsules: all points within a radius of a segment, before they are bent.
+    """Cells as capsules: all points within a radius of a segment, before they are bent."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        (z, y, x) of the field.
-    centre : ndarray, shape (z + 1, n, 2)
-        Midpoints of the segments as (y, x) in px; one slice more than the field has.
-    half_axis : ndarray, shape (z + 1, n, 2)
-        From the midpoint to one end, as (y, x) in px.
-    radius : ndarray, shape (z + 1, n)
-        In px.
-    bend : list of (amplitude in px, noise along y, noise along x)
-        The displacement that bends the membranes.
-    """
-
-    shape: tuple[int, int, int]
-    centre: np.ndarray
-    half_axis: np.ndarray
-    radius: np.ndarray
-    bend: list[tuple[float, SmoothNoise, SmoothNoise]]
+    shape: tuple[int, int, int]  # (z, y, x) of the field
+    centre: np.ndarray  # (z + 1, n, 2): midpoints of the segments as (y, x) in px
+    half_axis: np.ndarray  # (z + 1, n, 2): from the midpoint to one end, as (y, x) in px
+    radius: np.ndarray  # (z + 1, n), in px
+    bend: list[tuple[float, SmoothNoise, SmoothNoise]]  # px, noise along y, noise along x
 
     def bent_grid(self, z: float) -> tuple[np.ndarray, np.ndarray]:
         """Give where each pixel lies (y, x) among the unbent cells, also between slices."""
@@ -92,11 +75,7 @@ class Cells:
     def membrane_distance(
         self, z: float, y: np.ndarray, x: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Measure how far each pixel lies from the nearest membrane's middle line.
-
-        Takes what `bent_grid` gives for `z`. Returns about the distance in px (float32; smaller in
-        corners, at most 12) and the cell of each pixel.
-        """
+        """Give about the px to the nearest membrane's middle (float32, at most 12) and the cell."""
         lower, share = int(z), z - int(z)
         upper = min(lower + 1, len(self.radius) - 1)
         centre, half_axis, radius = (

@@ -1,4 +1,1 @@
-"""Stacks of images in and out: TIFF, PNG, and what their metadata and labels mean.
-
-Everything is read lazily, (z, y, x).
-"""
+"""Stacks of images (z, y, x) in and out: TIFF, PNG, and what their metadata and labels mean."""

@@ -25,40 +25,21 @@ _NO_UNIT, _INCH, _CENTIMETRE = 1, 2, 3  # values of the tag ResolutionUnit; 2 wh
 
 @dataclass(frozen=True)
 class Calibration:
-    """Axes and scale of a TIFF stack, as the file states them.
+    """Axes and scale of a TIFF stack, as the file states them."""
 
-    Parameters
-    ----------
-    axes
-        ``"ZYX"``, or ``"TYX"`` for a time series.
-    resolution
-        Pixels per unit along x and y.
-    resolution_unit
-        The TIFF tag: 1 none (`unit` holds, as ImageJ has it), 2 inch, 3 centimetre.
-    unit
-        Its name; ASCII.
-    spacing
-        Distance of the slices in this unit.
-    interval
-        Time between the slices in s.
-    """
-
-    axes: str = "ZYX"
-    resolution: tuple[float, float] | None = None
-    resolution_unit: int = _NO_UNIT
-    unit: str | None = None
-    spacing: float | None = None
-    interval: float | None = None
+    axes: str = "ZYX"  # or TYX: a time series
+    resolution: tuple[float, float] | None = None  # pixels per unit along x and y
+    resolution_unit: int = _NO_UNIT  # the tag; with 1 `unit` holds, as in ImageJ
+    unit: str | None = None  # its name; ASCII
+    spacing: float | None = None  # of the slices, in this unit
+    interval: float | None = None  # between the slices, in s
 
 
 UNCALIBRATED = Calibration()
 
 
 def read_calibration(path: PathLike) -> Calibration:
-    """Read what a readable stack states of its axes and scale (ImageJ, OME, TIFF's own tags).
-
-    Of a folder, its first file counts, and its slices are along z.
-    """
+    """Read the axes and scale of a readable stack; of a folder those of its first file, along z."""
     file_path = image_files(path)[0] if Path(path).is_dir() else Path(path)
     if file_path.suffix.lower() == ".png":
         return UNCALIBRATED

@@ -19,14 +19,9 @@ _IMAGE_SUFFIXES = (*_TIFF_SUFFIXES, ".png")
 
 
 def image_files(folder: PathLike) -> list[Path]:
-    """List the TIFF and PNG files of a folder in natural order: ``2.png`` before ``10.png``.
+    """List a folder's TIFF and PNG files, but for hidden ones: ``2.png`` before ``10.png``.
 
-    Hidden files and files of other suffixes are passed over.
-
-    Raises
-    ------
-    InputError
-        If there is no image, or if two differ in nothing but the suffix.
+    `InputError`: there is no image, or two differ in nothing but the suffix.
     """
     try:
         entries = list(Path(folder).iterdir())

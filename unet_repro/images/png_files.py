@@ -20,12 +20,8 @@ def png_header(path: Path, *, channels: int = 1) -> tuple[tuple[int, int], np.dt
     """Give (y, x) and the dtype, uint8 or uint16, of a PNG file without decoding it.
 
     `channels` is what it must have: 1 grey, 2 grey and opacity, 3 colour, 4 with opacity.
-
-    Raises
-    ------
-    InputError
-        If the file is no PNG, holds no pixels or more than 1 000 000 a side, or has other channels,
-        a colour table, or 2 or 4 bits a pixel.
+    `InputError`: no PNG, other channels, a colour table, 2 or 4 bits a pixel, no pixels, or more
+    than 1 000 000 a side.
     """
     return _parse_header(path, read_bytes(path, _HEADER_BYTES), channels)
 

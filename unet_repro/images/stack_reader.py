@@ -40,18 +40,15 @@ class StackReader:
     channels : int, optional
         How many channels the file must declare; None for grey, as 1. More than one are an axis C
         of a TIFF series or the samples of its pages (RGB, RGBA), or those of colour PNG files.
-        No other number is taken, and besides the channels there may be one axis of slices,
-        whatever its name.
+        Besides them there may be one axis of slices, whatever its name.
     cache_bytes : int
         Rectangles that go from left to right through a TIFF of compressed strips decode each
         strip once only if the strips of their rows fit.
 
     Attributes
     ----------
-    path : pathlib.Path
     shape : tuple of int
         (z, y, x); no side is 0.
-    channels : int
     dtype : numpy.dtype
         As stored, in native byte order.
     names : list of str
@@ -70,11 +67,8 @@ class StackReader:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_stack(f"{folder}/stack.tif", np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
     ...     with StackReader(f"{folder}/stack.tif") as stack:
-    ...         print(stack.shape, [int(stack.read_slice(z).sum()) for z in range(2)])
-    ...         print(stack.read_region(1, slice(0, 2), slice(1, 3)))
-    (2, 3, 4) [66, 210]
-    [[[13 14]
-      [17 18]]]
+    ...         print(stack.shape, stack.read_region(1, slice(0, 2), slice(1, 3)).tolist())
+    (2, 3, 4) [[[13, 14], [17, 18]]]
     """
 
     def __init__(
@@ -127,20 +121,14 @@ class StackReader:
 
         A page that is neither compressed nor tiled is read row by row, the wanted columns only. A
         page that is one compressed strip must be decoded as a whole, once for all its rectangles
-        that follow.
-
-        Parameters
-        ----------
-        z : int
-        rows, columns : slice
-            Not empty and inside the slice, step 1; ``slice(None)`` is all of them.
+        that follow. `rows` and `columns` have step 1; ``slice(None)`` is all of them.
 
         Raises
         ------
         InputError
             If the pixels cannot be read or decoded, with slice and position.
         IndexError
-            If there is no such slice or rectangle.
+            If there is no such slice or rectangle, or it is empty.
         """
         return self._read(z, rows, columns, keep=True)
 
@@ -189,10 +177,7 @@ class StackReader:
         return stack
 
     def fingerprint(self) -> dict[str, Any]:
-        """Describe for JSON what is read, so that a later run can tell whether it is the same.
-
-        For each file its name without folders, size and `mtime_ns`, as they were on opening.
-        """
+        """Describe for JSON what is read, with each file's name, size and time as on opening."""
         files = [
             {"name": state.path.name, "size": state.size, "mtime_ns": state.mtime_ns}
             for state in self._states
@@ -205,10 +190,7 @@ class StackReader:
         }
 
     def check_unchanged(self, z: int | None = None) -> None:
-        """Raise `InputError` if a file, or that of slice `z`, was changed since opening.
-
-        One look at each file's size and time.
-        """
+        """Raise `InputError` if a file (or that of slice `z`) has changed in size or time."""
         states = self._states
         if z is not None and len(states) > 1:
             states = [states[z]]

@@ -20,30 +20,17 @@ _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
 def read_stack(path: PathLike) -> np.ndarray:
-    """Read a grey stack into memory.
+    """Read a grey TIFF stack, or a folder's TIFF and PNG images (2 before 10), into memory.
 
-    Parameters
-    ----------
-    path : path-like
-        A TIFF stack, or a folder of grey TIFF or PNG images in natural order (2 before 10).
-
-    Returns
-    -------
-    ndarray, shape (z, y, x)
-        The pixels as stored, in native byte order. A single image is a stack of one slice.
+    Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
+    slice. `InputError`: as `StackReader`.
     """
     with StackReader(path) as reader:
         return reader.read()
 
 
 def read_images(path: PathLike) -> np.ndarray:
-    """Read a stack to be segmented, as stored: `read_stack` that refuses NaN and infinite pixels.
-
-    Raises
-    ------
-    InputError
-        As `StackReader`; also for the first pixel that is not finite, with its position.
-    """
+    """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
     with StackReader(path) as reader:
         stack = reader.read()
         if stack.dtype.kind == "f":
@@ -53,19 +40,10 @@ def read_images(path: PathLike) -> np.ndarray:
 
 
 def read_labels(path: PathLike) -> np.ndarray:
-    """Read labels: instance numbers, or a mask of 0 and 255 (or 0 and 1).
+    """Read labels (z, y, x): instance numbers, or a mask of 0 and 255 (or 0 and 1); 0: background.
 
-    TIFF pages with a colour table are accepted and give their indices.
-
-    Returns
-    -------
-    ndarray of integer, shape (z, y, x)
-        As stored, 0 = background or membrane; 1-bit masks become uint8 of 0 and 1.
-
-    Raises
-    ------
-    InputError
-        As `StackReader`; also for floating-point or negative labels.
+    TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, other
+    integers stay as stored. `InputError`: as `StackReader`; floating-point or negative labels.
     """
     with StackReader(path, palette=True) as reader:
         if reader.dtype.kind == "f":
@@ -81,13 +59,7 @@ def read_labels(path: PathLike) -> np.ndarray:
 
 
 def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
-    """Make sure that a stack and its labels, both (z, y, x), can be trained on together.
-
-    Raises
-    ------
-    InputError
-        If the shapes differ, or if all labels are the same, so that there is one class only.
-    """
+    """Raise `InputError` if images and labels differ in shape, or there is one class only."""
     if images.shape != labels.shape:
         raise InputError(
             f"the images are {describe_size(images.shape)} but the labels "
@@ -130,19 +102,15 @@ def write_stack(
     compression: str | None = None,
     voxel_size_um: tuple[float, float, float] | None = None,
 ) -> None:
-    """Write a grey stack as a TIFF that is either complete or absent.
+    """Write a grey stack as a TIFF that is either complete or absent, in folders made for it.
 
     uint8, uint16 and float32 below 4 GiB are written as ImageJ stacks; everything else as plain
     TIFF, BigTIFF from 4 GiB on. The axes are recorded as ZYX in either case.
 
     Parameters
     ----------
-    path : path-like
-        The file to make; missing parent folders are created.
     array : ndarray of uint8, uint16, float32, uint32 or int32, shape (z, y, x) or (y, x)
         The pixels, stored as they are.
-    overwrite : bool
-        Replace an existing file.
     compression : str, optional
         A lossless scheme of tifffile: ``"zlib"``, ``"lzw"``, ``"zstd"``.
     voxel_size_um : tuple of float, optional

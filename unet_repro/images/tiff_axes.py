@@ -15,19 +15,10 @@ _JPEG = (6, 7, 34892, 33007)  # compressions whose YCbCr pixels tifffile gives a
 
 @dataclass(frozen=True)
 class PageOrder:
-    """How the pages of a series are ordered.
+    """How the pages of a series are ordered: one page a slice, or one page a channel."""
 
-    Parameters
-    ----------
-    pages
-        ndarray of int, shape (z, pages of a slice): their numbers in the series; one page a
-        slice, or one page a channel.
-    slice_shape
-        What the series would be of one slice.
-    """
-
-    pages: np.ndarray
-    slice_shape: tuple[int, ...]
+    pages: np.ndarray  # int (z, pages of a slice): their numbers in the series
+    slice_shape: tuple[int, ...]  # what the series would be of one slice
 
 
 def page_order(
@@ -37,12 +28,7 @@ def page_order(
 
     More than one channel are the samples of a page or the axis C. `palette` accepts pages of one
     channel with a colour table; `imagej` is what ImageJ's description says, if there is one.
-
-    Raises
-    ------
-    InputError
-        If there are other channels, several axes besides them, Y and X, no pixels, or pixels
-        that are no plain numbers.
+    `InputError`: other channels, further axes besides slices, Y and X, no plain pixels.
     """
     if channels == 1:
         _check_grey(path, series, imagej)

@@ -15,7 +15,7 @@ import tifffile
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import as_input_errors, open_binary
 from unet_repro.images.tiff_axes import PageOrder, page_order
-from unet_repro.images.tiff_segments import CACHE_BYTES, SegmentReader
+from unet_repro.images.tiff_segments import SegmentReader
 
 PathLike = str | os.PathLike[str]
 
@@ -25,40 +25,13 @@ _LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
 
 
 class TiffPages:
-    """Give the pages of a TIFF file as the slices of one stack.
+    """Give the pages of a TIFF file as the slices of one stack; arguments as of `StackReader`.
 
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    palette : bool
-        Accept pages with a colour table and give their indices.
-    channels : int, optional
-        How many channels each slice must have; None for grey pages, as 1.
-    cache_bytes : int
-        Size of the decoded strips and tiles that are kept; at least one of each channel is.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        (z, y, x).
-    channels : int
-    dtype : numpy.dtype
-        In native byte order.
-
-    Raises
-    ------
-    InputError
-        If the file is not a TIFF, is truncated, or is not one stack of such pages.
+    `InputError`: the file is not a TIFF, is truncated, or is not one stack of such pages.
     """
 
     def __init__(
-        self,
-        path: PathLike,
-        *,
-        palette: bool = False,
-        channels: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        self, path: PathLike, *, palette: bool, channels: int | None, cache_bytes: int
     ) -> None:
         self.path = Path(path)
         self.channels = channels or 1
@@ -213,12 +186,7 @@ class TiffPages:
     def read_region(self, z: int, rows: slice, columns: slice, *, keep: bool = True) -> np.ndarray:
         """Copy a rectangle (channels, h, w) of slice `z`; rows and columns have start and stop.
 
-        `keep` keeps decoded strips and tiles for the rectangles to come.
-
-        Raises
-        ------
-        InputError
-            If the pixels cannot be read or decoded.
+        `keep` keeps decoded strips and tiles. `InputError`: the pixels cannot be read or decoded.
         """
         shape = (self.channels, rows.stop - rows.start, columns.stop - columns.start)
         with as_input_errors(self.path, f"slice {z} "):

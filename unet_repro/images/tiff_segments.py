@@ -20,21 +20,10 @@ class SegmentReader:
 
     Whatever the file lacks is an `InputError`: nothing is filled in, and nothing is mapped into
     memory, so a file that is cut short while it is read does no harm. Threads may share a reader.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file, for errors.
-    handle : binary file
-    dtype : numpy.dtype
-        Of the pixels, in native byte order.
-    cache_bytes : int
-        Decoded strips and tiles of this size together are kept, and always the last one.
+    Decoded strips and tiles are kept up to `cache_bytes`, and always the last one.
     """
 
-    def __init__(
-        self, path: Path, handle: BinaryIO, dtype: np.dtype, *, cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, path: Path, handle: BinaryIO, dtype: np.dtype, *, cache_bytes: int) -> None:
         self._path, self._handle, self._dtype = path, handle, dtype
         self._lock = threading.Lock()
         self._cache = _Cache(cache_bytes)
@@ -46,20 +35,9 @@ class SegmentReader:
     def read_plain(
         self, offset: int, keyframe: Any, rows: slice, columns: slice, out: np.ndarray, *, what: str
     ) -> None:
-        """Read a rectangle of a page whose pixels lie in the file uncoded and row by row.
+        """Read a rectangle of a page that lies uncoded, row by row, from `offset` on, into `out`.
 
-        Parameters
-        ----------
-        offset : int
-            Where the pixels of the page begin.
-        keyframe : tifffile.TiffPage
-            Says how the page is stored.
-        rows, columns : slice
-            Inside the page, with start and stop.
-        out : ndarray, shape (samples, h, w)
-            Where to put the pixels.
-        what : str
-            Names the slice in errors: ``"slice 3 "``.
+        `out` has shape (samples, h, w); `what` names the slice in errors (``"slice 3 "``).
         """
         n_planes, _, height, width, samples = keyframe.shaped
         stored = self._dtype.newbyteorder(keyframe.parent.byteorder)

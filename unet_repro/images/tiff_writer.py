@@ -58,18 +58,8 @@ def layout_of(
 ) -> Layout:
     """Return the layout that `write_pages` gives a file: "strips" where ImageJ can read it.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        (z, y, x) or (z, c, y, x).
-    dtype : uint8, uint16, float16 or float32
-    compression : "zlib", "zstd", "lzw" or "none"
-
-    Returns
-    -------
-    "strips" or "tiles"
-        Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), pages of
-        less than 2**31 pixels, and a file below 4 GiB even if its pixels do not compress at all.
+    Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), pages of less
+    than 2**31 pixels, and a file below 4 GiB even if its pixels do not compress at all.
 
     Examples
     --------
@@ -103,13 +93,12 @@ def write_pages(
 ) -> None:
     """Write a TIFF from horizontal bands of its pages, as they come.
 
-    The file grows at `path`: the caller writes to a temporary path and renames it (`atomic`,
+    The file grows at `path` and replaces one that is there: the caller renames it (`atomic`,
     `block_store`). The same pixels and texts give the same bytes, whatever the bands and `workers`.
+    Not in the paper: its outputs are small enough to be written at once.
 
     Parameters
     ----------
-    path : path-like
-        The file to write; replaced if it exists.
     bands : iterable of ndarray, shape (rows, x)
         Of `dtype`. Together they cover page 0 from top to bottom, then page 1, and so on; a band
         ends where its page ends, or before. Consumed in the caller's thread, one at a time; a
@@ -128,8 +117,7 @@ def write_pages(
     compression : "zlib", "zstd", "lzw" or "none"
         Lossless; without predictor.
     info : str
-        A text to record, such as JSON: ImageJ's image information; in OME-XML the Description of
-        the image.
+        A text to record, such as JSON: ImageJ's image information, or OME's Description.
     workers : int
         Threads that compress.
 
@@ -151,8 +139,6 @@ def write_pages(
     Read by tifffile, Pillow, scikit-image and libtiff (float16 and zstd where their builds have
     them). ImageJ without plug-ins (1.53) reads strips with zlib, lzw or no compression, but
     neither tiles nor BigTIFF nor zstd: these need Bio-Formats, which Fiji has.
-
-    Not in the paper: its outputs are small enough to be written at once.
     """
     dtype = np.dtype(dtype)
     _check_options(path, shape, dtype, axes, layout, compression)
@@ -261,10 +247,7 @@ def _ome_texts(
 def _regroup(
     bands: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, rows: int
 ) -> Iterator[np.ndarray]:
-    """Yield the pages in groups of `rows` rows, a page's last group may have fewer.
-
-    A group is valid until the next is asked for.
-    """
+    """Yield the pages in groups of at most `rows` rows, each valid until the next is asked for."""
     *depths, height, width = shape
     buffer = np.empty((rows, width), dtype.newbyteorder("<"))
     page, top, filled = 0, 0, 0  # the buffer holds the rows top … top + filled - 1

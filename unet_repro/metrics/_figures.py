@@ -87,7 +87,7 @@ def v_rand_figures(counts: Tally, *, is_official: bool) -> VScore:
         _nan_where_empty(counts, pairs) for pairs in _pair_sums(counts, counts.thinned_overlap)
     )
     f_score = joint / (0.5 * proposed + 0.5 * true)
-    return VScore(**_v_score(f_score, joint / true, joint / proposed, is_official=is_official))
+    return _v_score(f_score, joint / true, joint / proposed, is_official=is_official)
 
 
 def v_info_figures(counts: Tally, *, is_official: bool) -> VScore:
@@ -102,7 +102,7 @@ def v_info_figures(counts: Tally, *, is_official: bool) -> VScore:
     is_zero = np.minimum(truth_entropy, proposal_entropy) < _NO_ENTROPY
     f_score = np.where(is_zero, 0.0, _share(2 * information, truth_entropy + proposal_entropy))
     parts = (_nan_where_empty(counts, values) for values in (f_score, split, merge))
-    return VScore(**_v_score(*parts, is_official=is_official))
+    return _v_score(*parts, is_official=is_official)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -113,16 +113,16 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _v_score(
     f_score: np.ndarray, split: np.ndarray, merge: np.ndarray, *, is_official: bool
-) -> dict:
+) -> VScore:
     """Average the slices: those without truth count 0 officially, and not at all otherwise."""
     if is_official:
         f_score, split, merge = (np.nan_to_num(values) for values in (f_score, split, merge))
-    return {
-        "thresholds": THRESHOLDS,
-        "per_threshold": np.nanmean(f_score, axis=0),
-        "per_slice": f_score,
-        "split": np.nanmean(split, axis=0),
-        "merge": np.nanmean(merge, axis=0),
-        "split_per_slice": split,
-        "merge_per_slice": merge,
-    }
+    return VScore(
+        thresholds=THRESHOLDS,
+        per_threshold=np.nanmean(f_score, axis=0),
+        per_slice=f_score,
+        split=np.nanmean(split, axis=0),
+        merge=np.nanmean(merge, axis=0),
+        split_per_slice=split,
+        merge_per_slice=merge,
+    )

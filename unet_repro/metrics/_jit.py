@@ -11,9 +11,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 def jit(function: Kernel) -> Kernel:
     """Compile a function on its first call, to run without Python objects and without the GIL.
 
-    Compiled code is kept next to the source, in `NUMBA_CACHE_DIR` or in the user's cache. Where
-    none of them can be written, numba raises RuntimeError here; then the code is compiled anew
-    in every process.
+    Where numba finds no place for its cache (it raises RuntimeError), every process compiles.
     """
     compiled: Any
     try:

@@ -7,10 +7,7 @@ from unet_repro.metrics._jit import jit
 
 @jit
 def label_objects(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the 4-connected components of a mask in raster order of their first pixel.
-
-    Returns int32 labels like the (height, width) mask, and the number of components.
-    """
+    """Number a mask's 4-connected components in raster order (int32); also give their number."""
     height, width = mask.shape
     labels = np.zeros((height, width), np.int32)
     # No two 4-neighbours open a provisional label, so there are at most half as many as pixels.
@@ -66,11 +63,7 @@ def _number_roots(parent: np.ndarray, n_provisional: int) -> int:
 
 @jit
 def group_pixels(labels: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray]:
-    """List the flat positions of the labelled pixels, object by object.
-
-    Returns positions (int32) and bounds (int64): those of object i are
-    positions[bounds[i - 1]:bounds[i]].
-    """
+    """List the labelled pixels' positions (int32); object i's are [bounds[i - 1], bounds[i])."""
     flat = labels.ravel()
     bounds = np.zeros(n_objects + 1, np.int64)
     for position in range(flat.size):

@@ -77,8 +77,7 @@ def tally(
 ) -> Tally:
     """Count the parts asked for: "pixels", "objects", "thinned", "warping".
 
-    Truth slices are prepared one after the other while the threads work on those before, so that
-    memory beyond the inputs is that of a few slices.
+    Slices are prepared while threads work on those before: memory is that of a few slices.
     """
     n_slices = labels.shape[0]
     result = _empty_tally(labels.shape)

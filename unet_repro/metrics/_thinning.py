@@ -14,8 +14,7 @@ def thin_background(labels: np.ndarray, n_objects: int) -> np.ndarray:
     becomes a dam where there are two or more or none. A slice without objects is one region.
 
     The order in which one pixel queues its neighbours has no effect: pixels reached from the same
-    pixel of the starting queue in equally many steps never touch, so that only the order of the
-    starting queue decides between pixels that do.
+    pixel of the starting queue in equally many steps never touch.
     """
     height, width = labels.shape
     thinned = labels.copy()

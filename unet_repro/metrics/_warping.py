@@ -219,8 +219,7 @@ def _is_split_without(
 ) -> bool:
     """Tell whether a pixel's neighbours fall apart in its window when it becomes background.
 
-    Fills the component of one neighbour, 4-connected and inside the window; last_seen is set to
-    the number of this search on the way. Apart means: another neighbour was not reached.
+    Fills one neighbour's 4-connected component, which sets last_seen to `search`.
     """
     height, width = warped.shape
     last_seen[y, x] = search  # the centre is background now

@@ -26,7 +26,8 @@ def seg(labels: Any, prediction: Any) -> float:
 
     A reference object R is matched by the result object S that covers more than half of it,
     |R ∩ S| > |R| / 2; there is at most one. Its score is the Jaccard index |R ∩ S| / |R ∪ S|, or
-    0 if no object matches. SEG is the mean of the scores of all reference objects of all frames.
+    0 if no object matches. SEG, in [0, 1], is the mean over all reference objects of all frames;
+    the challenge averages it over the sequences of a data set.
 
     Parameters
     ----------
@@ -35,11 +36,6 @@ def seg(labels: Any, prediction: Any) -> float:
         as (frame, y, x), or a list of frames, each (y, x) or (z, y, x).
     prediction : same shapes
         The result's instance ids, 0 = background. Ids need not correspond to those of `labels`.
-
-    Returns
-    -------
-    float
-        In [0, 1], higher is better.
 
     Raises
     ------
@@ -50,11 +46,8 @@ def seg(labels: Any, prediction: Any) -> float:
     Notes
     -----
     As in the challenge, only annotated objects are scored: frames without any add nothing, and in
-    a partly annotated frame a result object where the reference has none costs nothing. False
-    positives are never penalised as such; a result object's pixels outside the reference object
-    it matches do lower that object's score.
-
-    Give one sequence at a time: the challenge averages the SEG of the sequences of a data set.
+    a partly annotated frame a result object where the reference has none costs nothing. Only its
+    pixels outside the reference object that it matches lower a score.
 
     Examples
     --------

@@ -51,11 +51,6 @@ def em_challenge_metrics(
     workers : int, optional
         Threads; by default one for each core this process may use.
 
-    Returns
-    -------
-    EMChallengeMetrics
-        Every figure with its values per threshold and per slice; `as_dict()` has the best ones.
-
     Raises
     ------
     InputError
@@ -74,8 +69,8 @@ def em_challenge_metrics(
     differ by default:
 
     - A slice without any cell in the truth has no V_rand or V_info. The official program counts
-      0 for it, and its Rand error is 1 for the whole stack. By default such a slice is left out
-      of the means and sums.
+      0 for it, and its Rand error is 1 for the whole stack, precision and recall NaN. By default
+      such a slice is left out of the means and sums.
     - In a slice whose truth is all cell, the official program loses every object before it
       classifies the warping errors, and calls all of them object additions. By default they are
       classified like those of any other slice.
@@ -112,12 +107,8 @@ def pixel_error(
     """Compute 1 − max F of the interior pixels over the thresholds (lower is better).
 
     TP, FP and FN are pooled over the slices, F = 2PR/(P + R), P = 1 if FP = 0, R = 1 if FN = 0.
-    This is not the share of wrong pixels: that is 1 − `accuracy`, and reported beside it.
-
-    Notes
-    -----
-    The figure depends on the width of the membranes. It is unchanged when both inputs are flipped
-    or transposed together.
+    This is not the share of wrong pixels: that is 1 − `accuracy`, and reported beside it. The
+    figure depends on the width of the membranes; flipping or transposing both inputs leaves it.
 
     Examples
     --------
@@ -147,18 +138,7 @@ def rand_error(
         TP = Σ c_ij² + z,    TP + FP = Σ b_j² + z,    TP + FN = Σ a_i²
 
     with b_j = Σ_i c_ij and a_i the sizes of the objects. The three are summed over the slices;
-    F = TP / (½(TP + FP) + ½(TP + FN)).
-
-    Returns
-    -------
-    RandError
-        Precision falls with mergers, recall with splits.
-
-    Notes
-    -----
-    A slice without cells in the truth adds nothing; with `degenerate="official"` it makes the
-    error 1 at every threshold, and precision and recall NaN. The figure is unchanged when both
-    inputs are flipped or transposed together.
+    F = TP / (½(TP + FP) + ½(TP + FN)). Flipping or transposing both inputs leaves the figure.
 
     Examples
     --------
@@ -196,9 +176,6 @@ def warping_error(
     column-major order, so flipping or transposing both inputs may change the figure a little;
     where all these distances differ, the walk and the figure stay the same.
 
-    In a slice whose truth is all cell, `degenerate="official"` calls every error an object
-    addition, as the official program does.
-
     Examples
     --------
     >>> import numpy as np
@@ -226,18 +203,8 @@ def v_rand(
 
     The proposal's regions are those of `thinned_labels`, so that the width of its membranes
     hardly matters. The formula is that of `rand_error`; F is computed for each slice, and the
-    score at a threshold is the mean over the slices.
-
-    Returns
-    -------
-    VScore
-        With the split part (recall of pixel pairs) and the merge part (precision).
-
-    Notes
-    -----
-    A slice without cells in the truth is left out of the mean; with `degenerate="official"` it
-    counts 0. Flipping or transposing both inputs may change the figure a little, because the dams
-    of the thinning depend on the order of its queue.
+    score at a threshold is the mean over the slices. Flipping or transposing both inputs may change
+    it a little, because the dams of the thinning depend on the order of its queue.
     """
     counts = _count(labels, probability, frozenset({"thinned"}), degenerate, progress, workers)
     return v_rand_figures(counts, is_official=degenerate == "official")
@@ -255,21 +222,11 @@ def v_info(
 
     With I the mutual information of the truth's objects and the thinned proposal's regions over
     the interior pixels of the truth, and H their entropies in nats, the score of a slice is
-    2·I / (H(truth) + H(proposal)); that of a threshold is the mean over the slices.
+    2·I / (H(truth) + H(proposal)); that of a threshold is the mean over the slices. Flipping or
+    transposing both inputs may change it a little, as with `v_rand`.
 
-    Returns
-    -------
-    VScore
-        With the split part I / H(proposal) and the merge part I / H(truth).
-
-    Notes
-    -----
     By definition the score of a slice is 0 where either entropy is 0: a slice with a single cell
     scores 0 even if the proposal is perfect. A part whose entropy is 0 is 1.
-
-    A slice without cells in the truth is left out of the mean; with `degenerate="official"` it
-    counts 0. Flipping or transposing both inputs may change the figure a little, because the dams
-    of the thinning depend on the order of its queue.
     """
     counts = _count(labels, probability, frozenset({"thinned"}), degenerate, progress, workers)
     return v_info_figures(counts, is_official=degenerate == "official")

@@ -22,25 +22,16 @@ def thinned_labels(probability: Any, *, threshold: float = 0.5) -> np.ndarray:
     Parameters
     ----------
     probability : array_like of float, shape (height, width)
-        P(cell interior) of one slice, in [0, 1].
+        P(cell interior) of one slice, in [0, 1]; anything else is an `InputError`.
     threshold : float
-        Pixels strictly above it are interior; one of `THRESHOLDS` for the official regions.
+        One of `THRESHOLDS` for the official regions.
 
     Returns
     -------
     ndarray of int32, shape (height, width)
         Regions numbered from 1 in column-major order of their components' first pixel; 0 on the
-        dams between them. A slice with no pixel above the threshold is one region, 1.
-
-    Raises
-    ------
-    InputError
-        For anything but a 2-D array of floats in [0, 1].
-
-    Notes
-    -----
-    Neither the dams nor the numbers are symmetric: the queue starts in column-major order, so
-    transposing or flipping the slice may move a dam by a pixel.
+        dams between them. A slice with no pixel above the threshold is one region, 1. Transposing
+        or flipping the slice may move a dam by a pixel.
 
     Examples
     --------
@@ -57,6 +48,8 @@ def thinned_labels(probability: Any, *, threshold: float = 0.5) -> np.ndarray:
 def warping_map(labels: Any, probability: Any, *, threshold: float = 0.5) -> WarpingMap:
     """Warp the truth towards one slice of a proposal and classify what cannot be warped.
 
+    The numbers of splits and mergers are those of `warping_error`.
+
     Parameters
     ----------
     labels : array_like of int or bool, shape (height, width)
@@ -65,12 +58,6 @@ def warping_map(labels: Any, probability: Any, *, threshold: float = 0.5) -> War
         P(cell interior), in [0, 1].
     threshold : float
         Pixels strictly above it are interior; one of `WARPING_THRESHOLDS` for the official map.
-
-    Returns
-    -------
-    WarpingMap
-        The warped truth and the `WarpingClass` of each remaining mismatch. The numbers of splits
-        and mergers are those of `warping_error`.
 
     Raises
     ------
@@ -82,15 +69,13 @@ def warping_map(labels: Any, probability: Any, *, threshold: float = 0.5) -> War
     A cell cut in two by a membrane that the truth does not have. Warping closes in on it from
     above, and the last pixel would split the cell:
 
+    >>> from unet_repro.metrics import WarpingClass
     >>> labels = np.zeros((5, 9), int)
     >>> labels[1:4, 1:8] = 1
     >>> cut = labels.astype(float)
     >>> cut[:, 4] = 0
-    >>> warping_map(labels, cut).classes[:, 4]
-    array([0, 0, 0, 2, 0], dtype=uint8)
-    >>> from unet_repro.metrics import WarpingClass
-    >>> WarpingClass(2).name
-    'SPLIT'
+    >>> warping_map(labels, cut).classes[:, 4], WarpingClass(2).name
+    (array([0, 0, 0, 2, 0], dtype=uint8), 'SPLIT')
     """
     labels = _one_slice(checked_labels(labels, name="labels"), name="labels")
     probability = _one_slice(checked_probability(probability), name="probability")

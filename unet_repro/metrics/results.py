@@ -22,15 +22,9 @@ class WarpingClass(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A figure at every threshold.
+    """A figure at every threshold: of the stack (thresholds,), of each slice (slices, thresholds).
 
-    Attributes
-    ----------
-    thresholds : tuple of float
-    per_threshold : ndarray of float64, shape (thresholds,)
-        The figure of the whole stack.
-    per_slice : ndarray of float64, shape (slices, thresholds)
-        The same figure of each slice alone; NaN where a slice has none (no cell in the truth).
+    Both are float64; `per_slice` is NaN where a slice has no figure (no cell in the truth).
     """
 
     thresholds: tuple[float, ...]
@@ -65,12 +59,7 @@ class Curve:
 class PixelError(Curve):
     """1 − F of the interior pixels, and the plain accuracy beside it.
 
-    Attributes
-    ----------
-    true_positives, false_positives, false_negatives : ndarray of int64, (slices, thresholds)
-        Pixels; positive = cell interior.
-    n_pixels : int
-        Pixels of one slice.
+    The counts of pixels (positive: cell interior) are int64, shape (slices, thresholds).
     """
 
     true_positives: np.ndarray
@@ -109,12 +98,9 @@ class PixelError(Curve):
 class RandError(Curve):
     """1 − F of the foreground-restricted Rand index.
 
-    Attributes
-    ----------
-    precision, recall : ndarray of float64, shape (thresholds,)
-        Of the pairs of pixels that the proposal joins, the share the truth joins, which falls
-        with mergers; of the pairs the truth joins, the share the proposal joins, which falls
-        with splits.
+    Of the pairs of pixels that the proposal joins, precision is the share the truth joins (it falls
+    with mergers); of those the truth joins, recall is the share the proposal joins (with splits).
+    Float64, shape (thresholds,).
     """
 
     precision: np.ndarray
@@ -125,11 +111,7 @@ class RandError(Curve):
 class WarpingError(Curve):
     """(splits + mergers) per pixel, and all six classes of topological errors.
 
-    Attributes
-    ----------
-    splits, mergers, hole_additions, hole_deletions, object_additions, object_deletions : ndarray
-        Pixels of the class in the whole stack, int64, shape (thresholds,).
-    splits_per_slice, mergers_per_slice : ndarray of int64, shape (slices, thresholds)
+    Pixels of each class, int64, of the stack (thresholds,), of a slice (slices, thresholds).
     """
 
     splits: np.ndarray
@@ -172,18 +154,10 @@ class VScore(Curve):
 
 @dataclass(frozen=True, eq=False)
 class WarpingMap:
-    """One slice at one threshold after warping.
+    """One slice at one threshold after warping."""
 
-    Attributes
-    ----------
-    warped : ndarray of bool, shape (height, width)
-        The truth as far as it could be warped towards the proposal.
-    classes : ndarray of uint8, shape (height, width)
-        The `WarpingClass` of each pixel where the two still differ, 0 elsewhere.
-    """
-
-    warped: np.ndarray
-    classes: np.ndarray
+    warped: np.ndarray  # bool (height, width): the truth, as far as it could be warped
+    classes: np.ndarray  # uint8: the `WarpingClass` where the two still differ, 0 elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +177,7 @@ class EMChallengeMetrics:
         `pixel_accuracy`, each also with `_threshold` appended, and `pixel_accuracy_at_half`.
         """
         figures: dict[str, float] = {}
-        for name, curve in self._curves().items():
+        for name, curve in vars(self).items():
             figures[name] = curve.best
             figures[f"{name}_threshold"] = curve.best_threshold
         figures["pixel_accuracy"] = self.pixel_error.accuracy
@@ -214,11 +188,10 @@ class EMChallengeMetrics:
     def curves_as_dict(self) -> dict[str, list[float]]:
         """Return every figure per threshold as lists, ready for JSON and for plotting.
 
-        The keys of `as_dict` without thresholds, and beside them the errors of each class
-        (`splits`, `mergers`, …) and the parts (`v_rand_split`, `v_rand_merge`, `v_info_split`,
-        `v_info_merge`). `thresholds` has one value more than the lists of the warping error.
+        The keys of `as_dict` without thresholds, the errors of each class (`splits`, …), the parts
+        (`v_rand_split`, …). `thresholds` has one value more than the lists of the warping error.
         """
-        curves = {name: curve.per_threshold for name, curve in self._curves().items()}
+        curves = {name: curve.per_threshold for name, curve in vars(self).items()}
         curves["pixel_accuracy"] = self.pixel_error.accuracy_per_threshold
         for kind in WarpingClass:
             name = f"{kind.name.lower()}s"
@@ -228,12 +201,3 @@ class EMChallengeMetrics:
             curves[f"{name}_merge"] = score.merge
         lists = {name: values.tolist() for name, values in curves.items()}
         return {"thresholds": list(self.pixel_error.thresholds), **lists}
-
-    def _curves(self) -> dict[str, Curve]:
-        return {
-            "pixel_error": self.pixel_error,
-            "rand_error": self.rand_error,
-            "warping_error": self.warping_error,
-            "v_rand": self.v_rand,
-            "v_info": self.v_info,
-        }

@@ -1,4 +1,1 @@
-"""Figures as tables, plots, previews and pages.
-
-Reads what training and prediction have left.
-"""
+"""Tables, plots, previews and pages of what training and prediction have left."""

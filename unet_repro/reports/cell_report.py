@@ -24,8 +24,7 @@ COLOURS = {"annotated": "#ffc64d", "found": "#0072b2", "both": "#ffffff"}
 def cell_section(folder: Path, metrics: dict[str, Any]) -> Markup:
     """Render the section of a cell tracking run; nothing where `metrics` has no cells.
 
-    `metrics` is the content of the run's ``metrics.json``; frames are shown where the folder holds
-    ``cells_*.tif``. `InputError`: either is not what `cell_tracking.write_cell_results` writes.
+    `InputError`: ``metrics.json`` or ``cells_*.tif`` are not as `write_cell_results` writes them.
     """
     cells = metrics.get("cells")
     if not cells:
@@ -98,10 +97,7 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def outlines(image: np.ndarray, labels: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Draw the outlines of annotated and of found cells on an image, in `COLOURS`: uint8 RGB.
-
-    An outline is the outermost pixels of a cell: those with another value beside them.
-    """
+    """Draw annotated and found cells' outermost pixels on an image, in `COLOURS`: uint8 RGB."""
     canvas = np.repeat(drawing.as_grey(image)[..., np.newaxis], 3, axis=2)
     is_labels, is_found = _is_outline(labels), _is_outline(found)
     for where, name in (

@@ -1,7 +1,4 @@
-"""How figures look: charts in one style, segmentation errors in colour, SVG and PNG for a page.
-
-Figures are matplotlib objects of their own; its global state (pyplot) is not touched.
-"""
+"""How figures look: charts in one style, segmentation errors in colour, SVG and PNG for a page."""
 
 from __future__ import annotations
 
@@ -92,23 +89,11 @@ def error_overlay(
     *,
     image: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw a slice's segmentation with its errors in `ERROR_COLOURS`.
+    """Draw a slice (y, x) of `probability` > `threshold` with its errors in `ERROR_COLOURS`.
 
-    Parameters
-    ----------
-    labels : ndarray of integer, shape (y, x)
-    probability : ndarray of float32, shape (y, x)
-    threshold : float
-        Cell interior is probability > threshold.
-    image : ndarray of uint8, shape (y, x), optional
-        The grey image to draw on; without it, the probability.
-
-    Returns
-    -------
-    ndarray of uint8, shape (y, x, 3)
-        Predicted membrane dark and cell interior light; pixels of the wrong class tinted; splits
-        and mergers (the warping error's, single pixels or thin lines) widened by 3 px, with a
-        white rim, on top.
+    Drawn on `image`, uint8 grey, or else on the probability. Returns uint8 (y, x, 3): predicted
+    membrane dark and cell interior light; pixels of the wrong class tinted; splits and mergers (the
+    warping error's, single pixels or thin lines) widened by 3 px, with a white rim, on top.
     """
     truth = labels > 0
     proposal = probability > np.float64(threshold)

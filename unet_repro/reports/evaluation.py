@@ -130,8 +130,6 @@ def evaluate_em(
         P(cell interior) in [0, 1].
     first_slice : int
         The number of the first slice in the stack that it was cut from.
-    progress : bool
-        Show a progress bar on standard error.
 
     Returns
     -------
@@ -149,18 +147,11 @@ def evaluate_em(
     figures = result.as_dict()
     curves = result.curves_as_dict()
     at_accuracy = curves["thresholds"].index(figures["pixel_accuracy_threshold"])
-    columns = {
-        "v_rand": result.v_rand.per_slice_at_best,
-        "v_info": result.v_info.per_slice_at_best,
-        "pixel_error": result.pixel_error.per_slice_at_best,
-        "rand_error": result.rand_error.per_slice_at_best,
-        "warping_error": result.warping_error.per_slice_at_best,
-        "pixel_accuracy": result.pixel_error.accuracy_per_slice[:, at_accuracy],
-    }
-    n_slices = len(result.v_rand.per_slice)
+    columns = {m.key: getattr(result, m.key).per_slice_at_best for m in EM_FIGURES[:-1]}
+    columns["pixel_accuracy"] = result.pixel_error.accuracy_per_slice[:, at_accuracy]
     slices = [
         {"slice": first_slice + z, **{key: _jsonable(column[z]) for key, column in columns.items()}}
-        for z in range(n_slices)
+        for z in range(len(result.v_rand.per_slice))
     ]
     return {
         "figures": {key: _jsonable(value) for key, value in figures.items()},
@@ -170,22 +161,9 @@ def evaluate_em(
 
 
 def evaluate_cells(labels: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    """Compute the cell figures of a segmentation, ready for JSON.
+    """Compute ``{"figures": {"iou", "seg"}}`` (Table 2) of instances, ready for JSON.
 
-    Parameters
-    ----------
-    labels, prediction : ndarray of integer, shape (z, y, x) or (y, x)
-        Instance numbers, 0 = background.
-
-    Returns
-    -------
-    dict
-        ``figures``: ``iou`` (Table 2) and ``seg``.
-
-    Raises
-    ------
-    InputError
-        As `unet_repro.metrics.iou` and `unet_repro.metrics.seg`.
+    Instance numbers, (z, y, x) or (y, x), 0 = background; errors as in `unet_repro.metrics.seg`.
     """
     figures = {
         "iou": _jsonable(metrics.iou(labels, prediction)),
@@ -227,8 +205,7 @@ def remark(*, is_test_set: bool = False) -> str:
 def table(evaluation: dict[str, Any], *, is_test_set: bool = False) -> str:
     """Return the figures as a text table, the paper's u-net and the human values beside them.
 
-    `evaluation` is from `evaluate_em` or `evaluate_cells`. Where `is_test_set`, the labels are
-    those of the challenge's test set, so that the figures compare directly.
+    Where `is_test_set`, the labels are the challenge's own, so that figures compare directly.
     """
     figures = evaluation["figures"]
     if "iou" in figures:
@@ -331,8 +308,7 @@ def plot_evaluation(
 ) -> None:
     """Draw the figures over the thresholds, and the errors on the worst slice, as a PNG.
 
-    `evaluation` is what `evaluate_em` returned for these labels and probabilities (z, y, x).
-    `InputError`: it is of another number of slices, or the file cannot be written.
+    `InputError`: the evaluation is of another number of slices, or the file cannot be written.
     """
     slices = evaluation["slices"]
     if len(slices) != len(labels):

@@ -1,7 +1,4 @@
-"""Pictures to check by eye what goes into training: augmented samples, weight maps (Sec. 3, 3.1).
-
-Figures are matplotlib objects of their own; its global state (pyplot) is not touched.
-"""
+"""Pictures to check by eye what goes into training: augmented samples, weights (Sec. 3, 3.1)."""
 
 from __future__ import annotations
 
@@ -68,8 +65,8 @@ def augmentation_preview(
         Instance ids, or a mask whose components are cells, as in `weight_map`.
     path
         The PNG to write.
-    settings, samples, seed
-        What the samples are drawn from, how many besides the original, and their generator's seed.
+    samples
+        How many besides the original, drawn from `settings` with `seed`.
     window
         Side of a sample in px.
 
@@ -310,15 +307,8 @@ def weight_map_preview(
 ) -> None:
     """Draw a slice's labels, class weight w_c, border term, and their sum, the weight map (Eq. 2).
 
-    Parameters
-    ----------
-    labels : ndarray of int or bool, shape (y, x) or (z, y, x)
-    path
-        The PNG to write.
-    w0, sigma, class_balance, variant, ignore_label, separate_touching, separation_px, kind
-        As in `weight_map`; the class balance is the whole stack's.
-    z
-        The slice to draw; the middle one if None.
+    `labels`, (y, x) or (z, y, x), and the options are those of `weight_map`; the class balance is
+    the whole stack's. Slice `z` is drawn, by default the middle one, into the PNG `path`.
 
     Raises
     ------

@@ -27,19 +27,11 @@ _CHART_INCHES = (3.7, 2.5)
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into a run's folder, from nothing but the files there.
+    """Write `report.html` into a training run's folder, from nothing but the files there.
 
-    Parameters
-    ----------
-    run : path-like
-        The folder of a training run. It must hold `config.json`; `log.csv`, `metrics.json`, the
-        `heldout_*.tif` stacks and `model.safetensors` are shown where they exist.
-
-    Returns
-    -------
-    pathlib.Path
-        The page. It refers to no other file, so it can be moved and sent; a page that was there
-        before is replaced only when the new one is complete.
+    `config.json` must be there; `log.csv`, `metrics.json`, the `heldout_*.tif` stacks and
+    `model.safetensors` are shown where they exist. Returns the page's path; it refers to no other
+    file, and replaces an older page only when it is complete.
 
     Raises
     ------

@@ -142,10 +142,7 @@ def _plain(value: Any) -> str:
 
 
 def commands(run: RunFolder) -> list[str]:
-    """Return the commands that make this run and its held-out figures again.
-
-    Where config.json names the command that started the run (``"command"``), it is that one.
-    """
+    """Return the commands that make this run (config.json's own, if any) and its figures again."""
     if run.config.get("command"):
         return [str(run.config["command"])]
     data, given = run.section("data"), run.section("settings")

@@ -42,10 +42,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read a run's folder, in which all but ``config.json`` may be missing.
-
-    `InputError`: there is no such folder, none of a run, or a file cannot be understood.
-    """
+    """Read a run's folder, of which only ``config.json`` must be there, or raise `InputError`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a training run")
     if not (folder / "config.json").is_file():

@@ -1,4 +1,1 @@
-"""Samples, loss (Eq. 1), optimisation and checkpoints (Sec. 3).
-
-A run goes on after a kill, bit for bit.
-"""
+"""Samples, loss (Eq. 1), optimisation and checkpoints (Sec. 3), resumed bit for bit."""

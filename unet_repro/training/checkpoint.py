@@ -21,10 +21,7 @@ FREE = ("iterations", "time_budget", "device")  # settings that a resumed run ma
 
 
 def identity(settings: TrainConfig, *, processes: int, data: str) -> dict[str, Any]:
-    """Return what a resumed run must share with its beginning: settings and data.
-
-    The batch size is that of a step, over all processes: their number may change if it stays.
-    """
+    """Return what a resumed run must share: settings (batch size over all processes) and data."""
     values = json.loads(json.dumps(config.to_dict(settings)))
     for name in FREE:
         del values[name]

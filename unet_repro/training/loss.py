@@ -9,19 +9,8 @@ from torch.nn import functional as F
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return the pixel-wise softmax cross-entropy, weighted by w(x) (Eq. 1).
 
-    Parameters
-    ----------
-    logits
-        float (N, classes, H, W).
-    labels
-        int64 (N, H, W), class of each pixel.
-    weights
-        float (N, H, W), 0 or more; 0 leaves a pixel out.
-
-    Returns
-    -------
-    Tensor
-        Scalar: -sum w(x) log p_label(x) / sum w(x); 0 where all weights are 0.
+    ``-sum w(x) log p_label(x) / sum w(x)`` of float logits (N, classes, H, W), int64 labels and
+    float weights (N, H, W); a weight 0 leaves a pixel out, and where all are 0 so is the loss.
 
     Notes
     -----

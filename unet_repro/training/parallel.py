@@ -26,10 +26,7 @@ _PATIENCE = timedelta(hours=12)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, seen from one of them; by default there is only this one.
-
-    The first one writes all files and shows its progress.
-    """
+    """The processes of a run, seen from one; the first writes all files and shows the progress."""
 
     rank: int = 0  # number of this process, 0 ... count - 1
     count: int = 1

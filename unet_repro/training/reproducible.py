@@ -17,16 +17,9 @@ def deterministic_algorithms(is_on: bool = True) -> Iterator[None]:
     """Allow only operations that give the same bits every time, on a GPU too.
 
     Not in the paper. A GPU's kernels add in any order unless told otherwise; a CPU's do not.
-
-    Raises
-    ------
-    InputError
-        An operation has no deterministic form on this device; the message names it.
-
-    Notes
-    -----
     PyTorch's settings are global; they are restored at the end. cuBLAS reads its setting from the
     environment (CUBLAS_WORKSPACE_CONFIG) when it is first used in a process.
+    `InputError`: an operation has no deterministic form on this device; the message names it.
     """
     if not is_on:
         yield

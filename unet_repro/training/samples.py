@@ -17,28 +17,16 @@ from unet_repro.weight_maps.weight_map import frequency_weights, separate_touchi
 
 @dataclass(frozen=True)
 class LabelledStack:
-    """Images and labels in memory, and what the record says of where they are from.
+    """Images and labels in memory (`images.stacks.read_pair`), and for the record where from."""
 
-    Parameters
-    ----------
-    images, labels : ndarray, shape (z, y, x)
-        As `images.stacks.read_pair` gives them.
-    name, images_path, labels_path, command
-        For the record.
-    is_synthetic
-        Not real data: every output says so.
-    known : ndarray of bool, shape (z, y, x), optional
-        False where the labels are unknown, as in partly annotated frames: weight 0.
-    """
-
-    images: np.ndarray
+    images: np.ndarray  # (z, y, x)
     labels: np.ndarray
     name: str
     images_path: str
     labels_path: str
-    is_synthetic: bool = False
+    is_synthetic: bool = False  # every output says so
     command: str = ""
-    known: np.ndarray | None = None
+    known: np.ndarray | None = None  # bool (z, y, x); False where labels are unknown: weight 0
 
 
 @dataclass(frozen=True)

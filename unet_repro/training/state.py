@@ -58,10 +58,7 @@ def output_side(settings: TrainConfig) -> int:
 
 
 class TrainingState:
-    """A network in training: it steps, saves itself and goes on from what it saved.
-
-    Arguments are those of `train.train`. `InputError`: settings that do not fit data or machine.
-    """
+    """A network in training: it steps, saves itself and goes on; arguments as of `train.train`."""
 
     def __init__(
         self,

@@ -42,15 +42,8 @@ class CollapseWatch:
     """Tells once when a network has collapsed: it gives every pixel the same class.
 
     A collapsed network knows the frequencies of the classes and nothing else, so its loss is the
-    entropy of the class prior. Seen twice: on the held-out slices, where the classes can be
-    counted, and in the running mean of the training loss, long after the warm-up.
-
-    Parameters
-    ----------
-    prior
-        Loss of such a network, in nats (`TrainingSet.prior_entropy`).
-    warmup
-        Iterations during which nothing is to be expected.
+    entropy of the class prior (`prior`, nats). Seen twice: on the held-out slices, where classes
+    can be counted, and in the running mean of the training loss, long after the warm-up.
     """
 
     def __init__(self, *, prior: float, warmup: int) -> None:
