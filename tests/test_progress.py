@@ -9,6 +9,8 @@ import pytest
 from unet_repro import progress
 from unet_repro.progress import ProgressBar
 
+DELAY = progress.BAR_DELAY_S
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -22,13 +24,8 @@ class Full(io.StringIO):
     flush = write  # type: ignore[assignment]
 
 
-class FullTerminal(Full, Terminal):
-    pass
-
-
 class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now
@@ -38,6 +35,7 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(progress, "monotonic", clock)
+    monkeypatch.setattr(progress, "BAR_DELAY_S", 0.0)
     return clock
 
 
@@ -63,19 +61,20 @@ def test_less_than_half_a_minute_leaves_no_line(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_was_done_before_does_not_shorten_the_time_left(clock, capsys):
-    work(clock, 1, 40.0, total=10, initial=8)
-    assert "9/10 tile, 00:40 elapsed, 00:40 left" in capsys.readouterr().err
-
-
-def test_without_a_total_nothing_is_said_of_the_end(clock, capsys):
-    work(clock, 1, 40.0, total=None)
-    assert capsys.readouterr().err == "predict: 1 tile, 00:40 elapsed, loss 0\n"
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [  # what was done before does not shorten the time left; without a total none is told
+        ({"total": 10, "initial": 8}, "9/10 tile, 00:40 elapsed, 00:40 left"),
+        ({"total": None}, "1 tile, 00:40 elapsed"),
+    ],
+)
+def test_time_left_is_that_of_the_rest(clock, capsys, options, said):
+    work(clock, 1, 40.0, **options)
+    assert capsys.readouterr().err == f"predict: {said}, loss 0\n"
 
 
 def test_a_terminal_gets_a_bar_with_total_and_time_left(clock, monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
-    monkeypatch.setattr(progress, "BAR_DELAY_S", 0.0)
     with ProgressBar(4, unit="tile", desc="predict") as bar:
         bar.set_postfix_str("loss 0.1")
         bar.update(3)
@@ -86,6 +85,7 @@ def test_a_terminal_gets_a_bar_with_total_and_time_left(clock, monkeypatch):
 
 
 def test_short_work_shows_no_bar_on_a_terminal(clock, monkeypatch):
+    monkeypatch.setattr(progress, "BAR_DELAY_S", DELAY)
     monkeypatch.setattr("sys.stderr", Terminal())
     work(clock, 3, 60.0)  # by this clock; tqdm's own says that no time has passed
     assert progress.sys.stderr.getvalue() == ""
@@ -94,7 +94,6 @@ def test_short_work_shows_no_bar_on_a_terminal(clock, monkeypatch):
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 def test_nothing_is_shown_unasked_but_what_is_written(clock, monkeypatch, stream):
     monkeypatch.setattr("sys.stderr", stream())
-    monkeypatch.setattr(progress, "BAR_DELAY_S", 0.0)
     with ProgressBar(4, unit="tile", is_shown=False) as bar:
         clock.now += 100
         bar.update(3)
@@ -102,14 +101,11 @@ def test_nothing_is_shown_unasked_but_what_is_written(clock, monkeypatch, stream
     assert progress.sys.stderr.getvalue() == "a warning\n"
 
 
-class Closed(Terminal):
-    def __init__(self) -> None:
-        super().__init__()
-        self.close()
-
-
-@pytest.mark.parametrize("stream", [Full(), FullTerminal(), Closed(), None])
+@pytest.mark.parametrize(
+    "stream", [Full(), type("FullTerminal", (Full, Terminal), {})(), Terminal(), None]
+)
 def test_a_stream_that_takes_nothing_stops_nothing(clock, monkeypatch, stream):
+    if type(stream) is Terminal:
+        stream.close()
     monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setattr(progress, "BAR_DELAY_S", 0.0)
     work(clock, 4, 100.0)

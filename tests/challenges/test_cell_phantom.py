@@ -26,20 +26,12 @@ def test_is_a_data_set_of_the_challenge(tmp_path):
 def test_sequences_and_seeds_differ_and_one_seed_gives_one_phantom(tmp_path):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_cell_phantom(tmp_path / folder, frames=3, seed=seed)
-    images = {
-        (folder, name): read_ctc_sequence(tmp_path / folder, name).images
-        for folder in "abc"
-        for name in ("01", "02")
-    }
-    np.testing.assert_array_equal(images["a", "01"], images["b", "01"])
-    assert (images["a", "01"] != images["a", "02"]).any()
-    assert (images["a", "01"] != images["c", "01"]).any()
-
-
-def test_neighbours_come_within_some_pixels(tmp_path):
-    write_cell_phantom(tmp_path)
-    labels = read_ctc_sequence(tmp_path, "01").labels
-    assert (separate_touching(labels, radius=5, kind="ids") != labels).any()
+    a, b, c = (read_ctc_sequence(tmp_path / folder, "01") for folder in "abc")
+    np.testing.assert_array_equal(a.images, b.images)
+    assert (a.images != read_ctc_sequence(tmp_path / "a", "02").images).any()
+    assert (a.images != c.images).any()
+    # neighbours come within some pixels
+    assert (separate_touching(a.labels, radius=5, kind="ids") != a.labels).any()
 
 
 @pytest.mark.parametrize("options", [{"frames": 2}, {"height": 79}, {"cells": 1}, {"seed": -1}])

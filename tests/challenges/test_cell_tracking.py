@@ -40,15 +40,9 @@ def sequence():
     labels[1] = 0
     labels[2][labels[2] == 3] = 0
     known = np.stack([labels[0] >= 0, labels[1] > 0, labels[2] > 0])
-    return CTCSequence(
-        name="02",
-        images=images,
-        frames=(1, 2, 4),
-        labels=labels,
-        is_known=known,
-        is_complete=(True, False, False),
-        digits=("000", "001", "002", "003", "004"),
-    )
+    arrays = {"images": images, "labels": labels, "is_known": known}
+    about = {"frames": (1, 2, 4), "is_complete": (True, False, False)}
+    return CTCSequence(name="02", digits=("000", "001", "002", "003", "004"), **arrays, **about)
 
 
 def test_flips_average_the_raw_scores_of_the_four_mirror_images():
@@ -86,8 +80,8 @@ def test_frames_without_a_known_pixel_are_left_out(sequence):
     part = annotated_part(sequence)
     assert part.digits == ("001", "004") and part.frames == (0, 1)
     np.testing.assert_array_equal(part.images, sequence.images[[1, 4]])
-    np.testing.assert_array_equal(part.labels, sequence.labels[[0, 2]])
-    np.testing.assert_array_equal(part.is_known, sequence.is_known[[0, 2]])
+    for name in ("labels", "is_known"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(sequence, name)[[0, 2]])
     assert annotated_part(sequence, range(1, 2)).digits == ("004",)
 
 
@@ -107,14 +101,8 @@ def test_scores_of_frames_by_hand():
     assert result["figures"]["iou"] == pytest.approx((3 / 4 + 4 / 5) / 3)
     assert result["figures"]["seg"] == result["figures"]["iou"]
     assert result["figures"]["foreground_iou"] == pytest.approx((3 + 4) / (8 + 4))
-    assert result["frames"][0] == {
-        "frame": "007",
-        "cells": 2,
-        "iou": pytest.approx(3 / 8),
-        "missed": 1,
-        "found": 1,
-        "complete": True,
-    }
+    first = {"frame": "007", "cells": 2, "missed": 1, "found": 1, "complete": True}
+    assert result["frames"][0] == {**first, "iou": pytest.approx(3 / 8)}
     assert result["frames"][1]["iou"] is None and result["frames"][1]["complete"]
     assert result["frames"][2]["found"] == 2 and not result["frames"][2]["complete"]
 

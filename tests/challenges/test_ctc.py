@@ -19,11 +19,7 @@ def frame(*boxes, dtype="uint16"):
 
 
 MASKS = {1: frame((5, 2, 2, 6), (9, 10, 15, 6)), 3: frame((1, 2, 2, 6))}
-MARKERS = {
-    0: frame((1, 4, 4, 2)),
-    1: frame((1, 4, 4, 2), (2, 12, 17, 2)),
-    3: frame((1, 4, 4, 2), (2, 12, 17, 2)),
-}
+MARKERS = {0: frame((1, 4, 4, 2)), **dict.fromkeys((1, 3), frame((1, 4, 4, 2), (2, 12, 17, 2)))}
 
 
 @pytest.fixture
@@ -62,16 +58,11 @@ def test_silver_truth_lies_in_a_folder_of_its_own(folder):
     np.testing.assert_array_equal(silver.labels[0], MASKS[1])
 
 
-def test_numbers_in_masks_need_not_be_those_of_the_markers(folder):
-    assert read_ctc_sequence(folder, "01").is_complete == (True, False)
-
-
-def test_all_of_a_complete_frame_is_known(folder):
-    assert read_ctc_sequence(folder, "01").is_known[0].all()
-
-
-def test_in_a_partly_annotated_frame_only_the_masks_are_known(folder):
-    np.testing.assert_array_equal(read_ctc_sequence(folder, "01").is_known[1], MASKS[3] > 0)
+def test_all_of_a_complete_frame_is_known_and_of_another_the_masks_only(folder):
+    sequence = read_ctc_sequence(folder, "01")
+    assert sequence.is_complete == (True, False)  # numbers need not be those of the markers
+    assert sequence.is_known[0].all()
+    np.testing.assert_array_equal(sequence.is_known[1], MASKS[3] > 0)
 
 
 def test_reach_of_unknown_cells_can_be_limited(folder):
@@ -115,11 +106,13 @@ def test_numbers_beyond_16_bits_are_refused(tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
-def test_mask_next_to_a_marker_does_not_count(folder):
+def test_mask_next_to_a_marker_does_not_count_and_one_that_is_empty_knows_nothing(folder):
     # As many masks as markers, but one marker lies on none: counting would call it complete.
-    mask = frame((1, 2, 2, 6), (2, 2, 15, 6))
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg003.tif", mask)
-    assert read_ctc_sequence(folder, "01").is_complete == (True, False)
+    for mask in (frame((1, 2, 2, 6), (2, 2, 15, 6)), frame()):
+        tifffile.imwrite(folder / "01_GT/SEG/man_seg003.tif", mask)
+        sequence = read_ctc_sequence(folder, "01")
+        assert sequence.is_complete == (True, False)
+        np.testing.assert_array_equal(sequence.is_known[1], mask > 0)
 
 
 def test_frame_without_markers_is_incomplete(folder):
@@ -138,60 +131,38 @@ def test_without_any_marker_no_reach_can_be_measured(folder):
     np.testing.assert_array_equal(sequence.is_known, sequence.labels > 0)
 
 
-def test_frame_whose_mask_is_empty_is_unknown(folder):
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg003.tif", frame())
-    assert not read_ctc_sequence(folder, "01").is_known[1].any()
+def masks(name, values):
+    return lambda folder: tifffile.imwrite(folder / "01_GT/SEG" / name, values)
 
 
-def spoil_size(folder):
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg001.tif", np.zeros((20, 31), np.uint16))
+def renamed(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
 
 
-def spoil_dtype(folder):
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg001.tif", frame(dtype="float32"))
-
-
-def spoil_number(folder):
-    (folder / "01_GT/SEG/man_seg001.tif").rename(folder / "01_GT/SEG/man_seg007.tif")
-
-
-def spoil_dimensions(folder):
-    (folder / "01_GT/SEG/man_seg001.tif").rename(folder / "01_GT/SEG/man_seg_001_004.tif")
-
-
-def spoil_masks(folder):
-    (folder / "01_GT/SEG").rename(folder / "01_GT/OLD")
-
-
-def spoil_images(folder):
-    (folder / "01").rename(folder / "03")
-
-
-def spoil_width(folder):
-    wide = frame().astype(np.int64) + 2**32  # int32 would make it 0
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg001.tif", wide)
-
-
-def spoil_sign(folder):
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg001.tif", frame().astype(np.int16) - 1)
-
-
-def spoil_uniqueness(folder):
-    tifffile.imwrite(folder / "01_GT/SEG/man_seg0001.tif", frame())
+MASK = "01_GT/SEG/man_seg001.tif"
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_size, r"man_seg001\.tif: is 20 × 31 but its image 20 × 30"),
-        (spoil_dtype, "must be integers, not float32"),
-        (spoil_number, r"man_seg007\.tif: there is no image t007"),
-        (spoil_dimensions, r"man_seg_001_004\.tif: is not named man_segNNN\.tif"),
-        (spoil_masks, "the instance masks belong there"),
-        (spoil_images, "01: no such file or folder"),
-        (spoil_width, r"instance numbers 4294967296 to \d+ are not in 0 to 2\^31 - 1"),
-        (spoil_sign, "instance numbers -1 to"),
-        (spoil_uniqueness, r"is of the same frame as man_seg0*1\.tif; keep one"),
+        (
+            masks("man_seg001.tif", np.zeros((20, 31), np.uint16)),
+            r"man_seg001\.tif: is 20 × 31 but its image 20 × 30",
+        ),
+        (masks("man_seg001.tif", frame(dtype="float32")), "must be integers, not float32"),
+        (renamed(MASK, "01_GT/SEG/man_seg007.tif"), r"man_seg007\.tif: there is no image t007"),
+        (
+            renamed(MASK, "01_GT/SEG/man_seg_001_004.tif"),
+            r"man_seg_001_004\.tif: is not named man_segNNN\.tif",
+        ),
+        (renamed("01_GT/SEG", "01_GT/OLD"), "the instance masks belong there"),
+        (renamed("01", "03"), "01: no such file or folder"),
+        (
+            masks("man_seg001.tif", frame().astype(np.int64) + 2**32),  # int32 would make it 0
+            r"instance numbers 4294967296 to \d+ are not in 0 to 2\^31 - 1",
+        ),
+        (masks("man_seg001.tif", frame().astype(np.int16) - 1), "instance numbers -1 to"),
+        (masks("man_seg0001.tif", frame()), r"is of the same frame as man_seg0*1\.tif; keep one"),
     ],
 )
 def test_bad_layout_is_refused(folder, spoil, message):

@@ -6,6 +6,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -153,9 +154,7 @@ def test_cut_off_transfer_is_told_and_leaves_nothing(tmp_path, declare, server):
 
 
 def test_full_disc_is_told_and_nothing_is_left(tmp_path, declare, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(download.zipfile.ZipFile, "extractall", full)
     with pytest.raises(InputError, match="set cannot be written: No space left on device"):
         fetch(tmp_path)
@@ -196,38 +195,27 @@ def test_without_network_one_line_says_what_to_do(tmp_path, declare, server, mon
     assert not names_below(tmp_path)
 
 
-def test_incomplete_folder_is_left_alone(tmp_path, declare, server):
+def test_what_another_process_downloads_or_left_incomplete_is_left_alone(tmp_path, declare, server):
+    busy = pytest.raises(InputError, match=f"another process is downloading to {tmp_path}")
+    with exclusive(tmp_path / ".set.lock", "busy"), busy:
+        fetch(tmp_path)
+    assert not names_below(tmp_path)
     (tmp_path / "set").mkdir()
     with pytest.raises(InputError, match=r"is there but lacks volume\.tif; complete or remove"):
         fetch(tmp_path)
     assert names_below(tmp_path) == {"set"} and not server.requests
 
 
-def test_one_process_at_a_time_downloads(tmp_path, declare, server):
-    with (
-        exclusive(tmp_path / ".set.lock", "busy"),
-        pytest.raises(InputError, match=f"another process is downloading to {tmp_path}"),
-    ):
-        fetch(tmp_path)
-    assert not server.requests and not names_below(tmp_path)
-
-
 def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare, "find_or_download", interrupted)
+    monkeypatch.setattr(prepare, "find_or_download", Mock(side_effect=KeyboardInterrupt))
     assert prepare.main("isbi2012", ["--root", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path, declare):
+def test_unknown_data_set_and_unwritable_folder_are_refused(tmp_path, declare):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         fetch(tmp_path / "file")
-
-
-def test_unknown_data_set_is_refused():
     with pytest.raises(InputError, match="coco: no such data set; there are isbi2012, phc-u373"):
         find_or_download("coco")
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,12 +14,24 @@ from unet_repro.metrics import em_challenge_metrics
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.program import INTERRUPTED
+from unet_repro.reports import drawing
+from unet_repro.training.train import Progress
 
 FLAGS = [
     *("--preset", "quick", "--depth", "2", "--base-channels", "4", "--tile", "76"),
     *("--iterations", "4", "--validate-every", "2", "--device", "cpu", "--val", "2:4"),
     *("--average", "none", "--precision", "float32"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_charts(monkeypatch):
+    # most of a job's time; the report's own tests look at them
+    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+
+
+def run(folder, tmp_path, *flags):
+    return job.main(["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags])
 
 
 @pytest.fixture
@@ -50,7 +63,7 @@ def held(tmp_path, monkeypatch):
 
 def test_the_job_leaves_everything_it_names(folder, tmp_path, capsys, held):
     out = tmp_path / "out"
-    assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    assert run(folder, tmp_path) == 0
     assert held == ["out"] and not (out / ".lock").exists()
     printed = capsys.readouterr().out
     for name in ("report.html", "metrics.json", "submission.tif", "model.safetensors"):
@@ -63,14 +76,9 @@ def test_the_job_leaves_everything_it_names(folder, tmp_path, capsys, held):
     predictor = OverlapTilePredictor(load_model(out / "model.safetensors"))
     np.testing.assert_array_equal(submission[1], predictor(image)[1])
     assert json.loads((out / "metrics.json").read_text())["test"] is None
-
-
-def test_the_job_again_changes_nothing(folder, tmp_path):
-    out = tmp_path / "out"
-    arguments = ["--data", str(folder), "--out", str(out), *FLAGS]
-    assert job.main(arguments) == 0
+    # the job again changes nothing
     before = {name: (out / name).read_bytes() for name in ("submission.tif", "metrics.json")}
-    assert job.main(arguments) == 0
+    assert run(folder, tmp_path) == 0
     assert before == {name: (out / name).read_bytes() for name in before}
 
 
@@ -84,7 +92,7 @@ def truth(folder):
 
 def test_hidden_labels_are_scored_where_they_are_present(folder, truth, tmp_path, capsys):
     out = tmp_path / "out"
-    assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    assert run(folder, tmp_path) == 0
     printed = capsys.readouterr().out
     assert "not at hand" not in printed and "compare directly" not in printed
     assert "ISBI 2012" not in printed
@@ -98,14 +106,13 @@ def test_only_the_published_pixels_are_the_challenge(folder, truth, tmp_path, ca
         for path in folder.glob("*.tif")
         if path != truth
     }
-    monkeypatch.setitem(
-        job.DATASETS, "isbi2012", replace(job.DATASETS["isbi2012"], pixels_sha256=hashes)
-    )
-    out = tmp_path / "out"
-    assert job.main(["--data", str(folder), "--out", str(out), *FLAGS]) == 0
+    published = replace(job.DATASETS["isbi2012"], pixels_sha256=hashes)
+    monkeypatch.setitem(job.DATASETS, "isbi2012", published)
+    assert run(folder, tmp_path) == 0
     printed = capsys.readouterr().out
     assert "ISBI 2012: slices 2–3 held out" in printed and "compare directly" in printed
-    assert json.loads((out / "config.json").read_text())["data"]["name"] == "ISBI 2012"
+    record = json.loads((tmp_path / "out/config.json").read_text())
+    assert record["data"]["name"] == "ISBI 2012"
 
     changed = tifffile.imread(folder / "test-volume.tif")
     changed[0, 0, 0] ^= 1
@@ -128,7 +135,7 @@ def test_unusable_hidden_labels_are_refused_before_training(
     folder, truth, tmp_path, capsys, spoil, message
 ):
     tifffile.imwrite(truth, spoil(tifffile.imread(truth)), photometric="minisblack")
-    assert job.main(["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS]) == 2
+    assert run(folder, tmp_path) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"error: {truth}: ") and message in line and line.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -139,16 +146,10 @@ def test_unusable_hidden_labels_are_refused_before_training(
     [([], 0.5), (["--unwarped", "0.25"], 0.25), (["--preset", "release"], 0.0)],
 )
 def test_quick_leaves_some_samples_unwarped(folder, tmp_path, monkeypatch, flags, share):
-    seen = []
-
-    def start_run(data, settings, *args, **options):
-        seen.append(settings.augmentation.unwarped)
-        raise InputError("seen enough")
-
+    start_run = Mock(side_effect=InputError("seen enough"))
     monkeypatch.setattr(job, "start_run", start_run)
-    arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags]
-    assert job.main(arguments) == 2
-    assert seen == [share]
+    assert run(folder, tmp_path, *flags) == 2
+    assert start_run.call_args.args[1].augmentation.unwarped == share
 
 
 def test_default_heldout_block_needs_its_slices(folder, tmp_path, capsys):
@@ -159,32 +160,20 @@ def test_default_heldout_block_needs_its_slices(folder, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "the same command goes on from here"),
-        (["--overwrite"], "the same command without --overwrite goes on from here"),
-    ],
-)
-def test_an_interrupted_job_says_how_to_go_on(
-    folder, tmp_path, capsys, monkeypatch, flags, message
-):
-    start_run = job.start_run
-
-    def stopped(*args, **options):
-        return replace(start_run(*args, **options), stopped="interrupted")
-
-    monkeypatch.setattr(job, "start_run", stopped)
-    arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), *FLAGS, *flags]
-    assert job.main(arguments) == INTERRUPTED
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_an_interrupted_job_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch, flags):
+    stopped, reported = Progress(1, 0.0, "interrupted", False, None), []
+    monkeypatch.setattr(job, "start_run", lambda *args, **options: stopped)
+    monkeypatch.setattr(job, "write_report", reported.append)
+    assert run(folder, tmp_path, *flags) == INTERRUPTED
+    command = " ".join(["the same command", *(f"without {flag}" for flag in flags)])
+    assert f"; {command} goes on from here" in capsys.readouterr().err
+    assert reported == [tmp_path / "out"]
 
 
 def test_without_data_the_phantom_is_announced_and_marked(two_cells, tmp_path, capsys, monkeypatch):
-    def nothing_found(name):
-        raise InputError("no data anywhere")
-
-    monkeypatch.setattr(job, "find_or_download", nothing_found)
+    nothing = Mock(side_effect=InputError("no data anywhere"))
+    monkeypatch.setattr(job, "find_or_download", nothing)
     monkeypatch.setattr(job, "em_phantom", lambda seed: two_cells)
     out = tmp_path / "out"
     assert job.main(["--out", str(out), *FLAGS]) == 0

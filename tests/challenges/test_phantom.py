@@ -11,15 +11,12 @@ from unet_repro.challenges.tissue import Cells, SmoothNoise, draw_cells
 from unet_repro.errors import InputError
 from unet_repro.images.stacks import check_pair, read_pair
 
+SIZE = {"slices": 3, "height": 256, "width": 320}
+
 
 @pytest.fixture(scope="module")
 def phantom():
-    return em_phantom(slices=3, height=256, width=320, seed=7)
-
-
-def areas(label):
-    components, _ = ndimage.label(label)
-    return np.bincount(components.ravel())[1:]
+    return em_phantom(**SIZE, seed=7)
 
 
 def test_size_dtype_and_classes(phantom):
@@ -30,17 +27,13 @@ def test_size_dtype_and_classes(phantom):
     check_pair(images, labels)
 
 
-def test_one_seed_gives_one_stack(phantom):
-    again = em_phantom(slices=3, height=256, width=320, seed=7)
-    other = em_phantom(slices=3, height=256, width=320, seed=8)
+def test_one_seed_gives_one_stack_and_the_global_random_state_is_left_alone(phantom):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    again = em_phantom(**SIZE, seed=7)
+    other = em_phantom(**SIZE, seed=8)
     np.testing.assert_array_equal(again[0], phantom[0])
     np.testing.assert_array_equal(again[1], phantom[1])
     assert (other[1] != phantom[1]).mean() > 0.1
-
-
-def test_global_random_state_is_left_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    em_phantom(slices=1, height=32, width=32)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
@@ -63,7 +56,7 @@ def test_interiors_hold_dark_structures_that_are_no_membrane(phantom):
 
 def test_every_component_is_one_cell_of_some_size(phantom):
     for label in phantom[1]:
-        sizes = areas(label)
+        sizes = np.bincount(ndimage.label(label)[0].ravel())[1:]
         assert sizes.min() >= 60
         assert 15 < len(sizes) < 90
         assert np.percentile(sizes, 90) > 8 * np.percentile(sizes, 10)  # small and large ones
@@ -96,17 +89,13 @@ def test_contrast_drifts_between_slices():
     assert np.ptp(images.std((1, 2))) > 3
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 50), (1, 37, 16)])
-def test_any_size_works(shape):
-    slices, height, width = shape
-    images, labels = em_phantom(slices=slices, height=height, width=width)
-    assert images.shape == labels.shape == shape
-
-
-@pytest.mark.parametrize("change", [{"slices": 0}, {"height": 0}, {"width": -1}, {"seed": -1}])
-def test_impossible_phantom_is_refused(change):
-    with pytest.raises(InputError, match="sizes must be at least 1"):
-        em_phantom(**{"slices": 1, "height": 8, "width": 8} | change)
+def test_any_size_works_and_no_other():
+    for slices, height, width in ((1, 1, 1), (2, 1, 50), (1, 37, 16)):
+        images, labels = em_phantom(slices=slices, height=height, width=width)
+        assert images.shape == labels.shape == (slices, height, width)
+    for change in ({"slices": 0}, {"height": 0}, {"width": -1}, {"seed": -1}):
+        with pytest.raises(InputError, match="sizes must be at least 1"):
+            em_phantom(**{"slices": 1, "height": 8, "width": 8} | change)
 
 
 def test_straight_membrane_lies_half_way_between_two_cells():
@@ -142,9 +131,8 @@ def test_files_have_the_names_of_the_challenge(tmp_path):
     names = {"train-volume.tif", "train-labels.tif", "test-volume.tif", "test-labels.tif"}
     assert {file.name for file in (tmp_path / "new").iterdir()} == names
     for part, seed in (("train", 5), ("test", 6)):
-        images, labels = read_pair(
-            tmp_path / f"new/{part}-volume.tif", tmp_path / f"new/{part}-labels.tif"
-        )
+        paths = (tmp_path / f"new/{part}-{what}.tif" for what in ("volume", "labels"))
+        images, labels = read_pair(*paths)
         expected = em_phantom(slices=2, height=64, width=64, seed=seed)
         np.testing.assert_array_equal(images, expected[0])
         np.testing.assert_array_equal(labels, expected[1])
@@ -156,10 +144,8 @@ def test_grey_values_are_spread_like_those_of_the_challenge(real_data):
     folder = real_data / "isbi2012"
     real = read_pair(folder / "train-volume.tif", folder / "train-labels.tif")
     drawn = em_phantom(slices=5)
-    shares = [
-        np.histogram(images, bins=32, range=(0, 256))[0] / images.size
-        for images in (real[0], drawn[0])
-    ]
+    bins = {"bins": 32, "range": (0, 256)}
+    shares = [np.histogram(images, **bins)[0] / images.size for images in (real[0], drawn[0])]
     assert np.minimum(*shares).sum() > 0.85
     membranes = [(labels == 0).mean() for labels in (real[1], drawn[1])]
     assert abs(membranes[0] - membranes[1]) < 0.03

@@ -19,42 +19,31 @@ import torch
 
 from . import cases
 from .file_bytes import MARKER
-from .forked import Outcome, run_forked
-
-
-def plan(count: int, first: int, families: list[str]) -> list[tuple[str, int]]:
-    """Return (family, seed) of so many inputs, the families in proportion to their shares."""
-    turn = [name for name in families for _ in range(cases.SHARES[name])]
-    return [(turn[i % len(turn)], first + i) for i in range(count)]
-
-
-def run_case(
-    family: str, seed: int, folder: Path, templates: cases.Templates
-) -> tuple[str, Outcome]:
-    """Make an input in a new folder and run it; return its kind of end, and how it ended."""
-    folder.mkdir(parents=True)
-    arguments = cases.make(family, seed, folder, templates)
-    (folder / ".command").write_text(cases.describe(arguments) + "\n", "utf-8", "surrogatepass")
-    outcome = run_forked(cases.run, arguments, folder)
-    is_executed = any(folder.rglob(MARKER))
-    return "a pickle was executed" if is_executed else outcome.kind, outcome
+from .forked import run_forked
 
 
 def campaign(count: int, first: int, families: list[str], keep: Path) -> dict[str, object]:
     """Run so many inputs; return how many ended how, and the failures."""
     failures, counts, ends, slowest = [], Counter[str](), Counter[str](), (0.0, "")
+    turn = [name for name in families for _ in range(cases.SHARES[name])]  # as their shares are
     with tempfile.TemporaryDirectory() as scratch:
         templates = cases.Templates(Path(scratch, "templates"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             templates.warm_up()
         torch.set_num_threads(1)
-        for family, seed in plan(count, first, families):
+        for i, seed in enumerate(range(first, first + count)):
+            family = turn[i % len(turn)]
             folder = Path(scratch, f"{family}-{seed}")
             try:
-                kind, outcome = run_case(family, seed, folder, templates)
+                folder.mkdir()
+                arguments = cases.make(family, seed, folder, templates)
+                said = cases.describe(arguments) + "\n"
+                (folder / ".command").write_text(said, "utf-8", "surrogatepass")
+                outcome = run_forked(cases.run, arguments, folder)
             except KeyboardInterrupt:  # tell of those before
                 break
+            kind = "a pickle was executed" if any(folder.rglob(MARKER)) else outcome.kind
             counts[f"{family}: {kind}"] += 1
             ends[kind] += 1
             slowest = max(slowest, (outcome.seconds, folder.name))

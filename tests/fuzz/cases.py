@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,15 +25,7 @@ from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.program import INTERRUPTED, guarded
 
-from .file_bytes import (
-    ODD_TEXTS,
-    grey_png,
-    hostile_json,
-    hostile_log,
-    hostile_model,
-    hostile_png,
-    pickled,
-)
+from . import file_bytes
 from .tiff_bytes import OTHERS, damaged, hostile_tiff
 
 SIDE = 24
@@ -53,46 +46,40 @@ class Templates:
         cells = ((y // 8 + x // 8) % 2).astype(np.uint8)
         labels = np.stack([cells * 255] * 4)
         images = labels // 2 + np.arange(4, dtype=np.uint8)[:, None, None] + x.astype(np.uint8)
-        tifffile.imwrite(folder / "images.tif", images, photometric="minisblack")
-        tifffile.imwrite(folder / "labels.tif", labels, photometric="minisblack")
+        probability = (labels / 255).astype(np.float32)
+        stacks = {"images": images, "labels": labels, "probability": probability}
+        for name, stack in stacks.items():
+            tifffile.imwrite(folder / f"{name}.tif", stack, photometric="minisblack")
         shape = UNetConfig(depth=1, base_channels=2, input_mean=(60.0,), input_std=(60.0,))
         network = UNet(shape, generator=torch.Generator().manual_seed(0))
         save_model(network, folder / "m.safetensors")
         self.model = (folder / "m.safetensors").read_bytes()
-        probability = (labels / 255).astype(np.float32)
-        tifffile.imwrite(folder / "probability.tif", probability, photometric="minisblack")
         self.unfinished: dict[str, Path] = {}
 
     def warm_up(self) -> None:
         """Run every command once, so that a fork finds all imported and compiled."""
         at = self.folder
-        images, labels = str(at / "images.tif"), str(at / "labels.tif")
-        model, run = str(at / "m.safetensors"), str(at / "run")
+        images, labels, model, run = self.paths("images.tif", "labels.tif", "m.safetensors", "run")
         common = [images, "--model", model, "--out"]
+        weights = ["weight-map", labels, "--workers", "1", "--out"]
         for arguments in (
             ["train", images, labels, "--out", run, "--val", "2:4", *TRAIN],
             ["predict", *common, str(at / "p.tif"), "--average", "dihedral"],
             ["predict", *common, str(at / "p.tif"), "--plan"],
-            [
-                *("weight-map", labels, "--out", str(at / "w.tif")),
-                *("--separate-touching", "--workers", "1"),
-            ],
+            [*weights, str(at / "w.tif"), "--separate-touching"],
             ["evaluate", labels, str(at / "probability.tif")],
             ["evaluate", labels, labels, "--task", "cells"],
             ["report", run],
         ):
-            code = cli.main(arguments)
-            assert code == 0, arguments
-        self._leave_unfinished("p2.tif", ["predict", *common])
-        self._leave_unfinished("w2.tif", ["weight-map", labels, "--workers", "1", "--out"])
+            assert cli.main(arguments) == 0, arguments
+        for name, arguments in (("p2.tif", ["predict", *common]), ("w2.tif", weights)):
+            with mock.patch.object(BlockStore, "finish", side_effect=KeyboardInterrupt):
+                assert cli.main([*arguments, str(at / name)]) == INTERRUPTED
+            self.unfinished[name] = at / f".{name}.parts"  # as a kill leaves them
+            assert (self.unfinished[name] / HEADER).exists()
 
-    def _leave_unfinished(self, name: str, arguments: list[str]) -> None:
-        """Keep the parts of an output as a kill leaves them."""
-        with mock.patch.object(BlockStore, "finish", side_effect=KeyboardInterrupt):
-            code = cli.main([*arguments, str(self.folder / name)])
-        assert code == INTERRUPTED
-        self.unfinished[name] = self.folder / f".{name}.parts"
-        assert (self.unfinished[name] / HEADER).exists()
+    def paths(self, *names: str) -> list[str]:
+        return [str(self.folder / name) for name in names]
 
 
 Family = Callable[[Random, Path, Templates], list[str]]
@@ -137,8 +124,8 @@ def image_folder(random: Random, folder: Path, templates: Templates) -> list[str
     inside.mkdir()
     for i in range(random.choice((1, 2, 3))):
         if random.random() < 0.75:
-            is_hostile = random.random() < 0.8
-            content = hostile_png(random) if is_hostile else grey_png(SIDE)
+            is_good = random.random() < 0.2
+            content = file_bytes.grey_png(SIDE) if is_good else file_bytes.hostile_png(random)
             (inside / f"{i}.png").write_bytes(content)
         else:
             (inside / f"{i}.tif").write_bytes(hostile_tiff(random))
@@ -154,7 +141,7 @@ def image_folder(random: Random, folder: Path, templates: Templates) -> list[str
 
 def model_file(random: Random, folder: Path, templates: Templates) -> list[str]:
     """A hostile model file."""
-    (folder / "m.safetensors").write_bytes(hostile_model(random, templates.model))
+    (folder / "m.safetensors").write_bytes(file_bytes.hostile_model(random, templates.model))
     plan = random.choice(([], ["--plan"]))
     images = str(templates.folder / "images.tif")
     return ["predict", images, "--model", "m.safetensors", "--out", "p.tif", *plan]
@@ -165,36 +152,36 @@ def run_folder(random: Random, folder: Path, templates: Templates) -> list[str]:
     shutil.copytree(templates.folder / "run", folder / "run")
     for _ in range(random.choice((1, 1, 2))):
         kind = random.randrange(6)
-        if kind < 4:
-            path = folder / "run" / random.choice(("config.json", "metrics.json"))
-            path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
-        elif kind == 4:
-            path = folder / "run" / "log.csv"
-            path.write_bytes(hostile_log(random, path.read_text("utf-8", "replace")))
+        if kind < 5:
+            _spoil_text(
+                random, folder / "run", ("config.json", "metrics.json", "log.csv")[kind // 2]
+            )
         else:
             name = random.choice(("image", "labels", "probability"))
-            path = folder / "run" / f"heldout_{name}.tif"
-            path.write_bytes(hostile_tiff(random, is_labels=name == "labels"))
+            content = hostile_tiff(random, is_labels=name == "labels")
+            (folder / "run" / f"heldout_{name}.tif").write_bytes(content)
     return ["report", "run"]
+
+
+def _spoil_text(random: Random, folder: Path, name: str) -> None:
+    path = folder / name
+    if name.endswith(".csv"):
+        path.write_bytes(file_bytes.hostile_log(random, path.read_text("utf-8", "replace")))
+    else:
+        path.write_text(file_bytes.hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
 
 
 def resumed_training(random: Random, folder: Path, templates: Templates) -> list[str]:
     """A run's folder with a hostile checkpoint, log or record, to go on with."""
     shutil.copytree(templates.folder / "run", folder / "run")
-    kind, run = random.randrange(4), folder / "run"
+    kind, path = random.randrange(4), folder / "run/checkpoint.pt"
     if kind < 2:
-        path = run / "checkpoint.pt"
-        content = pickled(random) if kind else damaged(random, path.read_bytes())
-        path.write_bytes(content)
-    elif kind == 2:
-        path = run / "log.csv"
-        path.write_bytes(hostile_log(random, path.read_text()))
+        path.write_bytes(file_bytes.pickled(random) if kind else damaged(random, path.read_bytes()))
     else:
-        path = run / "config.json"
-        path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
-    images, labels = (str(templates.folder / name) for name in ("images.tif", "labels.tif"))
+        _spoil_text(random, folder / "run", ("log.csv", "config.json")[kind - 2])
+    pair = templates.paths("images.tif", "labels.tif")
     more = [*TRAIN, "--iterations", "2", "--resume"]
-    return ["train", images, labels, "--out", "run", "--val", "2:4", *more]
+    return ["train", *pair, "--out", "run", "--val", "2:4", *more]
 
 
 def resumed_output(random: Random, folder: Path, templates: Templates) -> list[str]:
@@ -203,41 +190,30 @@ def resumed_output(random: Random, folder: Path, templates: Templates) -> list[s
     parts = folder / f".{name}.parts"
     shutil.copytree(templates.unfinished[name], parts)
     kind = random.randrange(4)
-    path = parts / HEADER
     if kind < 3:
-        path.write_text(hostile_json(random, path.read_text()), "utf-8", "surrogatepass")
+        _spoil_text(random, parts, HEADER)
     else:
         blocks = [file for file in (parts / "blocks/c").rglob("*") if file.is_file()]
         path = random.choice(sorted(blocks))
         path.write_bytes(random.choice((damaged(random, path.read_bytes()), b"", bytes(9))))
     resume = random.choice((["--resume"], ["--resume"], ["--overwrite"], []))
+    images, labels, model = templates.paths("images.tif", "labels.tif", "m.safetensors")
     if name.startswith("p"):
-        model = str(templates.folder / "m.safetensors")
-        images = str(templates.folder / "images.tif")
         return ["predict", images, "--model", model, "--out", name, *resume]
-    labels = str(templates.folder / "labels.tif")
     return ["weight-map", labels, "--workers", "1", "--out", name, *resume]
 
 
-_VALUES = {
-    "predict": (
-        *("--z", "--roi", "--memory", "--tile", "--threshold", "--kind", "--dtype", "--average"),
-        *("--precision", "--backend", "--compression", "--device", "--model", "--out"),
-    ),
-    "weight-map": (
-        *("--w0", "--sigma", "--ignore-label", "--workers", "--kind", "--variant"),
-        *("--compression", "--class-balance", "--preview", "--out"),
-    ),
-    "train": (
-        *("--val", "--iterations", "--time-budget", "--tile", "--batch-size", "--momentum"),
-        *("--learning-rate", "--seed", "--depth", "--base-channels", "--dropout", "--w0"),
-        *("--sigma", "--input-mean", "--input-std", "--elastic-grid", "--elastic-sigma-px"),
-        *("--rotation-deg", "--contrast", "--warmup-iterations", "--weight-decay", "--preset"),
-        *("--weight-average", "--validate-every", "--separation-px", "--in-channels", "--out"),
-    ),
-    "evaluate": ("--task", "--json", "--plot"),
-    "preview-augmentation": ("--tile", "--samples", "--seed", "--rotation-deg", "--elastic-grid"),
-    "report": (),
+_OPTIONS = {
+    "predict": "z roi memory tile threshold kind dtype average precision backend compression device"
+    " model out",
+    "weight-map": "w0 sigma ignore-label workers kind variant compression class-balance preview"
+    " out",
+    "train": "val iterations time-budget tile batch-size momentum learning-rate seed depth dropout"
+    " base-channels w0 sigma input-mean input-std elastic-grid elastic-sigma-px rotation-deg out"
+    " warmup-iterations weight-decay preset weight-average validate-every separation-px in-channels"
+    " contrast",
+    "evaluate": "task json plot",
+    "preview-augmentation": "tile samples seed rotation-deg elastic-grid",
 }
 # Options by which more work is asked for: a large number is what one may wait for.
 _WORK = ("--iterations", "--samples", "--batch-size", "--workers")
@@ -245,41 +221,31 @@ _WORK = ("--iterations", "--samples", "--batch-size", "--workers")
 
 def command_line(random: Random, folder: Path, templates: Templates) -> list[str]:
     """Options with absurd values."""
-    at, command = templates.folder, random.choice(tuple(_VALUES))
-    images, labels, model = (str(at / n) for n in ("images.tif", "labels.tif", "m.safetensors"))
+    command = random.choice((*_OPTIONS, "report"))
+    names = ("images.tif", "labels.tif", "m.safetensors", "probability.tif")
+    images, labels, model, probability = templates.paths(*names)
+    preview = [images, labels, "--out", "a.png", "--tile", "36", "--samples", "1"]
     arguments = {
         "predict": [images, "--model", model, "--out", "p.tif"],
         "weight-map": [labels, "--out", "w.tif", "--workers", "1"],
         "train": [images, labels, "--out", "run", *TRAIN],
-        "evaluate": [labels, str(at / "probability.tif")],
-        "preview-augmentation": [
-            images,
-            labels,
-            *("--out", "a.png", "--tile", "36", "--samples", "1"),
-        ],
-        "report": [random.choice(ODD_TEXTS)],
+        "evaluate": [labels, probability],
+        "preview-augmentation": preview,
+        "report": [random.choice(file_bytes.ODD_TEXTS)],
     }[command]
     for _ in range(random.choice((1, 1, 2))):
-        if _VALUES[command]:
-            value = random.choice(ODD_TEXTS)
+        if command in _OPTIONS:
+            value = random.choice(file_bytes.ODD_TEXTS)
             if random.random() < 0.3:
                 value = str(random.choice((-1, 1)) * 10.0 ** random.randrange(-300, 300))
-            arguments += [random.choice(_VALUES[command]), value]
+            arguments += ["--" + random.choice(_OPTIONS[command].split()), value]
     if random.random() < 0.1:
-        arguments[random.randrange(len(arguments))] = random.choice(ODD_TEXTS)
+        arguments[random.randrange(len(arguments))] = random.choice(file_bytes.ODD_TEXTS)
     for i, option in enumerate(arguments[:-1]):
-        if option in _WORK:
-            arguments[i + 1] = _little(arguments[i + 1])
+        value = arguments[i + 1].strip()
+        if option in _WORK and re.fullmatch(r"\d[\d_]{1,4000}", value):
+            arguments[i + 1] = value[0]
     return [command, *(argument.replace("\0", "") for argument in arguments)]
-
-
-def _little(value: str) -> str:
-    """Return the value; of what is a large number in range, its first digit."""
-    try:
-        number = int(value)
-    except ValueError:  # beyond 4300 digits, too
-        return value
-    return value if number < 10 else value.strip()[:1]
 
 
 def cell_tracking(random: Random, folder: Path, templates: Templates) -> list[str]:
@@ -298,35 +264,16 @@ def cell_tracking(random: Random, folder: Path, templates: Templates) -> list[st
             wide = np.where(np.eye(SIDE, dtype=bool), np.int64(value), 1)
             tifffile.imwrite(inside / f"{prefix}001.tif", wide)
     (folder / "01_GT" / "TRA" / "man_track.txt").write_bytes(random.randbytes(50))
-    return [
-        "ctc",
-        random.choice(("01", "01", "01", "02", "../01", "")),
-        random.choice(("", "measured", "5")),
-    ]
+    sequence = random.choice(("01", "01", "01", "02", "../01", ""))
+    return ["ctc", sequence, random.choice(("", "measured", "5"))]
 
 
-FAMILIES: dict[str, Family] = {
-    "tiff_images": tiff_images,
-    "tiff_labels": tiff_labels,
-    "image_folder": image_folder,
-    "model_file": model_file,
-    "run_folder": run_folder,
-    "resumed_training": resumed_training,
-    "resumed_output": resumed_output,
-    "command_line": command_line,
-    "cell_tracking": cell_tracking,
+_SHARES: dict[Family, int] = {
+    **{tiff_images: 6, tiff_labels: 4, image_folder: 3, model_file: 4, run_folder: 4},
+    **{resumed_training: 1, resumed_output: 2, command_line: 4, cell_tracking: 2},
 }
-SHARES = {
-    "tiff_images": 6,
-    "tiff_labels": 4,
-    "image_folder": 3,
-    "model_file": 4,
-    "run_folder": 4,
-    "resumed_training": 1,
-    "resumed_output": 2,
-    "command_line": 4,
-    "cell_tracking": 2,
-}
+FAMILIES = {family.__name__: family for family in _SHARES}
+SHARES = {family.__name__: share for family, share in _SHARES.items()}
 
 
 OPENED_ANOTHER = 71  # exit code

@@ -41,46 +41,34 @@ class Malicious:
 
 def hostile_png(random: Random, *, side: int = 24) -> bytes:
     """Return a PNG file with something wrong about it, or with nothing wrong."""
-    depth = random.choice((1, 2, 4, 8, 8, 8, 16, 16, 0, 3, 32))
-    colour = random.choice((0, 0, 0, 2, 3, 4, 6, 1, 9))
-    size = [side, side]
-    if random.random() < 0.3:
-        size[random.randrange(2)] = random.choice(ODD_NUMBERS)
-    if random.random() < 0.1:
-        size = [random.choice(ODD_NUMBERS)] * 2
-    n_samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    pick, chance = random.choice, random.random
+    depth = pick((1, 2, 4, 8, 8, 8, 16, 16, 0, 3, 32))
+    colour = pick((0, 0, 0, 2, 3, 4, 6, 1, 9))
+    size = [pick(ODD_NUMBERS) if chance() < 0.2 else side for _ in range(2)]
+    n_samples = {2: 3, 4: 2, 6: 4}.get(colour, 1)
     row = 1 + -(-side * n_samples * max(depth, 1) // 8)
-    pixels = bytearray(random.choice((random.randbytes(row * side), bytes(row * side))))
-    for y in range(side):
-        pixels[y * row] = random.choice((0, 0, 0, 1, 2, 3, 4, 9))
-    stream = zlib.compress(bytes(pixels))
-    if random.random() < 0.1:
-        stream = random.choice(
-            (zlib.compress(bytes(30_000_000)), zlib.compress(b""), b"", b"x" * 40)
-        )
-    interlace = random.choice((0, 0, 0, 1, 7))
-    head = struct.pack(">IIBBBBB", size[0] % 2**32, size[1] % 2**32, depth, colour, 0, 0, interlace)
+    pixels = bytearray(pick((random.randbytes(row * side), bytes(row * side))))
+    pixels[::row] = bytes(pick((0, 0, 0, 1, 2, 3, 4, 9)) for _ in range(side))
+    stream = zlib.compress(pixels)
+    if chance() < 0.1:
+        stream = pick((zlib.compress(bytes(30_000_000)), zlib.compress(b""), b"", b"x" * 40))
+    head = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, pick((0, 0, 0, 1, 7)))
     chunks = [(b"IHDR", head)]
-    if random.random() < 0.3:
-        chunks.append((b"PLTE", random.randbytes(random.choice((0, 1, 3, 768, 3000)))))
-    if random.random() < 0.3:
-        name = random.choice(
-            (b"tRNS", b"gAMA", b"iCCP", b"sBIT", b"zTXt", b"acTL", b"eXIf", b"XXXX")
-        )
-        text = random.choice((random.randbytes(20), b"a\0\0" + zlib.compress(bytes(10**7))))
-        chunks.append((name, text))
-    chunks += [(b"IDAT", stream)] * random.choice((1, 1, 1, 1, 0, 2))
-    chunks += [(b"IEND", b"")] * random.choice((1, 1, 1, 1, 0, 2))
-    if random.random() < 0.1:
+    if chance() < 0.3:
+        chunks.append((b"PLTE", random.randbytes(pick((0, 1, 3, 768, 3000)))))
+    if chance() < 0.3:
+        text = pick((random.randbytes(20), b"a\0\0" + zlib.compress(bytes(10**7))))
+        chunks.append((pick(b"tRNS gAMA iCCP sBIT zTXt acTL eXIf XXXX".split()), text))
+    chunks += [(b"IDAT", stream)] * pick((1, 1, 1, 1, 0, 2))
+    chunks += [(b"IEND", b"")] * pick((1, 1, 1, 1, 0, 2))
+    if chance() < 0.1:
         random.shuffle(chunks)
     content = b"\x89PNG\r\n\x1a\n"
     for name, body in chunks:
-        check = zlib.crc32(name + body)
-        if random.random() < 0.05:
-            check ^= 1
-        length = random.choice(ODD_NUMBERS) if random.random() < 0.03 else len(body)
+        check = zlib.crc32(name + body) ^ (chance() < 0.05)
+        length = pick(ODD_NUMBERS) if chance() < 0.03 else len(body)
         content += struct.pack(">I", length) + name + body + struct.pack(">I", check)
-    return damaged(random, content) if random.random() < 0.25 else content
+    return damaged(random, content) if chance() < 0.25 else content
 
 
 def grey_png(side: int = 24) -> bytes:
@@ -92,26 +80,23 @@ def grey_png(side: int = 24) -> bytes:
 def hostile_model(random: Random, good: bytes) -> bytes:
     """Return a model file with something wrong about it, or what is none at all."""
     kind = random.randrange(10)
-    if kind == 0:
-        return damaged(random, good)
-    if kind == 1:
-        return pickled(random)
+    if kind < 2:
+        return pickled(random) if kind else damaged(random, good)
     if kind == 2:
         length = random.choice((0, 1, 2**31, 2**63, 2**64 - 1, len(good), len(good) - 8))
         return struct.pack("<Q", length) + good[8:]
     (length,) = struct.unpack("<Q", good[:8])
     header, tensors = json.loads(good[8 : 8 + length]), good[8 + length :]
+    about = header["__metadata__"]
     if kind < 7:
-        config = json.loads(header["__metadata__"]["config"])
+        config = json.loads(about["config"])
         for _ in range(random.choice((1, 1, 2, 3))):
             config[random.choice((*config, "unknown"))] = hostile_value(random)
         text = json.dumps(config)
-        header["__metadata__"]["config"] = (
-            hostile_json(random, text) if random.random() < 0.3 else text
-        )
+        about["config"] = hostile_json(random, text) if random.random() < 0.3 else text
     elif kind == 7:
         name = random.choice(("unet_repro", "config", "training", "extra"))
-        header["__metadata__"][name] = hostile_json(random, "{}")
+        about[name] = hostile_json(random, "{}")
     else:
         names = [name for name in header if name != "__metadata__"]
         for name in random.sample(names, random.choice((1, 2, len(names)))):
@@ -123,28 +108,23 @@ def hostile_model(random: Random, good: bytes) -> bytes:
 
 
 def _spoil_entry(random: Random, header: dict[str, Any], name: str, n_bytes: int) -> None:
-    entry = header[name]
-    dtype = random.choice(("F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F8_E5M2",
-                           "F4", "F6_E2M3", "C64", "U64", "U16", "I8", "X", ""))  # fmt: skip
-    changes: list[Any] = [
-        {"dtype": dtype},
-        {"shape": random.choice(([], [0], [-1], [2**62, 2**62], [2**40], entry["shape"] * 2))},
-        {
-            "data_offsets": random.choice(
-                ([0, n_bytes], [0, 0], [9, 1], [2**63, 2**64 - 1], [-1, 4], [])
-            )
-        },
-        {"dtype": dtype, "shape": [random.randrange(9)]},
-        None,
-        "rename",
-    ]
-    change = random.choice(changes)
-    if change is None:
-        del header[name]
-    elif change == "rename":
-        header[random.choice(("", "\x1b[2J", "x" * 1000, "a\nb", "é"))] = header.pop(name)
-    else:
-        header[name] = entry | change
+    entry, pick = header.pop(name), random.choice
+    dtypes = "F64 F16 BF16 I64 I32 U8 BOOL F8_E4M3 F8_E5M2 F4 F6_E2M3 C64 U64 U16 I8 X"
+    dtype = pick((*dtypes.split(), ""))
+    offsets = ([0, n_bytes], [0, 0], [9, 1], [2**63, 2**64 - 1], [-1, 4], [])
+    change = pick(
+        (
+            {"dtype": dtype},
+            {"shape": pick(([], [0], [-1], [2**62, 2**62], [2**40], entry["shape"] * 2))},
+            {"data_offsets": pick(offsets)},
+            {"dtype": dtype, "shape": [random.randrange(9)]},
+            None,  # gone
+            {},  # renamed
+        )
+    )
+    if change is not None:
+        new = name if change else pick(("", "\x1b[2J", "x" * 1000, "a\nb", "é"))
+        header[new] = entry | change
 
 
 def hostile_value(random: Random, depth: int = 0) -> Any:
@@ -154,17 +134,15 @@ def hostile_value(random: Random, depth: int = 0) -> Any:
         return [hostile_value(random, depth + 1) for _ in range(random.randrange(4))]
     if kind == 1 and depth < 3:
         return {random.choice(ODD_TEXTS)[:50]: hostile_value(random, depth + 1) for _ in range(3)}
-    if kind == 2:
-        return random.choice((None, True, False, [], {}))
-    if kind == 3:
-        return random.choice((float("nan"), float("inf"), -1e308, 1e308, 0.5, -0.0, 5e-324, 1e30))
-    if kind == 4:
-        return random.choice((10**400, -(10**400), 2**63, -1, 0, 1, 2, 8, 9, 65536, 10**15))
-    if kind == 5:
-        return random.choice(ODD_TEXTS).encode("utf-8", "replace").decode()
-    if kind == 6:
-        return "<script>alert(1)</script>"
-    return random.randrange(70)
+    plain = (
+        (None, True, False, [], {}),
+        (float("nan"), float("inf"), -1e308, 1e308, 0.5, -0.0, 5e-324, 1e30),
+        (10**400, -(10**400), 2**63, -1, 0, 1, 2, 8, 9, 65536, 10**15),
+        [text.encode("utf-8", "replace").decode() for text in ODD_TEXTS],
+        ("<script>alert(1)</script>",),
+        range(70),
+    )
+    return random.choice(random.choice(plain))
 
 
 def hostile_json(random: Random, text: str) -> str:
@@ -174,66 +152,65 @@ def hostile_json(random: Random, text: str) -> str:
         depth = random.choice((40, 48, 50, 100, 950, 980, 990, 1000, 100_000))
         opening, closing = random.choice((("[", "]"), ('{"a":', "}")))
         nested = opening * depth + "1" + closing * depth
-        try:
-            content = json.loads(text)
-            content[random.choice(sorted(content))] = "@"
-            return json.dumps(content).replace('"@"', nested)
-        except (ValueError, TypeError, IndexError, RecursionError):
+        content = _parsed(text)
+        if not isinstance(content, dict) or not content:
             return nested
+        content[random.choice(sorted(content))] = "@"
+        return json.dumps(content).replace('"@"', nested)
     if kind == 1:
         return random.choice(
-            ("", "null", "[]", "1", '"a"', "{}", "NaN", HUGE_INTEGER, "{", "\ufeff{}", "\0")
+            (*'null [] 1 "a" {} NaN {'.split(), HUGE_INTEGER, "\ufeff{}", "\0", "")
         )
     if kind == 2:
         return damaged(random, text.encode()).decode("utf-8", "replace")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    content = _parsed(text)
     for _ in range(random.choice((1, 1, 2, 5))):
         _change_somewhere(random, content)
-    try:
-        return json.dumps(content)
-    except ValueError:
-        return text
+    return text if content is None else json.dumps(content)
+
+
+def _parsed(text: str) -> Any:
+    try:  # a run's file may have been spoilt before
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _change_somewhere(random: Random, content: Any) -> None:
     """Put an absurd value in some place of nested lists and objects, or take one away."""
     while isinstance(content, (dict, list)) and content:
         key = random.choice(list(content) if isinstance(content, dict) else range(len(content)))
-        inner = content[key]
-        if isinstance(inner, (dict, list)) and inner and random.random() < 0.7:
-            content = inner
-        elif random.random() < 0.2:
+        if isinstance(content[key], (dict, list)) and content[key] and random.random() < 0.7:
+            content = content[key]
+            continue
+        if random.random() < 0.2:
             del content[key]
-            return
         else:
             content[key] = hostile_value(random)
-            return
+        return
 
 
 def pickled(random: Random) -> bytes:
     """Return a pickle that would run a command: bare, as torch writes it, in a zip or tar file."""
     kind, file = random.randrange(6), io.BytesIO()
+    bare = pickle.dumps(Malicious(), protocol=random.choice((0, 2, 4)))
     if kind == 0:
-        return pickle.dumps(Malicious(), protocol=random.choice((0, 2, 4)))
+        return bare
     if kind == 1:
         torch.save({"identity": Malicious(), "iteration": 1}, file)
     elif kind == 2:
         torch.save(Malicious(), file, _use_new_zipfile_serialization=False)
     elif kind == 3:
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps(Malicious(), protocol=2))
+            archive.writestr("archive/data.pkl", bare)
             archive.writestr("archive/version", "3")
             archive.writestr("../../escaped", "x")
     elif kind == 4:
         with tarfile.open(fileobj=file, mode="w") as archive:
             for name in ("sys_info", "pickle", "storages", "tensors"):
-                content = pickle.dumps(Malicious(), protocol=2)
                 entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
+                entry.size = len(bare)
+                archive.addfile(entry, io.BytesIO(bare))
     else:
         np.save(file, np.array([Malicious()], object), allow_pickle=True)
     content = file.getvalue()
@@ -248,9 +225,8 @@ def hostile_log(random: Random, text: str) -> bytes:
         cells = lines[row].split(",")
         kind = random.randrange(7)
         if kind < 3:
-            cells[random.randrange(len(cells))] = random.choice(
-                (*ODD_TEXTS, "1e308", "-1e308", "1e-320", '"', "x" * 200_000, "=1+1", "0")
-            )
+            odd = (*ODD_TEXTS, "1e308", "-1e308", "1e-320", '"', "x" * 200_000, "=1+1", "0")
+            cells[random.randrange(len(cells))] = random.choice(odd)
         elif kind == 3:
             cells = cells[: random.randrange(len(cells) + 1)]
         elif kind == 4:
@@ -260,7 +236,6 @@ def hostile_log(random: Random, text: str) -> bytes:
         else:
             cells = random.choice(([], ["\0"], ["\r"], ["\x85\u2028"]))
         lines[row] = ",".join(cells)
-    content = "\n".join(lines).encode("utf-8", "surrogatepass") + random.choice(
-        (b"\n", b"", b"\r\n")
-    )
+    lines[-1] += random.choice(("\n", "", "\r\n"))
+    content = "\n".join(lines).encode("utf-8", "surrogatepass")
     return damaged(random, content) if random.random() < 0.2 else content

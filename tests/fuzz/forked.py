@@ -16,12 +16,8 @@ _BAR = re.compile(r"\d+/(?:\d+|\?) \[|\d+%\||^\S+: \d+\S* \[")
 _LIBRARY = "PNG warning: "  # libpng's own words, of interlaced files: no way to ask it to be still
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What one input may take: bytes beyond what the process has, and s of processor time."""
-
-    memory: int = 2**31
-    seconds: int = 20
+# What one input may take: bytes beyond what the process has, and s of processor time
+MEMORY, SECONDS = 2**31, 20
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,8 @@ class Outcome:
         return "line" if said[0].isprintable() else "control characters"
 
 
-def run_forked(
-    command: Callable[[list[str]], int],
-    arguments: list[str],
-    folder: Path,
-    bounds: Bounds | None = None,
-) -> Outcome:
+def run_forked(command: Callable[[list[str]], int], arguments: list[str], folder: Path) -> Outcome:
     """Run a command line in a fork of this process, in a folder, and wait for its end."""
-    bounds = bounds or Bounds()
     error = folder / ".stderr"
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,7 +59,7 @@ def run_forked(
     if child == 0:
         code = 70
         try:
-            _confine(folder, error, bounds)
+            _confine(folder, error)
             code = command(arguments)
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else 1
@@ -91,7 +81,7 @@ def run_forked(
     )
 
 
-def _confine(folder: Path, error: Path, bounds: Bounds) -> None:
+def _confine(folder: Path, error: Path) -> None:
     os.chdir(folder)
     for descriptor, path in ((1, os.devnull), (2, error)):
         file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
@@ -100,8 +90,8 @@ def _confine(folder: Path, error: Path, bounds: Bounds) -> None:
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (bounds.seconds, bounds.seconds + 5))
-    signal.alarm(10 * bounds.seconds)  # for one that waits and computes nothing
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
+    signal.alarm(10 * SECONDS)  # for one that waits and computes nothing
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + bounds.memory
+    limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

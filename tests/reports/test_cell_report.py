@@ -21,26 +21,22 @@ FOUND[2, 1, 1:6] = 0  # four of five rows found
 
 @pytest.fixture
 def cells():
-    evaluation = score_frames(
-        LABELS, FOUND, known=np.ones(LABELS.shape, bool), names=["003", "005", "008"]
-    )
+    known = np.ones(LABELS.shape, bool)
+    evaluation = score_frames(LABELS, FOUND, known=known, names=["003", "005", "008"])
     about = {"title": "PhC-U373", "train_sequence": "01", "test_sequence": "02", "views": "flips"}
-    rule = dataclasses.asdict(InstanceRule())
-    return {
-        **about,
-        "is_heldout": False,
-        "is_synthetic": False,
-        "published": 0.9203,
-        "rule": rule,
-        **evaluation,
-    }
+    about |= {"is_heldout": False, "is_synthetic": False, "published": 0.9203}
+    return {**about, "rule": dataclasses.asdict(InstanceRule()), **evaluation}
+
+
+def write_stacks(folder, n):
+    for name, stack in zip(STACKS, (np.full(LABELS.shape, 99, np.uint8), LABELS, FOUND)):
+        tifffile.imwrite(folder / name, stack[:n], photometric="minisblack")
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for name, stack in zip(STACKS, (np.full(LABELS.shape, 99, np.uint8), LABELS, FOUND)):
-        tifffile.imwrite(tmp_path / name, stack, photometric="minisblack")
-    return tmp_path
+    return write_stacks(tmp_path, 3)
 
 
 def test_a_run_without_cells_has_no_section(folder):
@@ -59,17 +55,14 @@ def test_figures_stand_beside_those_of_table_2(folder, cells):
 
 def test_best_median_and_worst_frame_are_shown(folder, cells):
     page = str(cell_section(folder, {"cells": cells}))
-    places = [
-        page.index(text) for text in ("Best frame: 003", "Median frame: 008", "Worst frame: 005")
-    ]
+    titles = ("Best frame: 003", "Median frame: 008", "Worst frame: 005")
+    places = [page.index(title) for title in titles]
     assert places == sorted(places) and page.count("data:image/png;base64,") == 6
 
 
 def test_a_single_frame_is_shown_once(tmp_path, cells):
     cells["frames"] = cells["frames"][:1]
-    for name, stack in zip(STACKS, (np.full(LABELS.shape, 99, np.uint8), LABELS, FOUND)):
-        tifffile.imwrite(tmp_path / name, stack[:1], photometric="minisblack")
-    page = str(cell_section(tmp_path, {"cells": cells}))
+    page = str(cell_section(write_stacks(tmp_path, 1), {"cells": cells}))
     assert page.count('<section class="shown">') == 1 and "Best frame" in page
 
 
@@ -81,9 +74,8 @@ def test_without_the_stacks_the_figures_remain(tmp_path, cells):
 def test_held_out_and_synthetic_frames_are_told_apart(folder, cells):
     held_out = str(cell_section(folder, {"cells": {**cells, "is_heldout": True}}))
     assert "Held-out frames of sequence 02" in held_out and "neighbours in time" in held_out
-    synthetic = str(
-        cell_section(folder, {"cells": {**cells, "published": None, "is_synthetic": True}})
-    )
+    changed = {**cells, "published": None, "is_synthetic": True}
+    synthetic = str(cell_section(folder, {"cells": changed}))
     assert "synthetic data" in synthetic and "hidden sequences" not in synthetic
 
 

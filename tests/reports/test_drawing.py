@@ -11,12 +11,8 @@ from unet_repro.reports.drawing import ERROR_COLOURS, Line
 CELL, MEMBRANE = 1.0, 0.0
 
 
-def rgb(error: str) -> list[int]:
-    return list(bytes.fromhex(ERROR_COLOURS[error][1:]))
-
-
 def has_colour(overlay: np.ndarray, error: str) -> np.ndarray:
-    return (overlay == rgb(error)).all(axis=-1)
+    return (overlay == list(bytes.fromhex(ERROR_COLOURS[error][1:]))).all(axis=-1)
 
 
 @pytest.fixture
@@ -31,7 +27,6 @@ def two_cells() -> np.ndarray:
 def test_perfect_segmentation_has_no_error_colour(two_cells: np.ndarray) -> None:
     probability = (two_cells > 0).astype(np.float32)
     overlay = drawing.error_overlay(two_cells, probability, 0.5)
-    assert not any(has_colour(overlay, error).any() for error in ERROR_COLOURS)
     assert (overlay[two_cells > 0] == 250).all() and (overlay[two_cells == 0] == 15).all()
 
 
@@ -84,23 +79,16 @@ def test_png_address_holds_the_pixels() -> None:
     assert (imagecodecs.png_decode(base64.b64decode(data)) == image).all()
 
 
-@pytest.mark.parametrize(
-    ("values", "is_error", "scale"),
-    [
-        ([0.5, 0.01], True, "log"),
-        ([0.5, 0.0], True, "linear"),
-        ([0.5, 0.01], False, "linear"),
-        ([np.nan, 0.01], True, "log"),
-        ([np.nan, np.nan], True, "linear"),
-    ],
-)
-def test_errors_get_a_logarithmic_axis_unless_one_is_zero(
-    values: list[float], is_error: bool, scale: str
-) -> None:
-    axes = Figure().subplots()
-    line = Line(x=[0.0, 0.1], y=values, best=(0.1, values[1]))
-    drawing.draw_over_thresholds(axes, {"": line}, is_error=is_error)
-    assert axes.get_yscale() == scale
+def test_errors_get_a_logarithmic_axis_unless_one_is_zero() -> None:
+    def scale(y: list[float], is_error: bool = True) -> str:
+        axes = Figure().subplots()
+        line = Line(x=[0.0, 0.1], y=y, best=(0.1, y[1]))
+        drawing.draw_over_thresholds(axes, {"": line}, is_error=is_error)
+        return axes.get_yscale()
+
+    assert scale([0.5, 0.01]) == scale([np.nan, 0.01]) == "log"
+    assert scale([0.5, 0.0]) == scale([np.nan, np.nan]) == "linear"
+    assert scale([0.5, 0.01], is_error=False) == "linear"
 
 
 def test_svg_is_bare_and_takes_the_page_s_colours() -> None:

@@ -26,6 +26,9 @@ def two_cells() -> np.ndarray:
     return labels
 
 
+PLAIN = two_cells()
+
+
 def shades(labels: np.ndarray) -> np.ndarray:
     """An image that differs from pixel to pixel and from slice to slice."""
     z, y, x = np.indices(labels.shape)
@@ -94,26 +97,18 @@ class TestAugmentation:
     def test_samples_are_what_training_would_see(self, drawn):
         labels, settings = two_cells(), AugmentationConfig(flips=True)
         image = shades(labels)
-        figure = drawn(
-            augmentation_preview, image, labels, settings=settings, window=33, samples=4, seed=5
-        )
-        found = panels(figure)
+        options = {"settings": settings, "window": 33, "samples": 4, "seed": 5}
+        found = panels(drawn(augmentation_preview, image, labels, **options))
         assert len(found) == 10
         generator = torch.Generator().manual_seed(5)
         for left, right in zip(found[2::2], found[3::2]):
             one = augment.draw(settings, image_size=(60, 50), window=(33, 33), generator=generator)
-            sample = augment.apply(
-                one,
-                torch.from_numpy(image[1])[None],
-                torch.from_numpy(labels[1]),
-                torch.from_numpy(weight_map(labels)[1]),
-                window=(33, 33),
-                mean=torch.tensor(image.mean()),
-                std=torch.tensor(image.std()),
-            )
-            np.testing.assert_allclose(
-                left.images[0].get_array(), sample.image[0], rtol=1e-4, atol=1e-3
-            )
+            arrays = (image[1][None], labels[1], weight_map(labels)[1])
+            tensors = [torch.from_numpy(array) for array in arrays]
+            scale = {"mean": torch.tensor(image.mean()), "std": torch.tensor(image.std())}
+            sample = augment.apply(one, *tensors, window=(33, 33), **scale)
+            shown = left.images[0].get_array()
+            np.testing.assert_allclose(shown, sample.image[0], rtol=1e-4, atol=1e-3)
             np.testing.assert_allclose(right.images[0].get_array(), sample.weights, rtol=1e-5)
             assert f"{one.angle_deg:+.0f}°" in left.get_title()
             assert ("flipped" in left.get_title()) == one.is_flipped
@@ -135,22 +130,15 @@ class TestAugmentation:
     @pytest.mark.parametrize(
         ("images", "labels", "options", "message"),
         [
-            ((3, 4, 5), (4, 5), {}, r"images are \(3, 4, 5\), labels \(4, 5\): both \(y, x\) or"),
-            ((4, 5, 1, 1), (4, 5, 1, 1), {}, r"both \(y, x\) or both \(z, y, x\) are needed"),
-            ((4, 5), (4, 5), {"window": 0}, "window is 0 px, samples 8: both must be 1 or more"),
+            (PLAIN, PLAIN[0], {}, r"images are \(3, 60, 50\), labels \(60, 50\): both \(y, x\) or"),
+            (PLAIN[None], PLAIN[None], {}, r"both \(y, x\) or both \(z, y, x\) are needed"),
+            (PLAIN, PLAIN, {"window": 0}, "window is 0 px, samples 8: both must be 1 or more"),
+            (PLAIN * np.nan, PLAIN, {}, "the images hold a value that is not finite"),
         ],
     )
     def test_errors_say_what_is_wrong(self, tmp_path, images, labels, options, message):
         with pytest.raises(InputError, match=message):
-            augmentation_preview(
-                np.zeros(images), np.zeros(labels, int), tmp_path / "grid.png", **options
-            )
-        assert not list(tmp_path.iterdir())
-
-    def test_values_that_cannot_be_drawn_are_refused(self, tmp_path):
-        labels = two_cells()
-        with pytest.raises(InputError, match="the images hold a value that is not finite"):
-            augmentation_preview(shades(labels) * np.nan, labels, tmp_path / "grid.png")
+            augmentation_preview(images, labels, tmp_path / "grid.png", **options)
         assert not list(tmp_path.iterdir())
 
 
@@ -197,16 +185,14 @@ class TestWeightMap:
         assert (many[1:].max(axis=1) > 0.6).all()  # none is as dark as the background
 
     def test_mask_is_told_from_ids_by_the_whole_stack(self, drawn):
-        mask = (two_cells() > 0).astype(np.uint8)
-        assert panels(drawn(weight_map_preview, mask))[0].get_title() == "labels: 2 cells"
-        mask[0, 0, 0] = 7  # now 1 is an id
-        assert panels(drawn(weight_map_preview, mask))[0].get_title() == "labels: 1 cell"
+        def title(**options):
+            return panels(drawn(weight_map_preview, mask, **options))[0].get_title()
 
-    def test_slice_is_the_one_asked_for(self, drawn):
-        labels = two_cells()
-        labels[2] = 0
-        title = panels(drawn(weight_map_preview, labels, z=2))[0].get_title()
-        assert title == "labels: 0 cells"
+        mask = (two_cells() > 0).astype(np.uint8)
+        mask[2] = 0
+        assert title() == "labels: 2 cells" and title(z=2) == "labels: 0 cells"
+        mask[0, 0, 0] = 7  # now 1 is an id
+        assert title() == "labels: 1 cell"
 
     def test_unknown_pixels_are_grey_and_no_cell(self, drawn):
         found = panels(drawn(weight_map_preview, two_cells(), ignore_label=9))
@@ -217,12 +203,8 @@ class TestWeightMap:
     @pytest.mark.parametrize(
         ("labels", "options", "message"),
         [
-            (
-                np.zeros(5, int),
-                {},
-                r"labels have shape \(5,\): \(y, x\) or \(z, y, x\) with pixels",
-            ),
-            (two_cells(), {"z": 3}, r"z is 3: the stack has slices 0 ... 2"),
+            (PLAIN[0, 0], {}, r"labels have shape \(50,\): \(y, x\) or \(z, y, x\) with pixels"),
+            (PLAIN, {"z": 3}, r"z is 3: the stack has slices 0 ... 2"),
         ],
     )
     def test_errors_say_what_is_wrong(self, tmp_path, labels, options, message):
