@@ -6,6 +6,7 @@ import secrets
 import shutil
 import zipfile
 import zlib
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pooch
 from unet_repro.errors import InputError
 from unet_repro.files.lock import exclusive
 from unet_repro.images.stacks import read_stack
+from unet_repro.progress import ProgressBar
 
 PathLike = str | os.PathLike[str]
 
@@ -146,11 +148,11 @@ def _get(source: Dataset, target: Path, show_progress: bool) -> None:
 
 
 def _fetch(source: Dataset, archive: Path, show_progress: bool) -> None:
-    download = pooch.HTTPDownloader(
-        progressbar=show_progress, chunk_size=_CHUNK_BYTES, timeout=_TIMEOUT_S
-    )
+    bar = _DownloadBar(show_progress)
+    download = pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK_BYTES, timeout=_TIMEOUT_S)
     try:
-        download(source.url, str(archive), None)
+        with closing(bar):
+            download(source.url, str(archive), None)
     except OSError as error:
         if (response := getattr(error, "response", None)) is not None:
             response.close()  # pooch does not
@@ -161,6 +163,30 @@ def _fetch(source: Dataset, archive: Path, show_progress: bool) -> None:
     found = pooch.file_hash(str(archive))
     if source.sha256 not in (None, found):
         raise InputError(f"its SHA-256 is {found}, not {source.sha256}; it was deleted")
+
+
+class _DownloadBar:
+    """The package's bar, for what pooch tells: `total` first, then chunks, the last rounded up."""
+
+    total = 0
+
+    def __init__(self, is_shown: bool) -> None:
+        self._is_shown, self._count = is_shown, 0
+        self._bar: ProgressBar | None = None
+
+    def update(self, n_bytes: int) -> None:
+        if self._bar is None:
+            self._bar = ProgressBar(self.total, unit="B", desc="download", is_shown=self._is_shown)
+        n_bytes = min(n_bytes, self.total - self._count)
+        self._count += n_bytes
+        self._bar.update(n_bytes)
+
+    def reset(self) -> None:
+        """All is there: pooch would fill its bar anew."""
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__()
 
 
 def _unpack(source: Dataset, archive: Path, target: Path) -> None:
