@@ -201,7 +201,7 @@ def wait_and_work(*arguments, **options):
 module.{name} = wait_and_work
 """
 AT_WORK = {
-    "train": ("run", "train"),
+    "train": ("training_run", "train"),
     "predict": ("prediction.predict_stack", "LocalRun"),
     "weight-map": ("weight_maps.stack", "weight_map"),
     "download": ("challenges.download", "_unpack"),
