@@ -74,6 +74,7 @@ def test_input_size_is_the_smallest_whose_output_covers(depth: int) -> None:
         (geometry.output_size, (-5, 4), "nearest: 188$"),
         (geometry.output_size, (189, 4), "nearest: 188, 204$"),
         (geometry.stride_of_window, (570, 4), "tile 570 .* nearest: 556, 572"),
+        (geometry.stride_of_window, (64, 4), "tile 64 .* nearest: 204$"),  # one that works
         (geometry.stride_of_window, (188, 4), "keeps no 16 aligned px: at least 204 is needed"),
         (
             partial(geometry.stride_of_window, padding=True),

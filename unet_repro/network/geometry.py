@@ -72,11 +72,14 @@ def input_size(output: int, depth: int) -> int:
     return output + excess + 2 * margin(depth)
 
 
-def check_input(size: int, depth: int, name: str) -> None:
-    """Raise an `InputError` that names the nearest valid sizes unless `size` is one."""
+def check_input(size: int, depth: int, name: str, *, least: int | None = None) -> None:
+    """Raise an `InputError` that names the nearest valid sizes unless `size` is one.
+
+    `least` is the smallest to be named, by default the smallest valid one.
+    """
     if is_valid_input(size, depth):
         return
-    grid, least = alignment(depth), smallest_input(depth)
+    grid, least = alignment(depth), least or smallest_input(depth)
     below = size - (size + 4) % grid
     nearest = f"{below}, {below + grid}" if below >= least else f"{least}"
     raise InputError(
@@ -255,7 +258,7 @@ def stride_of_window(window: int, depth: int, *, padding: bool = False) -> int:
     """
     grid = alignment(depth)
     if not padding:
-        check_input(window, depth, "tile")
+        check_input(window, depth, "tile", least=window_of(grid, depth, padding=False))
     elif window % grid:
         raise InputError(f"tile {window} is not a multiple of 2^depth = {grid}")
     stride = (window - 2 * _before(depth, padding=padding)) // grid * grid
