@@ -17,6 +17,7 @@ from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
 from unet_repro.network.cost import NetworkCost
+from unet_repro.network.device import choose_precision
 from unet_repro.network.model import UNet
 from unet_repro.prediction import tiling
 
@@ -243,6 +244,8 @@ large = network(base_channels)
 def test_predicted_peak_is_that_of_the_process(
     sizes: tuple[int, int, int, int], precision: str, peak_bytes: Callable[..., int]
 ) -> None:
+    if precision != "float32" and choose_precision("auto", torch.device("cpu")) == "float32":
+        pytest.skip("this processor does not multiply in bfloat16: PyTorch unfolds, in more memory")
     base_channels, height, width, batch = sizes
     bytes_per_value = 4 if precision == "float32" else 2
     network = NetworkCost(4, base_channels, bytes_per_value=bytes_per_value, batch=batch)

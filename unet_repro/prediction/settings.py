@@ -40,7 +40,8 @@ class PredictionSettings:
     roi
         Rows and columns y0:y1,x0:x1 only; the result is that part of the whole prediction.
     precision
-        auto: bfloat16 where the hardware multiplies in it.
+        auto: bfloat16 where the hardware multiplies in it; on a processor that does not, bfloat16
+        is slow and takes up to five times the memory planned.
     backend
         torch; compile (torch.compile); openvino (an extra, the fastest on most processors).
     compression
