@@ -262,7 +262,7 @@ def run_trials(
 # train: with -m faults; its loop is killed in `test_train`
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("predict", 6), ("predict a folder", 3), ("weight-map", 3), ("evaluate", 3), ("download", 3)],
+    [("predict", 3), ("predict a folder", 3), ("weight-map", 3), ("evaluate", 3), ("download", 3)],
 )
 def test_nothing_is_lost(name, count, server, undisturbed, tmp_path):
     run_trials(name, count, server, undisturbed, tmp_path, seed=1)

@@ -267,7 +267,7 @@ def test_flat_image_is_refused_where_channels_are_needed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(tile=570), r"tile 570 .*n % 16 == 12, n >= 188\); nearest: 556, 572"),
+        (dict(tile=570), r"tile 570 .*n % 16 == 12, n >= 204\); nearest: 556, 572"),
         (dict(tile=188), "tile 188 keeps no 16 aligned px: at least 204 is needed"),
         (dict(tile=572, memory=10**9), "exclude each other"),
         (dict(average="eight"), "average is 'eight': one of none, rotations, dihedral, seven"),
