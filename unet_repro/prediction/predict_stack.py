@@ -229,12 +229,13 @@ class StackPrediction:
         """Return the job with the tiles of an unfinished run: another memory may have made them."""
         if self.predictor.tile:
             return self.job
-        strides, batch = _plan_of(record) or (None, None)
-        if strides is None:
+        found = _plan_of(record)
+        if found is None:
             raise InputError(
                 f"{self.destination.path}: its unfinished run is damaged; --overwrite without "
                 "--resume begins anew"
             )
+        strides, batch = found
         rows, columns = self.job.settings.region(*self.source.shape[1:])
         plan = make_plan(
             self.predictor,
