@@ -1,4 +1,6 @@
-"""The one exception that means: what was given cannot be used."""
+"""Words to the user: what cannot be used (an exception), and how input was read (a note)."""
+
+import warnings
 
 
 class InputError(ValueError):
@@ -7,6 +9,18 @@ class InputError(ValueError):
     Raised by every public function of the package that rejects its arguments or files. The
     command line prints its message and exits with code 2; any other exception is a bug of ours.
     """
+
+
+class InputNote(UserWarning):
+    """How input was read where that is not plain: what was converted, or not carried over.
+
+    Nothing is lost by it; the command line shows it as a line ``note: ...`` on standard error.
+    """
+
+
+def note(text: str) -> None:
+    """Give an `InputNote`, once for each text unless filters say otherwise."""
+    warnings.warn(text, InputNote, stacklevel=3)
 
 
 def one_line(text: str) -> str:

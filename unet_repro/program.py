@@ -17,7 +17,7 @@ from typing import NoReturn, TextIO, TypeVar, get_args
 import tyro
 
 from unet_repro.config import PRESETS, Preset, TrainConfig
-from unet_repro.errors import InputError, one_line
+from unet_repro.errors import InputError, InputNote, one_line
 from unet_repro.network.device import is_out_of_memory
 
 Options = TypeVar("Options")
@@ -74,7 +74,7 @@ def guarded(command: Callable[[], int]) -> int:
     The codes are those of `main`. Whatever standard error cannot take, being full, goes untold.
     """
     try:
-        with _termination_as_interrupt():
+        with _termination_as_interrupt(), _notes_on_stderr():
             code = command()
             sys.stdout.flush()  # at exit it would be too late to tell
         return code
@@ -118,6 +118,32 @@ def program(main: Callable[[], int]) -> NoReturn:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    """Show every note of how input was read as one line, once; other warnings as they are."""
+    shown: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, InputNote):
+            others(message, category, filename, lineno, file, line)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            with contextlib.suppress(OSError):
+                print(f"note: {one_line(str(message))}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputNote)
+        others, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 @contextlib.contextmanager
