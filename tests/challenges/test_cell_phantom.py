@@ -31,7 +31,7 @@ def test_sequences_and_seeds_differ_and_one_seed_gives_one_phantom(tmp_path):
     assert (a.images != read_ctc_sequence(tmp_path / "a", "02").images).any()
     assert (a.images != c.images).any()
     # neighbours come within some pixels
-    assert (separate_touching(a.labels, radius=5, kind="ids") != a.labels).any()
+    assert (separate_touching(a.labels, radius=5, label_kind="ids") != a.labels).any()
 
 
 @pytest.mark.parametrize("options", [{"frames": 2}, {"height": 79}, {"cells": 1}, {"seed": -1}])

@@ -163,7 +163,7 @@ class TestWeightMap:
         labels[0] = 0  # the class balance is the whole stack's
         figure = drawn(weight_map_preview, labels, **options)
         _, class_weight, border, total = (one.images[0].get_array() for one in panels(figure))
-        expected = weight_map(labels, kind="ids", **options)[1]
+        expected = weight_map(labels, label_kind="ids", **options)[1]
         np.testing.assert_allclose(total, expected, rtol=1e-5)
         np.testing.assert_allclose(class_weight + border, total, rtol=1e-6)
         assert not border[labels[1] > 0].any()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.labels import read_meaning
 from unet_repro.images.stacks import read_stack
 from unet_repro.weight_maps import stack as weight_stack
 from unet_repro.weight_maps.stack import write_weight_map
-from unet_repro.weight_maps.weight_map import weight_map
+from unet_repro.weight_maps.weight_map import weigh, weight_map
 
 
 def ids(depth: int = 5, side: int = 40, dtype: str = "uint16") -> np.ndarray:
@@ -36,14 +39,19 @@ def masks() -> np.ndarray:
     return stack
 
 
+def spoiled_masks() -> np.ndarray:
+    """The masks after a blur: every value up to 255 on the rims of the cells."""
+    return np.stack([ndimage.uniform_filter(slice_, 3) for slice_ in masks()])
+
+
 def unknown_pixels() -> np.ndarray:
     stack = ids(dtype="int32")
     stack[:, :6] = -1
     return stack
 
 
-def single_cells() -> np.ndarray:
-    """Each slice alone could be a mask; together they hold the ids 1 and 255."""
+def two_ranges() -> np.ndarray:
+    """A mask whose slices hold 0/1 and 0/255."""
     stack = np.zeros((2, 9, 20), np.uint8)
     stack[0, :, :5] = stack[0, :, 8:] = 1
     stack[1, :, :5] = stack[1, :, 8:] = 255
@@ -60,9 +68,14 @@ CASES = {
     "one slice, by all threads": (ids(1), {}),
     "mask, first slice empty": (masks(), {}),
     "1-bit mask": (masks() > 0, {}),
-    "ids that look like masks": (single_cells(), {}),
-    "ids by force": (masks(), {"kind": "ids"}),
-    "mask by force": (ids(), {"kind": "mask"}),
+    "0/1 and 0/255": (two_ranges(), {}),
+    "ids by force": (masks(), {"label_kind": "ids"}),
+    "mask by force": (spoiled_masks(), {"label_kind": "mask"}),
+    "spoiled mask, touching": (
+        spoiled_masks(),
+        {"label_kind": "mask", "separate_touching": True, "separation_px": 2.5},
+    ),
+    "whole numbers as floating-point": (ids().astype(np.float32), {}),
     "touching": (ids(), {"separate_touching": True}),
     "touching masks": (masks(), {"separate_touching": True}),
     "touching, no balance": (ids(), {"separate_touching": True, "class_balance": None}),
@@ -72,10 +85,13 @@ CASES = {
     "wide ridge": (ids(), {"separate_touching": True, "separation_px": 2.5}),
     "masks, wide ridge": (masks(), {"separate_touching": True, "separation_px": 3}),
     "falk2019": (ids(), {"variant": "falk2019", "sigma": 4.0}),
-    "no cell": (np.zeros((2, 7, 9), np.uint8), {}),
+    "classes": (ids(), {"label_kind": "classes"}),
+    "touching classes": (ids(), {"label_kind": "classes", "separate_touching": True}),
+    "unknown classes": (unknown_pixels(), {"label_kind": "classes", "ignore_label": -1}),
 }
 
 
+@pytest.mark.filterwarnings("default::unet_repro.errors.InputNote")
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_weight_map_of_the_whole_stack(tmp_path, case):
     stack, settings = CASES[case]
@@ -103,10 +119,10 @@ def test_scale_compression_and_settings_are_in_the_file(tmp_path):
         "sigma": 6.0,
         "class_balance": "none",
         "variant": "falk2019",
+        "label_kind": "auto",
         "ignore_label": None,
         "separate_touching": False,
         "separation_px": 1.0,
-        "kind": "auto",
         "compression": "lzw",
     }
     assert record["labels"]["name"] == "labels.tif" and len(record["labels"]["sha256"]) == 64
@@ -115,13 +131,13 @@ def test_scale_compression_and_settings_are_in_the_file(tmp_path):
 def test_survey_tells_the_middle_slice_and_the_stacks_balance(tmp_path):
     seen = []
     labels = save(tmp_path / "labels.tif", masks())
-    told = {"progress": False, "on_survey": lambda *found: seen.append(found)}
+    told = {"progress": False, "on_survey": seen.append}
     write_weight_map(labels, tmp_path / "w.tif", **told)
-    ((slice_, options),) = seen
-    np.testing.assert_array_equal(slice_, masks()[2])
+    (survey,) = seen
+    np.testing.assert_array_equal(survey.middle, masks()[2])
     cells = int(np.count_nonzero(masks()))
-    assert options["class_balance"][1] == pytest.approx(masks().size / (2 * cells))
-    assert options["kind"] == "mask"
+    assert survey.class_balance[1] == pytest.approx(masks().size / (2 * cells))
+    assert survey.reading == read_meaning(masks())
 
 
 @pytest.mark.parametrize(("compression", "workers"), [("none", 1), ("zlib", 2)])
@@ -159,14 +175,13 @@ def count_calls(monkeypatch, stop_at: int = 0) -> list[int]:
     """Count the slices that are weighted; raise at one of them."""
     weighted = []
 
-    def weigh(labels, **settings):
-        if labels.size > 1:  # not the check of the settings
-            weighted.append(1)
-            if len(weighted) == stop_at:
-                raise Stop
-        return weight_map(labels, **settings)
+    def counted(stack, reading, **settings):
+        weighted.append(1)
+        if len(weighted) == stop_at:
+            raise Stop
+        return weigh(stack, reading, **settings)
 
-    monkeypatch.setattr(weight_stack, "weight_map", weigh)
+    monkeypatch.setattr(weight_stack, "weigh", counted)
     return weighted
 
 
@@ -244,9 +259,16 @@ def test_bad_labels_are_refused_and_leave_nothing(tmp_path):
     labels = save(tmp_path / "labels.tif", stack)
     with pytest.raises(InputError, match=r"labels\.tif: slice 3: labels hold -7"):
         write_weight_map(labels, tmp_path / "w.tif", progress=False)
-    save(labels, np.zeros((2, 5, 6), np.float32))
-    with pytest.raises(InputError, match="labels must be integers, not float32"):
-        write_weight_map(labels, tmp_path / "w.tif", progress=False)
+    for bad, message in (
+        (np.zeros((2, 5, 6), np.uint8), r"labels\.tif: no label is above 0: there are no cells"),
+        (np.where(ids() > 0, 255, 0), r"no label is above 0"),  # all of them unknown
+        (np.arange(30).reshape(1, 5, 6) % 7 * 0.5, r"slice 0: the labels .* hold 0.5: integers"),
+        (np.arange(30 * 40, dtype=np.uint16).reshape(1, 30, 40), "look like a grey image"),
+    ):
+        save(labels, bad)
+        with pytest.raises(InputError, match=message), warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputNote)
+            write_weight_map(labels, tmp_path / "w.tif", progress=False, ignore_label=255)
     save(labels, ids())
     labels.write_bytes(labels.read_bytes()[:-99])
     with pytest.raises(InputError, match="truncated"):

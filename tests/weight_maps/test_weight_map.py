@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from unet_repro.errors import InputError
+from unet_repro.images.labels import instances
 from unet_repro.weight_maps.weight_map import (
     frequency_weights,
-    instances,
-    mask_values,
     separate_touching,
     two_nearest_distances,
     weight_map,
@@ -62,7 +61,7 @@ def slices_of_ids(draw: st.DrawFn) -> np.ndarray:
 @settings(max_examples=150, deadline=None)
 @given(slices_of_ids(), st.integers(1, 3))
 def test_distances_equal_one_transform_per_cell(ids: np.ndarray, workers: int) -> None:
-    d1, d2 = two_nearest_distances(ids, kind="ids", workers=workers)
+    d1, d2 = two_nearest_distances(ids, label_kind="ids", workers=workers)
     expected_1, expected_2 = distances_cell_by_cell(ids)
     assert d1.dtype == d2.dtype == np.float32
     assert np.array_equal(d1, expected_1.astype(np.float32))
@@ -74,7 +73,7 @@ def test_distances_equal_one_transform_per_cell(ids: np.ndarray, workers: int) -
 def test_border_term_equals_one_transform_per_cell(
     ids: np.ndarray, sigma: float, workers: int
 ) -> None:
-    weights = weight_map(ids, sigma=sigma, class_balance=None, kind="ids", workers=workers)
+    weights = weight_map(ids, sigma=sigma, class_balance=None, label_kind="ids", workers=workers)
     assert weights.dtype == np.float32
     assert weights.shape == ids.shape
     assert np.abs(weights - 1 - border_term(ids, sigma=sigma)).max() <= 1e-5
@@ -121,13 +120,13 @@ def test_slice_higher_than_a_short_integer_counts() -> None:
 @settings(max_examples=30, deadline=None)
 @given(slices_of_ids(), st.integers(0, 2**32 - 1))
 def test_renumbering_flips_and_transposition_change_nothing(ids: np.ndarray, seed: int) -> None:
-    weights = weight_map(ids, kind="ids")
+    weights = weight_map(ids, label_kind="ids")
     new_ids = np.random.default_rng(seed).choice(2**62, ids.max() + 1, replace=False)
     new_ids[0] = 0
-    assert np.array_equal(weight_map(new_ids[ids], kind="ids"), weights)
-    assert np.array_equal(weight_map(ids[::-1], kind="ids"), weights[::-1])
-    assert np.array_equal(weight_map(ids[:, ::-1], kind="ids"), weights[:, ::-1])
-    assert np.array_equal(weight_map(ids.T, kind="ids"), weights.T)
+    assert np.array_equal(weight_map(new_ids[ids], label_kind="ids"), weights)
+    assert np.array_equal(weight_map(ids[::-1], label_kind="ids"), weights[::-1])
+    assert np.array_equal(weight_map(ids[:, ::-1], label_kind="ids"), weights[:, ::-1])
+    assert np.array_equal(weight_map(ids.T, label_kind="ids"), weights.T)
 
 
 GAPPED = np.array([[1, 1, 0, 2], [0, 0, 0, 2], [3, 0, 0, 0]])
@@ -174,7 +173,7 @@ def test_stack_is_slices_with_one_class_balance() -> None:
         assert balanced[z] == pytest.approx(expected, abs=1e-5)
     for workers in (2, 7, 12):
         assert np.array_equal(weight_map(stack, workers=workers), balanced)
-    alone = zip(*(two_nearest_distances(slice_, kind="ids") for slice_ in stack))
+    alone = zip(*(two_nearest_distances(slice_, label_kind="ids") for slice_ in stack))
     for whole, slices in zip(two_nearest_distances(stack, workers=2), alone):
         assert np.array_equal(whole, slices)
 
@@ -239,19 +238,22 @@ def test_mask_stands_for_its_4_connected_components(mask: np.ndarray) -> None:
 def test_mask_rule_looks_at_the_whole_stack() -> None:
     stack = np.array([[[0, 1, 0, 1]], [[0, 1, 0, 2]]])
     assert np.array_equal(instances(stack), stack)
-    assert mask_values(stack) == set()
-    assert mask_values(stack[0]) == {1}
-    assert mask_values(stack[:1] * 0) == {1, 255}
-    assert mask_values(np.array([[0, 255, 9]]), ignore_label=9) == {255}
-    assert mask_values(np.array([[0, 255, 1]])) == set()
+    assert instances(stack[:1]).tolist() == [[[0, 1, 0, 2]]]
+
+
+@pytest.mark.parametrize("value", [128, 65535, 7])
+def test_any_one_value_is_a_mask(value: int) -> None:
+    labels = np.array([[1, 1, 0, 1, 1]], np.uint16) * value  # a gap of 1 px: d1 + d2 = 2
+    expected = [1, 1, 1 + 10 * math.exp(-4 / 50), 1, 1]
+    assert weight_map(labels, class_balance=None)[0] == pytest.approx(expected)
 
 
 def test_kind_overrules_the_mask_rule() -> None:
     one_cell_in_two_parts = np.array([[1, 0, 1]])
-    assert weight_map(one_cell_in_two_parts, class_balance=None, kind="ids")[0, 1] == 1
+    assert weight_map(one_cell_in_two_parts, class_balance=None, label_kind="ids")[0, 1] == 1
     assert weight_map(one_cell_in_two_parts, class_balance=None)[0, 1] > 10
     two_values = np.array([[3, 4, 0, 5]])
-    assert instances(two_values, kind="mask").tolist() == [[1, 1, 0, 2]]
+    assert instances(two_values, label_kind="mask").tolist() == [[1, 1, 0, 2]]
 
 
 def test_mask_with_unknown_pixels() -> None:
@@ -281,7 +283,7 @@ def test_falk2019_with_one_cell_falls_off_with_distance() -> None:
     labels = np.zeros((1, 400), int)
     labels[0, 0] = 9
     expected = 0.1 + 0.9 * np.exp(-(np.arange(1, 400) ** 2) / 200)
-    assert weight_map(labels, variant="falk2019", kind="ids")[0, 1:] == pytest.approx(expected)
+    assert weight_map(labels, variant="falk2019", label_kind="ids")[0, 1:] == pytest.approx(expected)
 
 
 def test_ridge_equals_overlap_of_dilated_cells() -> None:
@@ -324,7 +326,7 @@ def test_empty_arrays_give_empty_maps(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "labels, options, message",
     [
-        (np.zeros((2, 2)), {}, r"labels are float64: integers or a bool mask"),
+        (np.full((2, 2), 0.5), {}, r"labels are float64 and hold 0.5: integers are needed"),
         (np.zeros(4, int), {}, r"shape \(4,\): \(height, width\) or \(z, y, x\)"),
         (np.array([[0, -3, -7]]), {}, "labels hold -7: 0 is background"),
         (np.array([[0, -3, -7]]), {"ignore_label": -7}, "labels hold -3: 0 is background"),
@@ -340,7 +342,7 @@ def test_empty_arrays_give_empty_maps(shape: tuple[int, ...]) -> None:
         (GAPPED, {"class_balance": "none"}, "class_balance is 'none': 'frequency', None, or"),
         (GAPPED, {"class_balance": (1, -1)}, r"class_balance is \(1, -1\)"),
         (GAPPED, {"class_balance": 3}, "class_balance is 3"),
-        (GAPPED, {"kind": "binary"}, "kind is 'binary': one of auto, mask, ids"),
+        (GAPPED, {"label_kind": "binary"}, "label_kind is 'binary': one of auto, mask"),
         (GAPPED, {"workers": 0}, "workers is 0: at least 1 thread"),
     ],
 )

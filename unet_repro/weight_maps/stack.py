@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -14,10 +14,19 @@ import numpy as np
 
 from unet_repro._version import __version__
 from unet_repro.config import keywords_from
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.labels import (
+    LabelKind,
+    LabelSettings,
+    Reading,
+    SliceFacts,
+    as_integers,
+    meaning,
+    slice_facts,
+)
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import Compression, write_pages
 from unet_repro.progress import ProgressBar
@@ -26,11 +35,10 @@ from unet_repro.weight_maps.weight_map import (
     DEFAULT_SIGMA_PX,
     DEFAULT_W0,
     VERSION,
-    Kind,
     Variant,
+    class_sizes,
     frequency_weights,
-    mask_values,
-    separate_touching,
+    weigh,
     weight_map,
 )
 
@@ -52,14 +60,12 @@ class WeightMapSettings:
         frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
     variant
         paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
-    ignore_label
-        Value of unknown pixels: they weigh 0.
+    label_kind, ignore_label
+        As in `LabelSettings`; unknown pixels weigh 0.
     separate_touching
         Weight a ridge between touching cells as background.
     separation_px
         The pixels of a cell that lie so near to another cell become ridge.
-    kind
-        Meaning of the values; auto: a mask if all are 0 and 255, or 0 and 1.
     compression
         Of the output, lossless; ImageJ reads zlib, lzw and none.
     """
@@ -68,10 +74,10 @@ class WeightMapSettings:
     sigma: float | None = None
     class_balance: Literal["frequency", "none"] = "frequency"
     variant: Variant = "paper"
+    label_kind: LabelKind = "auto"
     ignore_label: int | None = None
     separate_touching: bool = False
     separation_px: float = 1.0
-    kind: Kind = "auto"
     compression: Compression = "none"
 
     def __post_init__(self) -> None:
@@ -82,13 +88,23 @@ class WeightMapSettings:
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"{name} is {value!r}: one of {', '.join(choices)} is needed")
-        weight_map(np.zeros((0, 1), np.uint8), **self.map_options())  # refuses what is no setting
+        weight_map(  # refuses what is no setting
+            np.zeros((0, 1), np.uint8),
+            **self.map_options(),
+            label_kind=self.label_kind,
+            ignore_label=self.ignore_label,
+        )
+
+    @property
+    def labels(self) -> LabelSettings:
+        """How the labels are to be read."""
+        return LabelSettings(self.label_kind, self.ignore_label)
 
     def map_options(self) -> dict[str, Any]:
-        """Return them as `weight_map` takes them."""
-        options = {name: value for name, value in vars(self).items() if name != "compression"}
+        """Return what `weigh` takes, w_c as it is without the whole stack."""
+        names = ("w0", "sigma", "variant", "separate_touching", "separation_px")
         balance = "frequency" if self.class_balance == "frequency" else None
-        return options | {"class_balance": balance}
+        return {**{name: getattr(self, name) for name in names}, "class_balance": balance}
 
     def record(self) -> dict[str, Any]:
         """Return them as JSON takes them, with the values that the defaults stand for."""
@@ -111,7 +127,7 @@ def write_weight_map(
     overwrite: bool = False,
     workers: int | None = None,
     progress: bool = True,
-    on_survey: Callable[[np.ndarray, dict[str, Any]], None] | None = None,
+    on_survey: Callable[[Survey], None] | None = None,
 ) -> None:
     """Write the weight map of a labelled stack, slice by slice, as a float32 TIFF stack.
 
@@ -138,13 +154,12 @@ def write_weight_map(
     progress : bool
         Show progress bars on standard error.
     on_survey : callable, optional
-        Called after the first pass, with the middle slice of the labels and with the options of
-        `weight_map` that hold for the whole stack.
+        Called with what all slices together decide, before the first is weighed.
 
     Raises
     ------
     InputError
-        Labels that `weight_map` or `StackReader` refuses; a setting out of its range; an output
+        Labels that `weight_map` or `StackReader` refuses, or without any cell; a setting out of its range; an output
         that exists, or is being written by another process; labels that change while they are
         read; to resume, other labels or settings.
 
@@ -160,25 +175,30 @@ def write_weight_map(
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
     with StackReader(labels_path, palette=True) as labels:
         check_apart(out, labels.path)
+        if labels.dtype.kind == "f":
+            note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
         with BlockStore(out, resume=resume, overwrite=overwrite) as store:
             survey = _survey(labels, settings, workers, progress)
             record = {
                 "unet_repro": __version__,
                 "weight_map": VERSION,
-                "labels": {"name": labels.path.name, "sha256": survey.sha256},
+                "labels": {
+                    "name": labels.path.name,
+                    "sha256": survey.sha256,
+                    "read": survey.reading.record(),
+                },
                 "settings": settings.record(),
             }
-            options = settings.map_options()
-            options |= {"kind": survey.kind, "class_balance": survey.class_balance}
             if on_survey is not None:
-                on_survey(_label_slice(labels, labels.shape[0] // 2), options)
+                on_survey(survey)
             if store.resumes and store.target.exists() and read_info(store.target) == _info(record):
                 store.is_complete = True
                 return
             _, height, width = labels.shape
             store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
             if not store.is_complete:
-                _weigh(store, labels, options, workers, progress)
+                options = settings.map_options() | {"class_balance": survey.class_balance}
+                _weigh(store, labels, survey.reading, options, workers, progress)
                 labels.check_unchanged()  # since the survey
                 store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
 
@@ -193,77 +213,76 @@ def _info(record: dict[str, Any]) -> str:
     return json.dumps(record, indent=1)
 
 
-class _Survey(NamedTuple):
-    """What only all slices together decide."""
+class Survey(NamedTuple):
+    """What only all slices together decide, and the slice in the middle."""
 
     sha256: str
-    kind: Kind
-    class_balance: tuple[float, float] | None
-
-
-class _SliceFacts(NamedTuple):
-    digest: bytes
-    mask_values: set[int]
-    background: int
-    cells: int
-    separated: int  # cells' pixels that become background, if the values are ids
+    reading: Reading
+    class_balance: tuple[float, ...] | None
+    middle: np.ndarray  # (y, x), as stored
 
 
 def _survey(
     labels: StackReader, settings: WeightMapSettings, workers: int, progress: bool
-) -> _Survey:
-    ignore_label, kind = settings.ignore_label, settings.kind
-    is_frequency = settings.class_balance == "frequency" and settings.variant != "falk2019"
-    may_separate = settings.separate_touching and is_frequency
+) -> Survey:
+    depth = labels.shape[0]
 
-    def look(item: tuple[int, np.ndarray]) -> _SliceFacts:
+    def look(item: tuple[int, np.ndarray]) -> tuple[bytes, SliceFacts]:
         z, slice_ = item
         try:
-            values = mask_values(slice_, ignore_label=ignore_label)
+            facts = slice_facts(slice_, settings.ignore_label)
         except InputError as error:
             raise InputError(f"{labels.path}: {labels.names[z]}: {error}") from error
-        digest = hashlib.sha256(np.ascontiguousarray(slice_).data).digest()
-        is_known = True if ignore_label is None else slice_ != ignore_label
-        cells = int(np.count_nonzero((slice_ != 0) & is_known))
-        background = int(np.count_nonzero((slice_ == 0) & is_known))
-        separated = 0
-        if may_separate:
-            left = separate_touching(
-                slice_,
-                radius=settings.separation_px,
-                ignore_label=ignore_label,
-                kind="ids" if kind == "auto" else kind,
-            )
-            separated = cells - int(np.count_nonzero((left != 0) & is_known))
-        return _SliceFacts(digest, values, background, cells, separated)
+        return hashlib.sha256(np.ascontiguousarray(slice_).data).digest(), facts
 
-    depth = labels.shape[0]
     slices = ((z, _label_slice(labels, z)) for z in range(depth))
-    facts = list(_bar(in_order(look, slices, workers), "labels", depth, progress=progress))
-    if kind == "auto":
-        kind = "mask" if set.intersection(*(fact.mask_values for fact in facts)) else "ids"
-    # Components of a mask are never within 1 px of each other: nothing is separated.
-    separated = sum(fact.separated for fact in facts) if kind == "ids" else 0
-    background = sum(fact.background for fact in facts) + separated
-    cells = sum(fact.cells for fact in facts) - separated
+    found = list(_bar(in_order(look, slices, workers), "labels", depth, progress=progress))
+    try:
+        reading = meaning([facts for _, facts in found], settings.labels)
+    except InputError as error:
+        raise InputError(f"{labels.path}: {error}") from error
+    if not reading.foreground:
+        raise InputError(f"{labels.path}: no label is above 0: there are no cells")
+    is_frequency = settings.class_balance == "frequency" and settings.variant != "falk2019"
+    sizes = [reading.pixels - reading.unknown - reading.foreground, reading.foreground]
+    radius = settings.separation_px if settings.separate_touching and is_frequency else None
+    if radius is not None or reading.n_cells < 0:
+        reading, sizes = _second_look(labels, reading, radius, workers, progress)
     head = f"{labels.shape} {labels.dtype.name}".encode()
-    return _Survey(
-        sha256=hashlib.sha256(head + b"".join(fact.digest for fact in facts)).hexdigest(),
-        kind=kind,
-        class_balance=frequency_weights(background, cells) if is_frequency else None,
+    return Survey(
+        sha256=hashlib.sha256(head + b"".join(digest for digest, _ in found)).hexdigest(),
+        reading=reading,
+        class_balance=frequency_weights(*sizes) if is_frequency else None,
+        middle=_label_slice(labels, depth // 2),
     )
 
 
+def _second_look(
+    labels: StackReader, reading: Reading, radius: float | None, workers: int, progress: bool
+) -> tuple[Reading, list[int]]:
+    """Count what needs the meaning of the values: cells, and the pixels of each class."""
+    depth = labels.shape[0]
+
+    def look(slice_: np.ndarray) -> tuple[int, list[int]]:
+        cells = int(reading.cells(slice_).max(initial=0)) if reading.n_cells < 0 else 0
+        return cells, class_sizes(slice_[None], reading, separation_px=radius)
+
+    slices = (_label_slice(labels, z) for z in range(depth))
+    found = list(_bar(in_order(look, slices, workers), "cells", depth, progress=progress))
+    if reading.n_cells < 0:
+        reading = replace(reading, n_cells=sum(cells for cells, _ in found))
+    return reading, [sum(sizes) for sizes in zip(*(sizes for _, sizes in found))]
+
+
 def _label_slice(labels: StackReader, z: int) -> np.ndarray:
-    if labels.dtype.kind == "f":
-        raise InputError(f"{labels.path}: labels must be integers, not {labels.dtype}")
-    slice_ = labels.read_slice(z)
-    return slice_.astype(np.uint8) if slice_.dtype.kind == "b" else slice_
+    where = f"{labels.path}: {labels.names[z]}: the labels"
+    return as_integers(labels.read_slice(z), where, is_told=False)
 
 
 def _weigh(
     store: BlockStore,
     labels: StackReader,
+    reading: Reading,
     options: dict[str, Any],
     workers: int,
     progress: bool,
@@ -273,13 +292,13 @@ def _weigh(
     missing = [z for z, _, _ in store.missing((z, 0, 0) for z in range(depth))]
     threads_a_slice = -(-workers // depth)
 
-    def weigh(item: tuple[int, np.ndarray]) -> None:
+    def weigh_slice(item: tuple[int, np.ndarray]) -> None:
         z, slice_ = item
-        weights = weight_map(slice_, **options, workers=threads_a_slice)
-        store.write((z, 0, 0), weights[None])
+        weights = weigh(slice_[None], reading, **options, workers=threads_a_slice)
+        store.write((z, 0, 0), weights)
 
     slices = ((z, _label_slice(labels, z)) for z in missing)
-    weighed = in_order(weigh, slices, min(workers, depth))
+    weighed = in_order(weigh_slice, slices, min(workers, depth))
     done = depth - len(missing)
     for _ in _bar(weighed, "weight maps", depth, progress=progress, initial=done):
         pass

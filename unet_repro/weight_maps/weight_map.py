@@ -6,19 +6,26 @@ Exact distances to the two nearest distinct cells in O(pixels), however many cel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
-from scipy import ndimage
 
 from unet_repro import config
 from unet_repro.errors import InputError
+from unet_repro.images.labels import (
+    UNKNOWN_CELL,
+    LabelKind,
+    LabelSettings,
+    Reading,
+    as_stack,
+    read_meaning,
+)
 from unet_repro.weight_maps.nearest_cells import BACKGROUND, CELL, FAR, UNKNOWN, Terms, solve_band
 
 Variant = Literal["paper", "short", "falk2019"]
-Kind = Literal["auto", "mask", "ids"]
+ClassBalance = Literal["frequency"] | tuple[float, ...] | None
 
 DEFAULT_W0 = {"paper": config.W0, "short": 1.0, "falk2019": 50.0}
 DEFAULT_SIGMA_PX = {"paper": config.SIGMA_PX, "short": config.SIGMA_PX, "falk2019": 6.0}
@@ -31,12 +38,12 @@ def weight_map(
     *,
     w0: float | None = None,
     sigma: float | None = None,
-    class_balance: Literal["frequency"] | tuple[float, float] | None = "frequency",
+    class_balance: ClassBalance = "frequency",
     variant: Variant = "paper",
     ignore_label: int | None = None,
     separate_touching: bool = False,
     separation_px: float = 1,
-    kind: Kind = "auto",
+    label_kind: LabelKind = "auto",
     workers: int = 1,
 ) -> np.ndarray:
     r"""Compute the loss weight of every pixel (Eq. 2, Sec. 3).
@@ -48,18 +55,19 @@ def weight_map(
     Parameters
     ----------
     labels : ndarray of int or bool, shape (height, width) or (z, y, x)
-        0 is background, k > 0 is cell k; a stack is treated slice by slice. Or a mask, whose
-        4-connected components in each slice are the cells: see `kind`.
+        0 is background, k > 0 is cell k; a stack is treated slice by slice. Or a mask, or classes,
+        whose 4-connected components in each slice are the cells: see `label_kind`.
     w0 : float, optional
         Height of the border term; ``config.W0`` (10), in ``short`` 1, in ``falk2019`` 50.
     sigma : float, optional
         Its width in px; ``config.SIGMA_PX`` (5), in ``falk2019`` 6.
-    class_balance : "frequency", (background, cell) or None
-        w_c of the two classes. ``"frequency"``: over all known pixels of the whole stack,
-        w_c = N / (K N_c) with N_c the pixels of class c (for `separate_touching`, after it),
-        N = N_background + N_cell and K the number of classes that occur, 2 as a rule. So both
-        classes weigh the same in total and the mean of w_c is 1. A pair: these two values (for
-        a stack that comes page by page, from `frequency_weights`). None: 1 everywhere.
+    class_balance : "frequency", (background, cell, ...) or None
+        w_c of the classes, background and cell as a rule. ``"frequency"``: over all known pixels
+        of the whole stack, w_c = N / (K N_c) with N_c the pixels of class c (for
+        `separate_touching`, after it), N those of all classes and K the number of classes that
+        occur. So all classes weigh the same in total and the mean of w_c is 1. Several numbers:
+        the values of class 0, 1, ... (for a stack that comes page by page, from
+        `frequency_weights`). None: 1 everywhere.
     variant : "paper", "short" or "falk2019"
         ``short`` is w_c + exp(...), w0 = 1. ``falk2019`` has a balance of its own, and
         `class_balance` is not used: cells weigh 1, the background
@@ -71,9 +79,8 @@ def weight_map(
         distances are still those of the cells as given.
     separation_px : float
         Its radius in px.
-    kind : "auto", "mask" or "ids"
-        What the values mean. ``auto``: a bool array, or one whose known values are all in
-        {0, 1} or all in {0, 255}, is a mask; every other holds instance ids.
+    label_kind : "auto", "mask", "ids" or "classes"
+        What the values mean, as in `images.labels.LabelSettings`.
     workers : int
         Number of threads, over slices, or over bands of rows where slices are fewer.
 
@@ -85,8 +92,8 @@ def weight_map(
     Raises
     ------
     InputError
-        Not 2-D or 3-D, not integer or bool, a negative label that is not `ignore_label`, or a
-        setting out of its range.
+        Not 2-D or 3-D, no whole numbers, a negative label that is not `ignore_label`, labels that
+        look like a grey image or a spoiled mask, or a setting out of its range.
 
     Notes
     -----
@@ -110,30 +117,73 @@ def weight_map(
     >>> weight_map(labels, class_balance=None).round(4)
     array([[ 1.    ,  1.    , 10.2312,  1.    ,  1.    ]], dtype=float32)
     """
-    stack, is_mask = _checked(labels, ignore_label, kind, workers)
+    stack, reading = _read(labels, label_kind, ignore_label, workers)
+    weights = weigh(
+        stack,
+        reading,
+        w0=w0,
+        sigma=sigma,
+        class_balance=class_balance,
+        variant=variant,
+        separate_touching=separate_touching,
+        separation_px=separation_px,
+        workers=workers,
+    )
+    return weights.reshape(np.shape(labels))
+
+
+def weigh(
+    stack: np.ndarray,
+    reading: Reading,
+    *,
+    w0: float | None = None,
+    sigma: float | None = None,
+    class_balance: ClassBalance = "frequency",
+    variant: Variant = "paper",
+    separate_touching: bool = False,
+    separation_px: float = 1,
+    workers: int = 1,
+) -> np.ndarray:
+    """Compute what `weight_map` does, of labels (z, y, x) whose meaning is decided already."""
     _check_radius(separation_px, "separation_px")
-    targets = stack
+    roles = _roles(stack, reading)
     if separate_touching:
-        targets = _separate(stack, separation_px, ignore_label, is_mask, workers)
-    classes = np.not_equal(targets, 0, order="C").view(np.uint8)  # BACKGROUND or CELL
-    if ignore_label is not None:
-        classes[targets == ignore_label] = UNKNOWN
-    terms = _terms(classes, w0, sigma, class_balance, variant)
+        for z, ridge in _ridges(stack, reading, separation_px, workers):
+            roles[z][ridge] = BACKGROUND
+    if isinstance(class_balance, str) and class_balance == "frequency":
+        w_c = frequency_weights(*_sizes(stack, roles, reading))
+    else:
+        w_c = _given_weights(class_balance, reading.n_classes)
+    terms = _terms(w_c, w0, sigma, variant)
     reach2 = _reach2(terms)
     weights, unused = np.empty(stack.shape, np.float32), np.empty((0, 0), np.float32)
 
-    def weigh(z: int, *band: Any) -> None:
-        solve_band(*band, classes[z], terms, reach2, weights[z], unused)
+    def solve(z: int, *band: Any) -> None:
+        solve_band(*band, roles[z], terms, reach2, weights[z], unused)
 
-    _for_each_band(stack, ignore_label, is_mask, workers, weigh)
-    return weights.reshape(np.shape(labels))
+    _for_each_band(stack, reading, workers, solve)
+    if variant != "falk2019":
+        for k in range(2, reading.n_classes):
+            weights[(stack == k) & (roles == CELL)] = w_c[k]
+    return weights
+
+
+def class_sizes(
+    stack: np.ndarray, reading: Reading, *, separation_px: float | None = None, workers: int = 1
+) -> list[int]:
+    """Count the known pixels of class 0, 1, ...; ridges of `separation_px`, if any, are of 0."""
+    roles = _roles(stack, reading)
+    if separation_px is not None:
+        for z, ridge in _ridges(stack, reading, separation_px, workers):
+            roles[z][ridge] = BACKGROUND
+    return _sizes(stack, roles, reading)
 
 
 def two_nearest_distances(
     labels: np.ndarray,
     *,
     ignore_label: int | None = None,
-    kind: Kind = "auto",
+    label_kind: LabelKind = "auto",
     workers: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return d1 and d2 of Eq. 2: the distances to the two nearest distinct cells.
@@ -143,7 +193,7 @@ def two_nearest_distances(
 
     Parameters
     ----------
-    labels, ignore_label, kind, workers
+    labels, ignore_label, label_kind, workers
         As in `weight_map`; unknown pixels are no cell.
 
     Returns
@@ -159,7 +209,7 @@ def two_nearest_distances(
     >>> d2
     array([[4., 3., 2., 3., 4.]], dtype=float32)
     """
-    stack, is_mask = _checked(labels, ignore_label, kind, workers)
+    stack, reading = _read(labels, label_kind, ignore_label, workers)
     everywhere = np.zeros(stack.shape[1:], np.uint8)
     d1, d2 = np.empty(stack.shape, np.float32), np.empty(stack.shape, np.float32)
     no_terms = Terms(0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
@@ -167,7 +217,7 @@ def two_nearest_distances(
     def measure(z: int, *band: Any) -> None:
         solve_band(*band, everywhere, no_terms, FAR - 1, d1[z], d2[z])
 
-    _for_each_band(stack, ignore_label, is_mask, workers, measure)
+    _for_each_band(stack, reading, workers, measure)
     return d1.reshape(np.shape(labels)), d2.reshape(np.shape(labels))
 
 
@@ -176,7 +226,7 @@ def separate_touching(
     *,
     radius: float = 1,
     ignore_label: int | None = None,
-    kind: Kind = "auto",
+    label_kind: LabelKind = "auto",
     workers: int = 1,
 ) -> np.ndarray:
     """Open a background ridge between touching cells, two pixels wide for radius 1.
@@ -186,7 +236,7 @@ def separate_touching(
 
     Parameters
     ----------
-    labels, ignore_label, kind, workers
+    labels, ignore_label, label_kind, workers
         As in `weight_map`.
     radius : float
         Of the disc, in px.
@@ -206,117 +256,73 @@ def separate_touching(
     array([[3, 3, 0, 0, 8, 0]])
     """
     _check_radius(radius, "radius")
-    stack, is_mask = _checked(labels, ignore_label, kind, workers)
-    return _separate(stack, radius, ignore_label, is_mask, workers).reshape(np.shape(labels))
+    stack, reading = _read(labels, label_kind, ignore_label, workers)
+    out = np.array(stack)
+    for z, ridge in _ridges(stack, reading, radius, workers):
+        out[z][ridge] = 0
+    return out.reshape(np.shape(labels))
 
 
-def instances(
-    labels: np.ndarray, *, ignore_label: int | None = None, kind: Kind = "auto"
-) -> np.ndarray:
-    """Return instance ids: a mask's 4-connected components, or a copy of what are ids already.
-
-    Parameters
-    ----------
-    labels, ignore_label, kind
-        As in `weight_map`.
-
-    Returns
-    -------
-    ndarray, shape of `labels`
-        For a mask int32, 0 for background and unknown pixels, 1, 2, ... in each slice; ids are
-        returned unchanged, unknown pixels included.
+def frequency_weights(*pixels: int) -> tuple[float, ...]:
+    """Return w_c of background, cells, ... from their numbers of pixels; see `weight_map`.
 
     Examples
     --------
-    >>> instances(np.array([[255, 255, 0, 255]], np.uint8))
-    array([[1, 1, 0, 2]], dtype=int32)
-    """
-    stack, is_mask = _checked(labels, ignore_label, kind)
-    if not is_mask:
-        return np.array(labels)
-    ids = np.empty(stack.shape, np.int32)
-    for z, slice_ in enumerate(stack):
-        ids[z] = _components(slice_, ignore_label)
-    return ids.reshape(np.shape(labels))
-
-
-def mask_values(labels: np.ndarray, *, ignore_label: int | None = None) -> set[int]:
-    """Return those of 1 and 255 with which `labels` can be a mask: all known values are it or 0.
-
-    None: the values are instance ids. A stack that comes page by page is a mask if one value is
-    common to all pages, and is then to be treated with ``kind="mask"``, else with ``"ids"``.
-
-    Examples
-    --------
-    >>> mask_values(np.array([[0, 255]])), mask_values(np.array([[0, 1, 255]]))
-    ({255}, set())
-    """
-    return _mask_values(_checked_stack(labels, ignore_label), ignore_label)
-
-
-def frequency_weights(background: int, cell: int) -> tuple[float, float]:
-    """Return w_c of background and cells from their numbers of pixels; see `weight_map`.
-
-    Examples
-    --------
-    >>> frequency_weights(background=1, cell=3)
+    >>> frequency_weights(1, 3)
     (2.0, 0.6666666666666666)
     """
-    present = int(background > 0) + int(cell > 0)
-    total = background + cell
-    return (
-        total / (present * background) if background else 0.0,
-        total / (present * cell) if cell else 0.0,
-    )
+    present, total = sum(number > 0 for number in pixels), sum(pixels)
+    return tuple(total / (present * number) if number else 0.0 for number in pixels)
 
 
-def _checked(
-    labels: Any, ignore_label: int | None, kind: Kind, workers: int = 1
-) -> tuple[np.ndarray, bool]:
-    """Return a view of shape (z, y, x) and whether its values are a mask's, or raise."""
-    if kind not in get_args(Kind):
-        raise InputError(f"kind is {kind!r}: one of {', '.join(get_args(Kind))} is needed")
+def _read(
+    labels: Any, label_kind: LabelKind, ignore_label: int | None, workers: int
+) -> tuple[np.ndarray, Reading]:
+    """Return a view of shape (z, y, x) and what its values mean, or raise."""
+    settings = LabelSettings(label_kind, ignore_label)
     if workers < 1:
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    stack = _checked_stack(labels, ignore_label)
-    if kind != "auto":
-        return stack, kind == "mask"
-    return stack, stack.dtype.kind == "b" or bool(_mask_values(stack, ignore_label))
+    stack = as_stack(labels)
+    return stack, read_meaning(stack, settings, counts_cells=False, workers=workers)
 
 
-def _checked_stack(labels: Any, ignore_label: Any) -> np.ndarray:
-    """Return a view of shape (z, y, x), or raise."""
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "biu":
-        raise InputError(f"labels are {labels.dtype}: integers or a bool mask are needed")
-    if labels.ndim not in (2, 3):
-        raise InputError(f"labels have shape {labels.shape}: (height, width) or (z, y, x) needed")
-    if ignore_label is not None:
-        if isinstance(ignore_label, bool) or not isinstance(ignore_label, (int, np.integer)):
-            raise InputError(f"ignore_label is {ignore_label!r}: an integer or None is needed")
-        if labels.dtype.kind == "b":
-            raise InputError(f"ignore_label is {ignore_label}: a bool mask has no value to spare")
-    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
-        negative = set(np.unique(labels[labels < 0]).tolist()) - {ignore_label}
-        if negative:
-            raise InputError(
-                f"labels hold {min(negative)}: 0 is background, cells are above 0; "
-                "ignore_label names the value of unknown pixels"
-            )
-    return labels if labels.ndim == 3 else labels[None]
+def _roles(stack: np.ndarray, reading: Reading) -> np.ndarray:
+    """Return uint8: BACKGROUND, CELL or UNKNOWN."""
+    roles = np.empty(stack.shape, np.uint8)
+    for z, slice_ in enumerate(stack):
+        np.minimum(reading.classes(slice_), CELL, out=roles[z])
+        is_unknown = reading.is_unknown(slice_)
+        if is_unknown is not None:
+            roles[z][is_unknown] = UNKNOWN
+    return roles
 
 
-def _mask_values(stack: np.ndarray, ignore_label: int | None) -> set[int]:
-    ignore = 0 if ignore_label is None else ignore_label
+def _sizes(stack: np.ndarray, roles: np.ndarray, reading: Reading) -> list[int]:
+    cells = [int(np.count_nonzero(roles == CELL))]
+    if reading.kind == "classes":
+        values = range(1, reading.n_classes)
+        cells = [int(np.count_nonzero((stack == k) & (roles == CELL))) for k in values]
+    return [int(np.count_nonzero(roles == BACKGROUND)), *cells]
 
-    def fits(slice_: np.ndarray, value: int) -> bool:
-        return bool(((slice_ == 0) | (slice_ == value) | (slice_ == ignore)).all())
 
-    return {value for value in (1, 255) if all(fits(slice_, value) for slice_ in stack)}
+def _given_weights(class_balance: Any, n_classes: int) -> tuple[float, ...]:
+    """Return w_c of class 0, 1, ... as given, 1 for None, or raise."""
+    if class_balance is None:
+        return (1.0,) * n_classes
+    try:
+        w_c = tuple(map(float, class_balance))
+    except (TypeError, ValueError):
+        w_c = ()
+    if len(w_c) != n_classes or not all(0 <= weight < math.inf for weight in w_c):
+        raise InputError(
+            f"class_balance is {class_balance!r}: 'frequency', None, or the weights of the "
+            f"{n_classes} classes (background, cell), finite and 0 or more, are needed"
+        )
+    return w_c
 
 
 def _terms(
-    classes: np.ndarray, w0: float | None, sigma: float | None, class_balance: Any, variant: Any
+    w_c: tuple[float, ...], w0: float | None, sigma: float | None, variant: Any
 ) -> Terms:
     """Return the summands' numbers, or raise."""
     if variant not in DEFAULT_W0:
@@ -329,26 +335,10 @@ def _terms(
         raise InputError(f"sigma is {sigma}: a finite number of px above 0 is needed")
     if variant == "short" and w0 != 1:
         raise InputError(f"w0 is {w0}: the variant 'short' means 1; 'paper' takes any")
-    if class_balance is None:
-        background, cell = 1.0, 1.0
-    elif isinstance(class_balance, str) and class_balance == "frequency":
-        background, cell = frequency_weights(
-            int(np.count_nonzero(classes == BACKGROUND)), int(np.count_nonzero(classes == CELL))
-        )
-    else:
-        try:
-            background, cell = map(float, class_balance)
-        except (TypeError, ValueError):
-            background = math.nan
-        if not (0 <= background < math.inf and 0 <= cell < math.inf):
-            raise InputError(
-                f"class_balance is {class_balance!r}: 'frequency', None, or the weights of "
-                "(background, cell), both finite and 0 or more, are needed"
-            )
     if variant == "falk2019":
         falk = _FALK_BACKGROUND
         return Terms(1.0, falk, w0, sigma, 1.0 - falk, _FALK_NEAR_SIGMA_PX)
-    return Terms(cell, background, w0, sigma, 0.0, 1.0)
+    return Terms(w_c[1], w_c[0], w0, sigma, 0.0, 1.0)
 
 
 def _reach2(terms: Terms) -> int:
@@ -366,51 +356,21 @@ def _check_radius(radius: float, name: str) -> None:
         raise InputError(f"{name} is {radius}: it must be 0 px or more")
 
 
-def _separate(
-    stack: np.ndarray, radius: float, ignore_label: int | None, is_mask: bool, workers: int
-) -> np.ndarray:
-    """Return a copy without the cells' pixels that have another cell within `radius`."""
-    out = stack.copy()
-    for slice_, target in zip(stack, out):
-        kind: Kind = "mask" if is_mask else "ids"
+def _ridges(
+    stack: np.ndarray, reading: Reading, radius: float, workers: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each slice's number, and where its cells have another cell within `radius`."""
+    for z, slice_ in enumerate(stack):
+        cells = reading.cells(slice_)
         d1, d2 = two_nearest_distances(
-            slice_, ignore_label=ignore_label, kind=kind, workers=workers
+            cells, ignore_label=UNKNOWN_CELL, label_kind="ids", workers=workers
         )
-        target[(d1 == 0) & (d2 <= radius)] = 0
-    return out
-
-
-def _components(slice_: np.ndarray, ignore_label: int | None) -> np.ndarray:
-    """Label the 4-connected components of one slice of a mask."""
-    cells = slice_ != 0
-    if ignore_label is not None:
-        cells &= slice_ != ignore_label
-    ids = np.empty(slice_.shape, np.int32)
-    ndimage.label(cells, output=ids)  # 4-connected unless told otherwise
-    return ids
-
-
-def _ids(slice_: np.ndarray, ignore_label: int | None, is_mask: bool) -> tuple[np.ndarray, Any]:
-    """Return the cells' ids, contiguous int32 or int64, and the id of unknown pixels or 0.
-
-    Only whether two ids are equal, or 0, matters from here on: unsigned ids may turn negative.
-    """
-    if is_mask:
-        return _components(slice_, ignore_label), np.int32(0)
-    choices = (np.uint32, np.uint64) if slice_.dtype.kind == "u" else (np.int32, np.int64)
-    lowest, highest = int(slice_.min(initial=0)), int(slice_.max(initial=0))
-    narrow = np.iinfo(choices[0])
-    own = choices[0] if narrow.min <= lowest and highest <= narrow.max else choices[1]
-    signed = np.int32 if own is choices[0] else np.int64
-    ids = np.ascontiguousarray(slice_, own).view(signed)
-    occurs = ignore_label is not None and lowest <= ignore_label <= highest
-    return ids, np.array(ignore_label if occurs else 0, own).view(signed)[()]
+        yield z, (d1 == 0) & (d2 <= radius)
 
 
 def _for_each_band(
     stack: np.ndarray,
-    ignore_label: int | None,
-    is_mask: bool,
+    reading: Reading,
     workers: int,
     solve: Callable[..., None],
 ) -> None:
@@ -423,7 +383,8 @@ def _for_each_band(
     row_type = np.int16 if height < 1 << 15 else np.int32
 
     def solve_slice(z: int, run: Callable[..., Any]) -> None:
-        ids, ignore = _ids(stack[z], ignore_label, is_mask)
+        ids = reading.cells(stack[z])
+        ignore = ids.dtype.type(UNKNOWN_CELL)
 
         def solve_rows(y0: int, y1: int) -> None:
             solve(z, ids, ignore, y0, y1, np.empty((2, y1 - y0, width), row_type))

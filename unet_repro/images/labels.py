@@ -1,0 +1,549 @@
+"""What the values of labels mean: a mask, instance ids or classes. It is decided here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from scipy import ndimage
+
+from unet_repro.errors import InputError, note
+
+LabelKind = Literal["auto", "mask", "ids", "classes"]
+
+UNKNOWN_CELL = -1  # in what `Reading.cells` returns
+_BAND_PX = 2**20  # pixels that are looked at together
+# What programs write for "cell" in a mask; a stack whose slices hold one of them each is a mask.
+_FULL_SCALES = {1, 127, 128, 255, 32767, 32768, 65535}
+# of what speaks for a spoiled mask or a grey image
+_FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS, _MOST_PIECES = 8, 64, 16, 8
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How labels are to be read.
+
+    Parameters
+    ----------
+    label_kind
+        What the values mean. mask: 0 and another value, whose 4-connected components in a slice
+        are the cells; of more values, those above half of the highest are cell. ids: k > 0 is
+        cell k. classes: k is class k, components of a class above 0 are cells. auto: a mask where
+        one value above 0 occurs, else ids; what looks like a grey image or a spoiled mask is
+        refused.
+    ignore_label
+        Value of pixels of which nothing is known.
+    """
+
+    label_kind: LabelKind = "auto"
+    ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_kind not in get_args(LabelKind):
+            kinds = ", ".join(get_args(LabelKind))
+            raise InputError(f"label_kind is {self.label_kind!r}: one of {kinds} is needed")
+        number = self.ignore_label
+        if number is not None and (
+            isinstance(number, bool) or not isinstance(number, (int, np.integer))
+        ):
+            raise InputError(f"ignore_label is {number!r}: an integer or None is needed")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the labels of a stack were read, and what that makes of a slice.
+
+    Attributes
+    ----------
+    kind : "mask", "ids" or "classes"
+    threshold : int
+        Of a mask: cells are the values above it; 0, unless the mask has several values above 0.
+    ignore_label : int or None
+    n_classes : int
+        2, or for classes the highest and one.
+    slices, pixels, unknown, foreground : int
+        Numbers of slices, of all pixels, of unknown ones, and of known ones that are cell.
+    n_cells : int
+        Cells in all slices; one that several slices show counts in each.
+    """
+
+    kind: Literal["mask", "ids", "classes"]
+    ignore_label: int | None
+    threshold: int = 0
+    n_classes: int = 2
+    slices: int = 0
+    pixels: int = 0
+    unknown: int = 0
+    foreground: int = 0
+    n_cells: int = 0
+
+    def cells(self, slice_: np.ndarray) -> np.ndarray:
+        """Return a slice's cells: int32, or int64 for larger ids, (y, x).
+
+        0 is background, `UNKNOWN_CELL` (-1) unknown, every other value a cell of its own: ids as
+        they are, of masks and classes the 4-connected components, 1, 2, ....
+        """
+        is_unknown = self.is_unknown(slice_)
+        if self.kind == "ids":
+            cells = _signed(slice_)
+        else:
+            cells = self._components(slice_, is_unknown)
+        if is_unknown is not None:
+            cells[is_unknown] = UNKNOWN_CELL
+        return cells
+
+    def classes(self, slice_: np.ndarray) -> np.ndarray:
+        """Return the class of each pixel of a slice, uint8; of unknown ones 0."""
+        if self.kind == "classes":
+            classes = slice_.astype(np.uint8)
+        else:
+            classes = (slice_ > self.threshold).view(np.uint8)
+        is_unknown = self.is_unknown(slice_)
+        if is_unknown is not None:
+            classes[is_unknown] = 0
+        return classes
+
+    def is_unknown(self, slice_: np.ndarray) -> np.ndarray | None:
+        """Return where nothing is known, bool, or None where that is nowhere."""
+        if self.ignore_label is None or not _holds(slice_.dtype, self.ignore_label):
+            return None
+        is_unknown: np.ndarray = slice_ == self.ignore_label
+        return is_unknown
+
+    def _components(self, slice_: np.ndarray, is_unknown: np.ndarray | None) -> np.ndarray:
+        components = np.zeros(slice_.shape, np.int32)
+        found = 0
+        values = range(1, self.n_classes) if self.kind == "classes" else (None,)
+        for value in values:
+            is_cell = slice_ > self.threshold if value is None else slice_ == value
+            if is_unknown is not None:
+                is_cell &= ~is_unknown
+            if value is None:
+                ndimage.label(is_cell, output=components)  # 4-connected unless told otherwise
+            else:
+                numbers, count = ndimage.label(is_cell)
+                components[is_cell] = numbers[is_cell] + found
+                found += count
+        return components
+
+    def line(self) -> str:
+        """Say it in a line: kind, cells a slice, share of foreground, unknown pixels.
+
+        Examples
+        --------
+        >>> read_meaning(np.array([[[255, 0, 255, 0]]], np.uint8)).line()
+        'mask, 2 cells a slice, 50 % foreground, no unknown pixels'
+        """
+        kind: str = self.kind
+        if self.threshold:
+            kind = f"mask (values above {self.threshold} are cell)"
+        elif self.kind == "classes":
+            kind = f"{self.n_classes} classes"
+        a_slice = self.n_cells / max(self.slices, 1)
+        count = f"{a_slice:.1f}" if 0 < a_slice < 10 and a_slice % 1 else f"{a_slice:.0f}"
+        known = self.pixels - self.unknown
+        unknown = f"{_percent(self.unknown, self.pixels)} unknown" if self.unknown else "no unknown"
+        return (
+            f"{kind}, {count} cell{'s' * (count != '1')} a slice, "
+            f"{_percent(self.foreground, known)} foreground, {unknown} pixels"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """What one slice of labels tells of their meaning; `meaning` puts those of a stack together."""
+
+    values: np.ndarray  # those above 0 that are known, ascending
+    counts: np.ndarray  # their pixels
+    strays: np.ndarray  # those of them between a lower and a higher neighbour, or without an equal
+    pairs: int  # of neighbouring pixels above 0
+    differing: int  # those of them that differ
+    pieces: int  # components of equal values above 0; of several values less their holes
+    unknown: int
+    pixels: int
+    is_bool: bool
+
+
+def slice_facts(
+    slice_: np.ndarray, ignore_label: int | None = None, *, is_counted: bool = True
+) -> SliceFacts:
+    """Look at one slice (y, x) of integers or bools; count the pieces of a mask if told to.
+
+    `InputError`: values below 0 that are not `ignore_label`.
+    """
+    is_ignorable = ignore_label is not None and _holds(slice_.dtype, ignore_label)
+    unknown, found = 0, []
+    for band, _ in _bands(slice_):
+        values, counts = _value_counts(band)
+        if is_ignorable:
+            unknown += int(counts[values == ignore_label].sum())
+            keep = values != ignore_label
+            values, counts = values[keep], counts[keep]
+        if values.size and values[0] < 0:
+            raise InputError(
+                f"labels hold {values[0]}: 0 is background, cells are above 0; --ignore-label "
+                "names the value of unknown pixels"
+            )
+        found.append((values[values > 0], counts[values > 0]))
+    values, counts = _merged(found)
+    strays, pairs, differing, pieces = np.zeros_like(counts), 0, 0, 0
+    if len(values) == 1 and is_counted:
+        pieces = int(ndimage.label(slice_ == values[0])[1])
+    elif len(values):
+        found_ = _textures(slice_, values, ignore_label if is_ignorable else None)
+        strays, pairs, differing, pieces = found_
+        pieces += int(counts.sum())  # Euler: pixels - pairs + squares = components - holes
+    return SliceFacts(
+        values=values,
+        counts=counts,
+        strays=strays,
+        pairs=pairs,
+        differing=differing,
+        pieces=pieces,
+        unknown=unknown,
+        pixels=slice_.size,
+        is_bool=slice_.dtype.kind == "b",
+    )
+
+
+def meaning(facts: Sequence[SliceFacts], settings: LabelSettings) -> Reading:
+    """Decide how a stack is read, from the facts of its slices.
+
+    The number of cells is that of ids; of a mask `with_cells` counts them, where it is -1.
+    `InputError`: what cannot be told, or does not fit the kind that is asked for.
+    """
+    kind, ignore = settings.label_kind, settings.ignore_label
+    if ignore is not None and any(fact.is_bool for fact in facts):
+        raise InputError(f"ignore_label is {ignore}: a bool mask has no value to spare")
+    parts = [(fact.values, fact.counts, fact.strays) for fact in facts]
+    values, counts, strays = _merged(parts or [(np.zeros(0, np.int64),) * 3])
+    is_single = all(len(fact.values) <= 1 for fact in facts)
+    if kind == "auto":
+        kind = _kind(facts, values, counts, strays, is_single)
+    threshold, n_classes = 0, 2
+    if kind == "mask" and not is_single:
+        threshold = int(values[-1]) // 2
+        _check_one_range(facts, threshold, int(values[-1]))
+    if kind == "classes" and len(values):
+        if values[-1] > 255:
+            raise InputError(f"labels hold {values[-1]}: classes are 0 ... 255")
+        n_classes = max(2, int(values[-1]) + 1)
+    if kind == "ids":
+        n_cells = sum(len(fact.values) for fact in facts)
+    elif kind == "mask" and not threshold:
+        n_cells = sum(fact.pieces for fact in facts)
+    else:
+        n_cells = -1
+    return Reading(
+        kind=kind,
+        ignore_label=None if ignore is None else int(ignore),
+        threshold=threshold,
+        n_classes=n_classes,
+        slices=len(facts),
+        pixels=sum(fact.pixels for fact in facts),
+        unknown=sum(fact.unknown for fact in facts),
+        foreground=int(counts[values > threshold].sum()),
+        n_cells=n_cells,
+    )
+
+
+def with_cells(reading: Reading, slices: Iterable[np.ndarray]) -> Reading:
+    """Return the reading with its number of cells, counted if it must be."""
+    if reading.n_cells >= 0:
+        return reading
+    counts = (int(reading.cells(slice_).max(initial=0)) for slice_ in slices)
+    return replace(reading, n_cells=sum(counts))
+
+
+def read_meaning(
+    labels: Sequence[np.ndarray] | np.ndarray,
+    settings: LabelSettings = LabelSettings(),
+    *,
+    names: Sequence[str] = (),
+    counts_cells: bool = True,
+    workers: int = 1,
+) -> Reading:
+    """Decide how the labels of a stack in memory are read.
+
+    Parameters
+    ----------
+    labels : ndarray of int or bool, shape (z, y, x), or a sequence of slices (y, x)
+    settings
+        What is known of them.
+    names
+        Of the slices, for messages.
+    counts_cells
+        Without it the number of cells is not to be used; that is faster.
+    workers
+        Number of threads, over slices.
+
+    Raises
+    ------
+    InputError
+        Values that mean nothing sure: a grey image, a mask that was blurred or compressed, ids
+        below 0; the message says what would help.
+
+    Examples
+    --------
+    >>> read_meaning(np.array([[[0, 128, 128]]])).kind, read_meaning(np.array([[[0, 1, 2]]])).kind
+    ('mask', 'ids')
+    """
+
+    def all_facts(is_counted: bool) -> list[SliceFacts]:
+        def facts_of(z: int) -> SliceFacts:
+            try:
+                return slice_facts(labels[z], settings.ignore_label, is_counted=is_counted)
+            except InputError as error:
+                raise InputError(f"{names[z]}: {error}" if len(names) else str(error)) from error
+
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(facts_of, range(len(labels))))
+
+    if counts_cells:
+        return with_cells(meaning(all_facts(True), settings), labels)
+    facts = all_facts(False)
+    return meaning(all_facts(True) if _is_doubtful(facts) else facts, settings)
+
+
+def instances(
+    labels: np.ndarray, *, label_kind: LabelKind = "auto", ignore_label: int | None = None
+) -> np.ndarray:
+    """Return instance ids: a mask's 4-connected components, or what are ids already.
+
+    Parameters
+    ----------
+    labels : ndarray of int or bool, shape (height, width) or (z, y, x)
+    label_kind, ignore_label
+        As in `LabelSettings`.
+
+    Returns
+    -------
+    ndarray of int32, or int64 for larger ids, shape of `labels`
+        0 for background and unknown pixels; the components are 1, 2, ... in each slice.
+
+    Examples
+    --------
+    >>> instances(np.array([[255, 255, 0, 255]], np.uint8))
+    array([[1, 1, 0, 2]], dtype=int32)
+    """
+    stack = as_stack(labels)
+    reading = read_meaning(stack, LabelSettings(label_kind, ignore_label))
+    cells = [np.maximum(reading.cells(slice_), 0) for slice_ in stack]
+    ids = np.stack(cells) if cells else np.zeros(stack.shape, np.int32)
+    return ids.reshape(np.shape(labels))
+
+
+def as_stack(labels: Any) -> np.ndarray:
+    """Return labels as integers or bools (z, y, x), a view where they are.
+
+    Whole numbers that are stored as floating-point become integers. `InputError`: other values,
+    other dimensions.
+    """
+    labels = as_integers(np.asarray(labels), "labels")
+    if labels.ndim not in (2, 3):
+        raise InputError(f"labels have shape {labels.shape}: (height, width) or (z, y, x) needed")
+    return labels if labels.ndim == 3 else labels[None]
+
+
+def as_integers(labels: np.ndarray, what: str, *, is_told: bool = True) -> np.ndarray:
+    """Return integers and bools as they are, and whole floating-point numbers as int64."""
+    if labels.dtype.kind in "biu":
+        return labels
+    if labels.dtype.kind != "f":
+        raise InputError(f"{what} are {labels.dtype}: integers or a bool mask are needed")
+    is_whole = np.isfinite(labels) & (np.trunc(labels) == labels) & (np.abs(labels) < 2.0**53)
+    if not is_whole.all():
+        example = labels[~is_whole].flat[0]
+        raise InputError(
+            f"{what} are {labels.dtype} and hold {example:g}: integers are needed (of "
+            "probabilities, predict --kind labels makes them)"
+        )
+    if is_told:
+        note(f"{what} are whole numbers stored as {labels.dtype}: read as integers")
+    return labels.astype(np.int64)
+
+
+def _is_doubtful(facts: Sequence[SliceFacts]) -> bool:
+    """Tell whether each slice holds at most one value above 0, but not all one of a mask's."""
+    if any(len(fact.values) > 1 for fact in facts):
+        return False
+    found = {int(value) for fact in facts for value in fact.values}
+    return len(found) > 1 and not found <= _FULL_SCALES
+
+
+def _kind(
+    facts: Sequence[SliceFacts],
+    values: np.ndarray,
+    counts: np.ndarray,
+    strays: np.ndarray,
+    is_single: bool,
+) -> Literal["mask", "ids"]:
+    """Return what the values are if it can be told, or raise."""
+    if len(values) <= 1:
+        return "mask"
+    if is_single:
+        if not _is_doubtful(facts):
+            return "mask"
+        if all(fact.pieces <= 1 for fact in facts):
+            return "ids"  # as a mask they would be the same cells
+        raise InputError(
+            f"each slice of the labels holds one value above 0, but they differ ({_few(values)}): "
+            "--label-kind mask or ids says whether the pieces of a slice are cells or one cell"
+        )
+    _check_is_no_spoiled_mask(facts, values, counts, strays)
+    _check_is_no_grey_image(facts, values)
+    return "ids"
+
+
+def _check_is_no_spoiled_mask(
+    facts: Sequence[SliceFacts], values: np.ndarray, counts: np.ndarray, strays: np.ndarray
+) -> None:
+    """Refuse values that are a mask's but for the rims of its cells and for single pixels."""
+    top = int(values[-1])
+    between = values < top
+    foreground = int(counts.sum())
+    known = sum(fact.pixels - fact.unknown for fact in facts)
+    is_high, is_low = values >= top * 7 / 8, values <= top / 8
+    at_ends = known - foreground + int(counts[is_high | is_low].sum())
+    is_stray = 2 * strays[between] > counts[between]
+    if (
+        2 * int(is_stray.sum()) > len(is_stray)
+        and int(strays[between].sum()) >= _FEWEST_STRAYS
+        and (3 * at_ends >= 2 * known and len(values) > 2)
+        and (2 * int(counts[is_high].sum()) >= foreground)
+    ):
+        raise InputError(
+            "the labels look like a mask that was blurred, resized or saved as JPEG, or like a "
+            f"probability: {len(values)} values above 0 ({_few(values)}), those below {top} on "
+            f"rims or single pixels; --label-kind mask takes what is above {top // 2} as cell, "
+            "--label-kind ids every value as a cell"
+        )
+
+
+def _check_is_no_grey_image(facts: Sequence[SliceFacts], values: np.ndarray) -> None:
+    """Refuse many values that change from pixel to pixel, or lie in many pieces each."""
+    pairs, differing = sum(f.pairs for f in facts), sum(f.differing for f in facts)
+    is_noisy = pairs >= _FEWEST_PAIRS and 2 * differing > pairs
+    pieces, n_ids = sum(fact.pieces for fact in facts), sum(len(fact.values) for fact in facts)
+    if len(values) >= _FEWEST_GREYS and (is_noisy or pieces >= _MOST_PIECES * n_ids):
+        raise InputError(
+            f"the labels look like a grey image: {len(values)} values above 0 ({_few(values)}), "
+            f"each in {pieces / n_ids:.0f} pieces a slice; are images and labels swapped? "
+            "(--label-kind ids takes every value as a cell, mask those above half, classes as "
+            "classes)"
+        )
+
+
+def _check_one_range(facts: Sequence[SliceFacts], threshold: int, top: int) -> None:
+    """Refuse a mask of which a slice holds another range than the others: it would be lost."""
+    for z, fact in enumerate(facts):
+        is_plain = len(fact.values) == 1 and fact.values[0] <= threshold
+        if is_plain and 4 * fact.pieces <= fact.counts[0]:  # no scattered noise
+            raise InputError(
+                f"slice {z} of the mask holds 0 and {fact.values[0]} alone, others values up to "
+                f"{top}: half of that would leave nothing of it; give all slices one range"
+            )
+
+
+class _Textures(NamedTuple):
+    """How the values of a slice lie beside each other, pixels side by side being neighbours."""
+
+    strays: np.ndarray  # pixels of each value that lie between a lower and a higher one, or alone
+    pairs: int  # of neighbours above 0
+    differing: int  # those of them that differ
+    pieces: int  # components of equal values above 0, less their holes
+
+
+def _textures(slice_: np.ndarray, values: np.ndarray, ignore_label: int | None) -> _Textures:
+    found, pairs, differing, squares = [], 0, 0, 0
+    for band, rows in _bands(slice_, margin=1):
+        if ignore_label is not None:
+            band = np.where(band == ignore_label, 0, band)
+        is_cell = band > 0
+        lower, higher, equal = (np.zeros(band.shape, bool) for _ in range(3))
+        same = []
+        for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+            falls, rises = band[here] < band[there], band[here] > band[there]
+            lower[here] |= rises
+            higher[here] |= falls
+            lower[there] |= falls
+            higher[there] |= rises
+            both = is_cell[here] & is_cell[there]
+            same.append(both & ~falls & ~rises)
+            equal[here] |= same[-1]
+            equal[there] |= same[-1]
+            # a pair belongs to its upper row, so that each counts in one band
+            pairs += int(np.count_nonzero(both[rows]))
+            differing += int(np.count_nonzero((both & ~same[-1])[rows]))
+        down, right = same
+        square = down[:, 1:] & down[:, :-1] & right[1:]
+        squares += int(np.count_nonzero(square[rows]))
+        is_stray = ((lower & higher) | ~equal) & is_cell
+        found.append(_value_counts(band[rows][is_stray[rows]]))
+    stray_values, stray_counts = _merged(found)
+    strays = np.zeros(len(values), np.int64)
+    strays[np.searchsorted(values, stray_values)] = stray_counts
+    return _Textures(strays, pairs, differing, squares - (pairs - differing))
+
+
+def _bands(slice_: np.ndarray, margin: int = 0) -> Iterator[tuple[np.ndarray, slice]]:
+    """Yield bands of rows with up to `margin` rows around, and which of their rows they are."""
+    height, width = slice_.shape
+    step = max(1, _BAND_PX // max(width, 1))
+    for top in range(0, max(height, 1), step):
+        first = max(top - margin, 0)
+        stop = min(top + step, height)
+        yield slice_[first : stop + margin], slice(top - first, stop - first)
+
+
+def _value_counts(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values that occur and how often."""
+    if band.dtype.kind in "bu" and band.dtype.itemsize <= 2:
+        counts = np.bincount(band.ravel())
+        values = np.flatnonzero(counts)
+        return values, counts[values]
+    values, counts = np.unique(band, return_counts=True)
+    return values, counts
+
+
+def _merged(found: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Return all values, ascending, and the sums of what belongs to each; at least one part."""
+    values, inverse = np.unique(np.concatenate([part[0] for part in found]), return_inverse=True)
+    columns = [np.concatenate(column) for column in list(zip(*found))[1:]]
+    sums = [np.bincount(inverse, column, minlength=len(values)) for column in columns]
+    return values, *(column.astype(np.int64) for column in sums)
+
+
+def _signed(ids: np.ndarray) -> np.ndarray:
+    """Return a contiguous copy as int32, or int64 if it must be; ids beyond that as their ranks."""
+    if not ids.size or ids.dtype.itemsize < 4 or int(ids.max()) < 1 << 31:
+        return np.array(ids, np.int32, order="C")
+    if int(ids.max()) < 1 << 63:
+        return np.array(ids, np.int64, order="C")
+    values, ranks = np.unique(ids, return_inverse=True)
+    return (ranks.reshape(ids.shape) + (0 if values[0] == 0 else 1)).astype(np.int64)
+
+
+def _holds(dtype: np.dtype, number: int) -> bool:
+    """Tell whether a dtype has the number."""
+    if dtype.kind == "b":
+        return False
+    limits = np.iinfo(dtype)
+    return limits.min <= number <= limits.max
+
+
+def _few(values: np.ndarray) -> str:
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 5 else [*shown[:2], "…", *shown[-2:]])
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / max(whole, 1)
+    return f"{share:.0f} %" if share >= 1 or not part else f"{share:.2g} %"
