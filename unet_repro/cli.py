@@ -23,17 +23,19 @@ from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
-from unet_repro.images.stacks import read_labels, read_pair, read_stack
+from unet_repro.images.calibration import read_info
+from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
+from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack
 from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predict_stack import prepared
 from unet_repro.prediction.settings import PredictionSettings
+from unet_repro.prediction.values import recorded_full_scale
 from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.training import parallel
 from unet_repro.training.samples import LabelledStack
-from unet_repro.weight_maps.stack import WeightMapSettings, write_weight_map
-from unet_repro.weight_maps.weight_map import instances
+from unet_repro.weight_maps.stack import Survey, WeightMapSettings, write_weight_map
 
 arg = tyro.conf.arg
 Images = Annotated[
@@ -46,10 +48,18 @@ Labels = Annotated[
     tyro.conf.Positional[Path],
     arg(
         metavar="LABELS",
-        help="TIFF stack or folder: instance ids, or a 0/255 (0/1) mask whose 4-connected "
-        "components are cells.",
+        help="TIFF stack or folder: a mask, whose 4-connected components are cells, instance ids "
+        "or classes (--label-kind); one line says how they were read.",
     ),
 ]
+MaskSuffix = Annotated[
+    str,
+    arg(
+        help="Of two folders: what the labels' names have in addition, _mask for 7.png and "
+        "7_mask.png; pairs always go by name."
+    ),
+]
+LabelOptions = tyro.conf.OmitArgPrefixes[LabelSettings]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Resume = Annotated[Flag, arg(help="Go on with what an interrupted or killed call has left.")]
 Overwrite = Annotated[Flag, arg(help="Replace what is there.")]
@@ -73,6 +83,8 @@ class Train:
     labels: Labels
     out: Path
     settings: Settings = field(default_factory=TrainConfig)
+    read_as: LabelOptions = field(default_factory=LabelSettings)
+    mask_suffix: MaskSuffix = ""
     resume: Resume = False
     overwrite: Overwrite = False
     average: Average = "dihedral"
@@ -88,7 +100,12 @@ class Train:
         from unet_repro.training_run import evaluate_run, start_run
 
         with parallel.started() as processes:
-            images, labels = read_pair(self.images, self.labels)
+            images, labels = read_pair(
+                self.images,
+                self.labels,
+                ignore_label=self.read_as.ignore_label,
+                mask_suffix=self.mask_suffix,
+            )
             data = LabelledStack(
                 images,
                 labels,
@@ -96,6 +113,7 @@ class Train:
                 str(self.images),
                 str(self.labels),
                 command=self.command,
+                how=self.read_as,
             )
             if processes.is_first:
                 held.enter_context(run_lock(self.out))  # until the last figure is written
@@ -197,11 +215,19 @@ class WeightMap:
             check_apart(self.preview, self.labels)
             check_output(self.preview, overwrite=replaces)
 
-        def draw(slice_: np.ndarray, options: dict[str, Any]) -> None:
+        def surveyed(survey: Survey) -> None:
+            _tell("labels", survey.reading)
             if self.preview:
                 from unet_repro.reports.preview import weight_map_preview
 
-                weight_map_preview(slice_, self.preview, **options, overwrite=replaces)
+                options = self.settings.map_options() | {"class_balance": survey.class_balance}
+                weight_map_preview(
+                    survey.middle,
+                    self.preview,
+                    **options,
+                    reading=survey.reading,
+                    overwrite=replaces,
+                )
 
         try:
             write_weight_map(
@@ -211,7 +237,7 @@ class WeightMap:
                 resume=self.resume,
                 overwrite=self.overwrite,
                 workers=self.workers,
-                on_survey=draw,
+                on_survey=surveyed,
             )
         except KeyboardInterrupt:
             print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
@@ -242,6 +268,8 @@ class PreviewAugmentation:
     settings: tyro.conf.OmitArgPrefixes[AugmentationConfig] = field(
         default_factory=AugmentationConfig
     )
+    read_as: LabelOptions = field(default_factory=LabelSettings)
+    mask_suffix: MaskSuffix = ""
     tile: int = TILE_INPUT_PX
     samples: int = 8
     seed: int = 0
@@ -251,8 +279,13 @@ class PreviewAugmentation:
         from unet_repro.reports.preview import augmentation_preview
 
         check_output(self.out, overwrite=self.overwrite)
-        images, labels = read_pair(self.images, self.labels)
-        augmentation_preview(
+        images, labels = read_pair(
+            self.images,
+            self.labels,
+            ignore_label=self.read_as.ignore_label,
+            mask_suffix=self.mask_suffix,
+        )
+        reading = augmentation_preview(
             images,
             labels,
             self.out,
@@ -260,8 +293,10 @@ class PreviewAugmentation:
             window=self.tile,
             samples=self.samples,
             seed=self.seed,
+            **vars(self.read_as),
             overwrite=self.overwrite,
         )
+        _tell("labels", reading)
         print(self.out)
         return 0
 
@@ -275,10 +310,12 @@ class Evaluate:
     labels
         TIFF stack or folder; for the EM challenge above 0 is cell interior.
     prediction
-        The same shape; em: P(interior), float in [0, 1]; cells: instance ids, or a 0/255 (0/1)
-        mask whose 4-connected components are the cells.
+        The same shape; em: P(interior), in [0, 1]; cells: instance ids, a mask, or P(interior),
+        cells where it is above 0.5. What predict has written says itself what it holds.
     task
         em: pixel, Rand and warping error, V_rand, V_info; cells: IOU and SEG.
+    max_value
+        The prediction holds P(interior) as numbers from 0 to this one (255 of an 8-bit image).
     json
         Write the figures and their curves here.
     plot
@@ -288,6 +325,9 @@ class Evaluate:
     labels: Annotated[tyro.conf.Positional[Path], arg(metavar="LABELS")]
     prediction: Annotated[tyro.conf.Positional[Path], arg(metavar="PREDICTION")]
     task: Literal["em", "cells"] = "em"
+    read_as: LabelOptions = field(default_factory=LabelSettings)
+    mask_suffix: MaskSuffix = ""
+    max_value: float | None = None
     json: Path | None = None
     plot: Path | None = None
     overwrite: Overwrite = False
@@ -300,19 +340,32 @@ class Evaluate:
         for path in (self.json, self.plot):
             if path:
                 check_output(path, overwrite=self.overwrite)
-        labels = read_labels(self.labels)
+        predicted, truth = paired_files(self.prediction, self.labels, mask_suffix=self.mask_suffix)
+        ignore = self.read_as.ignore_label
+        labels = read_labels(self.labels, ignore_label=ignore, files=truth)
+        reading = read_meaning(labels, self.read_as)
+        _tell("labels", reading)
+        cells = np.stack([reading.cells(slice_) for slice_ in labels])
+        known = None if reading.unknown == 0 else cells != UNKNOWN_CELL
+        cells = np.maximum(cells, 0)
+        prediction = read_stack(self.prediction, files=predicted)
+        recorded = read_info(predicted[0] if predicted else self.prediction)
+        full_scale = recorded_full_scale(recorded) if self.max_value is None else self.max_value
         if self.task == "cells":
-            prediction = instances(read_labels(self.prediction))
-            result = evaluation.evaluate_cells(instances(labels), prediction)
+            predicted_ids, line = evaluation.predicted_cells(prediction, full_scale)
+            print(one_line(f"prediction: {line}"), file=sys.stderr)
+            result = evaluation.evaluate_cells(cells, predicted_ids, known=known)
         else:
-            probability = read_stack(self.prediction)
-            result = evaluation.evaluate_em(labels, probability, progress=True)
+            if full_scale is not None:
+                print(f"prediction: P(interior) is value / {full_scale:g}", file=sys.stderr)
+            probability = evaluation.as_probability(prediction, full_scale)
+            result = evaluation.evaluate_em(cells, probability, known=known, progress=True)
         if self.json:
             with atomic_path(self.json, overwrite=self.overwrite) as part:
                 part.write_text(json.dumps(result, indent=1))
         if self.plot:
             evaluation.plot_evaluation(
-                labels, probability, result, self.plot, overwrite=self.overwrite
+                cells, probability, result, self.plot, overwrite=self.overwrite
             )
         print(evaluation.table(result))
         return 0
@@ -335,6 +388,10 @@ class Report:
 
         print(write_report(self.folder))
         return 0
+
+
+def _tell(what: str, reading: Reading) -> None:
+    print(one_line(f"{what}: {reading.line()}"), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

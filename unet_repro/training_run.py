@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import metadata
@@ -33,7 +34,7 @@ import torch
 from unet_repro import config
 from unet_repro._version import __version__
 from unet_repro.config import TrainConfig
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
 from unet_repro.images.stacks import write_stack
@@ -90,6 +91,8 @@ def start_run(
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
     settings, parts, device = _checked(data, settings, processes)
+    if processes.is_first and not is_quiet:
+        print(one_line(f"labels: {data.reading.line()}"), file=sys.stderr)
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
@@ -140,10 +143,17 @@ def _checked(
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds a run, unless it may be changed, or that cannot be written."""
     check_output(folder / "config.json", overwrite=True)
-    is_taken = any(any(folder.glob(name)) for name in RESULTS + TRAINED)
-    if is_taken and not (resume or overwrite):
+    found = [path.name for name in TRAINED + RESULTS for path in folder.glob(name)]
+    if found and not (resume or overwrite):
         raise InputError(
             f"{folder}: holds a run already; --resume goes on with it, --overwrite replaces it"
+        )
+    is_given = "config.json" not in found or "model.safetensors" in found
+    if found and resume and is_given and "checkpoint.pt" not in found:
+        raise InputError(
+            f"{folder}: holds {found[0]} but no checkpoint.pt, so there is nothing to resume; "
+            "train into another folder (with --init to begin from a model), or --overwrite "
+            "replaces it"
         )
 
 
@@ -183,12 +193,14 @@ class _Record:
                 "train_slices": _ranges(parts.kept),
                 "heldout_slices": f"{held_out.start}:{held_out.stop}" if held_out else "",
             },
+            "labels": {"read_as": data.reading.line(), **data.reading.record()},
         }
 
     def origin(self) -> dict[str, Any]:
         """Return what a model file holds of its making: versions and data, not where they lie."""
         data = {k: v for k, v in self.content["data"].items() if k not in ("images", "labels")}
-        return {name: self.content[name] for name in ("versions", "hardware")} | {"data": data}
+        kept = ("versions", "hardware", "labels")
+        return {name: self.content[name] for name in kept} | {"data": data}
 
     def begin(self, start: Start) -> None:
         """Write the record of a run that starts, with its completed network."""
@@ -266,7 +278,8 @@ def evaluate_run(
             write_stack(folder / "heldout_image.tif", image, overwrite=True)
             write_stack(folder / "heldout_labels.tif", _storable(labels), overwrite=True)
             write_stack(folder / "heldout_probability.tif", probability, overwrite=True)
-            result["heldout"] = evaluate_em(labels, probability, first_slice=held_out.start)
+            truth = np.maximum(data.cells[block], 0)
+            result["heldout"] = evaluate_em(truth, probability, first_slice=held_out.start)
         if test is not None:
             result["test"] = evaluate_em(*test)
         _write_json(folder / "metrics.json", result)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.images import stacks as stack_io
 from unet_repro.images.calibration import Calibration, read_calibration
 from unet_repro.images.stack_reader import StackReader
@@ -372,10 +372,19 @@ def test_first_pixel_that_is_not_finite_is_named(tmp_path, value):
         read_images(tmp_path / "s.tif")
 
 
-def test_float_labels_are_refused(tmp_path):
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path):
     write_stack(tmp_path / "l.tif", noise(dtype="float32"))
-    with pytest.raises(InputError, match="labels must be integers, not float32"):
+    with pytest.raises(InputError, match=r"l\.tif: the labels are float32 and hold .*: integers"):
         read_labels(tmp_path / "l.tif")
+
+
+def test_whole_floating_point_labels_are_integers(tmp_path):
+    labels = noise(dtype="uint8")
+    write_stack(tmp_path / "l.tif", labels.astype(np.float32))
+    with pytest.warns(InputNote, match="whole numbers stored as float32: read as integers"):
+        read = read_labels(tmp_path / "l.tif")
+    assert read.dtype == np.int64
+    np.testing.assert_array_equal(read, labels)
 
 
 def test_negative_label_is_refused(tmp_path):
@@ -384,6 +393,7 @@ def test_negative_label_is_refused(tmp_path):
     write_stack(tmp_path / "l.tif", labels)
     with pytest.raises(InputError, match="slice 1 holds the label -1 at y = 2, x = 3"):
         read_labels(tmp_path / "l.tif")
+    np.testing.assert_array_equal(read_labels(tmp_path / "l.tif", ignore_label=-1), labels)
 
 
 def test_colour_table_of_labels_is_for_display_only(tmp_path):

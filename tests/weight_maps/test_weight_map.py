@@ -283,7 +283,9 @@ def test_falk2019_with_one_cell_falls_off_with_distance() -> None:
     labels = np.zeros((1, 400), int)
     labels[0, 0] = 9
     expected = 0.1 + 0.9 * np.exp(-(np.arange(1, 400) ** 2) / 200)
-    assert weight_map(labels, variant="falk2019", label_kind="ids")[0, 1:] == pytest.approx(expected)
+    assert weight_map(labels, variant="falk2019", label_kind="ids")[0, 1:] == pytest.approx(
+        expected
+    )
 
 
 def test_ridge_equals_overlap_of_dilated_cells() -> None:

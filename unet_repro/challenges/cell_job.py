@@ -24,6 +24,7 @@ from unet_repro.challenges.download import find_or_download
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError
 from unet_repro.files.lock import run_lock
+from unet_repro.images.labels import LabelSettings
 from unet_repro.network.device import choose_device
 from unet_repro.prediction.instances import InstanceRule
 from unet_repro.prediction.views import Average
@@ -175,6 +176,7 @@ class CellTracking:
             labels_path=str(folder / masks_folder(annotated.name, self.truth)),
             is_synthetic=name == _PHANTOM,
             command=self.command,
+            how=LabelSettings("ids"),
             known=annotated.is_known,
         )
 

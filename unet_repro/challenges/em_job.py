@@ -20,6 +20,7 @@ from unet_repro.config import Preset, TrainConfig
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.files.lock import run_lock
+from unet_repro.images.labels import instances
 from unet_repro.images.stacks import read_images, read_labels, read_pair, read_stack, write_stack
 from unet_repro.network.device import choose_device
 from unet_repro.prediction.predictor import predict_volume
@@ -128,7 +129,7 @@ class EMChallenge:
                 folds.append({"val": fold.val, **heldout})
                 probability[start:stop] = read_stack(folder / "heldout_probability.tif")
         write_stack(self.out / "crossvalidation_probability.tif", probability, overwrite=True)
-        result = evaluate_em(data.labels, probability)
+        result = evaluate_em(np.maximum(data.cells, 0), probability)
         with atomic_path(self.out / "crossvalidation.json", overwrite=True) as part:
             part.write_text(json.dumps({"all": result, "folds": folds}, indent=1))
         print(f"\n{origin(data)}: every slice predicted by a network that has not seen its block")
@@ -173,10 +174,10 @@ def _read_truth(path: Path, test_volume: np.ndarray) -> np.ndarray:
     if labels.shape != test_volume.shape:
         sizes = [" × ".join(map(str, stack.shape)) for stack in (labels, test_volume)]
         raise InputError(f"{path}: is {sizes[0]}, but test-volume.tif is {sizes[1]} (z × y × x)")
-    is_cell = labels > 0
-    if is_cell.all() or not is_cell.any():
+    cells = instances(labels)
+    if (cells > 0).all() or not cells.any():
         raise InputError(f"{path}: holds one class only: there is nothing to score")
-    return labels
+    return cells
 
 
 def _are_published(stacks: dict[str, np.ndarray]) -> bool:

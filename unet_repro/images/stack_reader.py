@@ -5,6 +5,7 @@ Whatever is read is checked first, so that a damaged file is an error and never 
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,8 @@ class StackReader:
         How many channels the file must declare; None for grey, as 1. More than one are an axis C
         of a TIFF series or the samples of its pages (RGB, RGBA), or those of colour PNG files.
         Besides them there may be one axis of slices, whatever its name.
+    files : sequence of Path, optional
+        Of a folder, these files in this order; by default all images.
     cache_bytes : int
         Rectangles that go from left to right through a TIFF of compressed strips decode each
         strip once only if the strips of their rows fit.
@@ -77,6 +80,7 @@ class StackReader:
         *,
         palette: bool = False,
         channels: int | None = None,
+        files: Sequence[Path] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.path = Path(path)
@@ -94,7 +98,8 @@ class StackReader:
         self._image: TiffPages | PngImage | None = None  # what is open
         self._image_z = 0
         self._is_folder = self.path.is_dir()
-        files = image_files(self.path) if self._is_folder else [self.path]
+        if files is None:
+            files = image_files(self.path) if self._is_folder else [self.path]
         self._states = [FileState.of(file) for file in files]
         if self._is_folder:
             self._open_folder(files, palette, channels)
@@ -103,7 +108,7 @@ class StackReader:
             self.shape, self.dtype = tiff.shape, tiff.dtype
             self.names = [f"slice {z}" for z in range(self.shape[0])]
 
-    def _open_folder(self, files: list[Path], palette: bool, channels: int | None) -> None:
+    def _open_folder(self, files: Sequence[Path], palette: bool, channels: int | None) -> None:
         headers = [image_header(file, palette=palette, channels=channels) for file in files]
         for file, header in zip(files, headers, strict=True):
             if header != headers[0]:

@@ -1,6 +1,7 @@
 """Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tifffile
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.image_files import image_files
+from unet_repro.images.labels import as_integers
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
 
@@ -19,19 +21,19 @@ _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are l
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
-def read_stack(path: PathLike) -> np.ndarray:
+def read_stack(path: PathLike, *, files: Sequence[Path] | None = None) -> np.ndarray:
     """Read a grey TIFF stack, or a folder's TIFF and PNG images (2 before 10), into memory.
 
     Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
-    slice. `InputError`: as `StackReader`.
+    slice; of a folder `files` are read, if given. `InputError`: as `StackReader`.
     """
-    with StackReader(path) as reader:
+    with StackReader(path, files=files) as reader:
         return reader.read()
 
 
-def read_images(path: PathLike) -> np.ndarray:
+def read_images(path: PathLike, *, files: Sequence[Path] | None = None) -> np.ndarray:
     """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
-    with StackReader(path) as reader:
+    with StackReader(path, files=files) as reader:
         stack = reader.read()
         if stack.dtype.kind == "f":
             for z, image in enumerate(stack):
@@ -39,22 +41,28 @@ def read_images(path: PathLike) -> np.ndarray:
     return stack
 
 
-def read_labels(path: PathLike) -> np.ndarray:
-    """Read labels (z, y, x): instance numbers, or a mask of 0 and 255 (or 0 and 1); 0: background.
+def read_labels(
+    path: PathLike, *, ignore_label: int | None = None, files: Sequence[Path] | None = None
+) -> np.ndarray:
+    """Read labels (z, y, x) as stored; what their values mean is for `images.labels` to say.
 
-    TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, other
-    integers stay as stored. `InputError`: as `StackReader`; floating-point or negative labels.
+    TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, whole
+    floating-point numbers int64, other integers stay. Of a folder `files` are read, if given.
+    `InputError`: as `StackReader`; no whole numbers; a value below 0 that is not `ignore_label`.
     """
-    with StackReader(path, palette=True) as reader:
-        if reader.dtype.kind == "f":
-            raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
-        stack = reader.read()
+    with StackReader(path, palette=True, files=files) as reader:
+        stack = as_integers(reader.read(), f"{reader.path}: the labels")
         if stack.dtype.kind == "i" and stack.min() < 0:
-            z, y, x = np.unravel_index(int(np.argmax(stack < 0)), stack.shape)
-            raise InputError(
-                f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
-                f"y = {y}, x = {x}; labels are 0 for background and positive for cells"
-            )
+            is_wrong = stack < 0
+            if ignore_label is not None:
+                is_wrong &= stack != ignore_label
+            if is_wrong.any():
+                z, y, x = np.unravel_index(int(np.argmax(is_wrong)), stack.shape)
+                raise InputError(
+                    f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
+                    f"y = {y}, x = {x}; labels are 0 for background and positive for cells; "
+                    "--ignore-label names the value of unknown pixels"
+                )
     return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
 
 
@@ -70,28 +78,80 @@ def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
         raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
 
 
-def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(
+    images: PathLike,
+    labels: PathLike,
+    *,
+    ignore_label: int | None = None,
+    mask_suffix: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
     """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
 
-    Where both are folders, each image needs the label file of the same stem (``image/7.png``,
-    ``label/7.tif``), and the other way round; a file without a partner is an `InputError`.
+    Two folders are paired by name (`paired_files`).
     """
-    if Path(images).is_dir() and Path(labels).is_dir():
-        image_stems = [file.stem for file in image_files(images)]
-        label_stems = [file.stem for file in image_files(labels)]
-        for stems, others, folder in (
-            (image_stems, set(label_stems), labels),
-            (label_stems, set(image_stems), images),
-        ):
-            alone = [stem for stem in stems if stem not in others]
-            if alone:
-                raise InputError(
-                    f"{folder}: has no partner for {alone[0]} ({len(alone)} of {len(stems)} lack "
-                    "one); images and labels need the same file names"
-                )
-    pair = read_images(images), read_labels(labels)
+    image_files_, label_files = paired_files(images, labels, mask_suffix=mask_suffix)
+    read = read_labels(labels, ignore_label=ignore_label, files=label_files)
+    pair = read_images(images, files=image_files_), read
     check_pair(*pair)
     return pair
+
+
+def paired_files(
+    images: PathLike, labels: PathLike, *, mask_suffix: str = ""
+) -> tuple[list[Path] | None, list[Path] | None]:
+    """Pair the files of two folders by their stems: ``image/7.png`` and ``label/7.tif``.
+
+    Parameters
+    ----------
+    images, labels
+        Folders, or one folder of both, told apart by the suffix; anything else has no names to
+        pair, and the result is (None, None).
+    mask_suffix : str
+        What the stem of a label file has in addition: ``"_mask"`` pairs ``7.png`` with
+        ``7_mask.png``.
+
+    Returns
+    -------
+    list of Path, list of Path
+        Images in natural order, and their labels.
+
+    Raises
+    ------
+    InputError
+        A file without a partner; a suffix, but not two folders.
+    """
+    if not (Path(images).is_dir() and Path(labels).is_dir()):
+        if mask_suffix:
+            raise InputError(
+                f"--mask-suffix {mask_suffix} pairs the files of two folders; {images} and "
+                f"{labels} are not both folders"
+            )
+        return None, None
+    of_images, of_labels = image_files(images), image_files(labels)
+    if os.path.samefile(images, labels):
+        if not mask_suffix:
+            raise InputError(
+                f"{images}: is given for images and for labels; --mask-suffix tells them apart "
+                "if both lie in it"
+            )
+        of_images = [file for file in of_images if not file.stem.endswith(mask_suffix)]
+        of_labels = [file for file in of_labels if file.stem.endswith(mask_suffix)]
+    plain = [file for file in of_labels if not file.stem.endswith(mask_suffix)]
+    if plain:
+        raise InputError(f"{plain[0]}: its name does not end in {mask_suffix} (--mask-suffix)")
+    partners = {file.stem.removesuffix(mask_suffix): file for file in of_labels}
+    stems = {file.stem for file in of_images}
+    for names, others, folder in (
+        (list(stems), partners, labels),
+        (list(partners), stems, images),
+    ):
+        alone = [name for name in names if name not in others]
+        if alone or not names:
+            raise InputError(
+                f"{folder}: has no partner for {min(alone, default='any file')} ({len(alone)} of "
+                f"{len(names)} lack one); pairs need the same file names, or --mask-suffix"
+            )
+    return of_images, [partners[file.stem] for file in of_images]
 
 
 def write_stack(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unet_repro.errors import InputError
+from unet_repro.files.file_access import parse_json
 from unet_repro.network.device import Precision
 from unet_repro.prediction.tile_runner import raw_logits, softmax
 
@@ -22,6 +23,7 @@ _DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
     "labels": ("uint8", "uint16"),
     "logits": ("float32", "float16"),
 }
+FULL_SCALE: dict[Kind, float] = {"uint8": 255.0, "labels": 1.0}  # what stands for P = 1
 # Largest difference of a probability by rounding. float32: 1e-5 is what tests of tilings hold to;
 # bfloat16 has 8 bits, and rounds at every layer; a window off the pooling grid differs by 0.1 and
 # more somewhere.
@@ -95,6 +97,24 @@ class Values:
         if self.kind == "labels":
             return (interior > self.threshold).astype(self.dtype)
         return np.rint(interior * 255).astype(np.uint8) if self.kind == "uint8" else interior
+
+
+def recorded_full_scale(info: str | None) -> float | None:
+    """Return the value that stands for P = 1 in a file whose recorded text is `info`, if any.
+
+    Examples
+    --------
+    >>> recorded_full_scale('{"model_sha256": "", "settings": {"kind": "uint8"}}')
+    255.0
+    """
+    try:
+        facts = parse_json(info or "")
+    except ValueError:
+        return None
+    settings = facts.get("settings") if isinstance(facts, dict) else None
+    if not isinstance(settings, dict) or "model_sha256" not in facts:
+        return None
+    return FULL_SCALE.get(settings.get("kind", ""))
 
 
 def check_values(

@@ -16,8 +16,10 @@ from unet_repro import metrics
 from unet_repro.config import TABLE_1, TABLE_2
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
+from unet_repro.images.labels import read_meaning
 from unet_repro.reports import drawing
 
+_CELL_THRESHOLD = 0.5
 LARGEST = 1e30  # beyond any figure, count or duration; axes overflow near 1e308
 # V_rand and V_info after thinning, of the leaderboard that followed Table 1; not in the paper
 LEADERBOARD = {"u-net": {"v_rand": 0.97276, "v_info": 0.98662}}
@@ -160,16 +162,65 @@ def evaluate_em(
     }
 
 
-def evaluate_cells(labels: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+def evaluate_cells(
+    labels: np.ndarray, prediction: np.ndarray, *, known: np.ndarray | None = None
+) -> dict[str, Any]:
     """Compute ``{"figures": {"iou", "seg"}}`` (Table 2) of instances, ready for JSON.
 
     Instance numbers, (z, y, x) or (y, x), 0 = background; errors as in `unet_repro.metrics.seg`.
+    Pixels that are not `known` (bool) count for nothing.
     """
+    if known is not None:
+        labels, prediction = np.where(known, labels, 0), np.where(known, prediction, 0)
     figures = {
         "iou": _jsonable(metrics.iou(labels, prediction)),
         "seg": _jsonable(metrics.seg(labels, prediction)),
     }
     return {"figures": figures}
+
+
+def as_probability(prediction: np.ndarray, full_scale: float | None) -> np.ndarray:
+    """Return P(interior) as floats in [0, 1], of values in which `full_scale` stands for 1.
+
+    `InputError`: integers without a full scale, values beyond it.
+    """
+    if full_scale is None:
+        if prediction.dtype.kind != "f":
+            raise InputError(
+                f"the prediction is {prediction.dtype}, {prediction.min()} ... "
+                f"{prediction.max()}: P(interior) in [0, 1] is needed; --max-value says which "
+                "value stands for 1 (255 of an 8-bit image, 1 of 0/1 labels)"
+            )
+        return prediction
+    if not 0 < full_scale < math.inf:
+        raise InputError(f"--max-value is {full_scale:g}: a finite number above 0 is needed")
+    low, high = float(prediction.min()), float(prediction.max())
+    if not 0 <= low <= high <= full_scale:  # NaN is neither
+        raise InputError(
+            f"the prediction holds {low:g} ... {high:g}, which is not in 0 ... {full_scale:g}"
+        )
+    return (prediction / full_scale).astype(np.float32)
+
+
+def predicted_cells(prediction: np.ndarray, full_scale: float | None) -> tuple[np.ndarray, str]:
+    """Return a prediction's cells, int (z, y, x), 0 = background, and in words how it was read.
+
+    Floating-point values, and integers of which `full_scale` stands for 1, are P(interior): cells
+    are the 4-connected components of what is above 0.5. Other integers are ids, or a mask.
+    """
+    if full_scale is None and prediction.dtype.kind != "f":
+        reading = read_meaning(prediction)
+        cells = [reading.cells(slice_) for slice_ in prediction]
+        return np.stack(cells), reading.line()
+    interior = as_probability(prediction, full_scale) > _CELL_THRESHOLD
+    reading = read_meaning(interior)
+    if prediction.dtype.kind == "f" and not 0 <= prediction.min() <= prediction.max() <= 1:
+        raise InputError(
+            f"the prediction holds {prediction.min():g} ... {prediction.max():g}; P(interior) in "
+            "[0, 1], ids or a mask are needed"
+        )
+    line = f"P(interior), cells where it is above {_CELL_THRESHOLD}; {reading.line()}"
+    return np.stack([reading.cells(slice_) for slice_ in interior]), line
 
 
 def _jsonable(value: Any) -> float | int | None:

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +22,21 @@ from unet_repro.augmentation.warp import Interpolation
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, check_seed
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.images.labels import (
+    UNKNOWN_CELL,
+    LabelKind,
+    LabelSettings,
+    Reading,
+    as_stack,
+    read_meaning,
+)
 from unet_repro.reports.drawing import GOLDEN_ANGLE, INK, MUTED
 from unet_repro.weight_maps.weight_map import (
-    Kind,
+    ClassBalance,
     Variant,
+    class_sizes,
     frequency_weights,
-    instances,
-    mask_values,
-    weight_map,
+    weigh,
 )
 
 _PAPER = AugmentationConfig()
@@ -49,8 +56,10 @@ def augmentation_preview(
     window: int = TILE_INPUT_PX,
     samples: int = 8,
     seed: int = 0,
+    label_kind: LabelKind = "auto",
+    ignore_label: int | None = None,
     overwrite: bool = False,
-) -> None:
+) -> Reading:
     """Draw what augmentation makes of a slice: the original and samples, each with its weights.
 
     It is the middle slice of the stack, in windows of one size and on one grey scale. On each lie
@@ -62,13 +71,19 @@ def augmentation_preview(
     images : ndarray, shape (z, y, x) or (y, x)
         Any real dtype.
     labels : ndarray of int or bool, same shape
-        Instance ids, or a mask whose components are cells, as in `weight_map`.
+    label_kind, ignore_label
+        What the labels mean, as in `weight_map`.
     path
         The PNG to write.
     samples
         How many besides the original, drawn from `settings` with `seed`.
     window
         Side of a sample in px.
+
+    Returns
+    -------
+    Reading
+        How the labels were read.
 
     Raises
     ------
@@ -80,7 +95,7 @@ def augmentation_preview(
     if window < 1 or samples < 1:
         raise InputError(f"window is {window} px, samples {samples}: both must be 1 or more")
     check_seed(seed)
-    middle = _MiddleSlice.of(images, labels)
+    middle = _MiddleSlice.of(images, labels, LabelSettings(label_kind, ignore_label))
     size, windows = (middle.image.shape[0], middle.image.shape[1]), (window, window)
     generator = torch.Generator().manual_seed(seed)
     drawn = [
@@ -103,6 +118,7 @@ def augmentation_preview(
         _name(left, title)
         _name(right, "weights")
     _save(figure, path, overwrite=overwrite)
+    return middle.reading
 
 
 def _still(size: tuple[int, int], window: int) -> Augmentation:
@@ -122,6 +138,7 @@ def _still(size: tuple[int, int], window: int) -> Augmentation:
 class _MiddleSlice:
     """The slice to show, and what the whole stack decides."""
 
+    reading: Reading
     image: np.ndarray  # float32 (height, width)
     ids: np.ndarray  # int32
     weights: np.ndarray  # float32
@@ -130,26 +147,25 @@ class _MiddleSlice:
     grey_range: tuple[float, float]
 
     @classmethod
-    def of(cls, images: np.ndarray, labels: np.ndarray) -> _MiddleSlice:
+    def of(cls, images: np.ndarray, labels: np.ndarray, how: LabelSettings) -> _MiddleSlice:
         if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
             raise InputError(
                 f"images are {images.shape}, labels {labels.shape}: "
                 "both (y, x) or both (z, y, x) are needed"
             )
-        stack = labels if labels.ndim == 3 else labels[None]
+        stack = as_stack(labels)
+        reading = read_meaning(stack, how)
         z = len(stack) // 2
-        kind = _kind(stack, None)
         grey_range = float(images.min()), float(images.max())
         if not np.isfinite(grey_range).all():
             raise InputError("the images hold a value that is not finite")
-        interior = int(np.count_nonzero(stack))
-        weights = weight_map(
-            stack[z], class_balance=frequency_weights(stack.size - interior, interior), kind=kind
-        )
+        balance = frequency_weights(*class_sizes(stack, reading))
+        weights = weigh(stack[z : z + 1], reading, class_balance=balance)[0]
         image = images[z] if images.ndim == 3 else images
         return cls(
+            reading=reading,
             image=image.astype(np.float32, order="C"),
-            ids=_numbered(instances(stack[z], kind=kind)),
+            ids=_numbered(np.maximum(reading.cells(stack[z]), 0)),
             weights=weights,
             mean=float(images.mean(dtype=np.float64)),
             std=float(images.std(dtype=np.float64)),
@@ -184,12 +200,6 @@ def _draw_sample(
     places = augment.coordinates(drawn, windows).numpy()
     _draw_grid(left, places, (middle.image.shape[0], middle.image.shape[1]), grid_px)
     _draw_weights(right, weights.numpy(), highest=float(middle.weights.max()))
-
-
-def _kind(stack: np.ndarray, ignore_label: int | None) -> Kind:
-    """Decide for the whole stack whether its values are a mask's."""
-    is_mask = stack.dtype.kind == "b" or bool(mask_values(stack, ignore_label=ignore_label))
-    return "mask" if is_mask else "ids"
 
 
 def _numbered(ids: np.ndarray) -> np.ndarray:
@@ -296,19 +306,21 @@ def weight_map_preview(
     *,
     w0: float | None = None,
     sigma: float | None = None,
-    class_balance: Literal["frequency"] | tuple[float, float] | None = "frequency",
+    class_balance: ClassBalance = "frequency",
     variant: Variant = "paper",
-    ignore_label: int | None = None,
     separate_touching: bool = False,
     separation_px: float = 1,
-    kind: Kind = "auto",
+    label_kind: LabelKind = "auto",
+    ignore_label: int | None = None,
+    reading: Reading | None = None,
     z: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Draw a slice's labels, class weight w_c, border term, and their sum, the weight map (Eq. 2).
 
     `labels`, (y, x) or (z, y, x), and the options are those of `weight_map`; the class balance is
-    the whole stack's. Slice `z` is drawn, by default the middle one, into the PNG `path`.
+    the whole stack's. Slice `z` is drawn, by default the middle one, into the PNG `path`. Where
+    `reading` says what the labels mean, `label_kind` and `ignore_label` are not used.
 
     Raises
     ------
@@ -320,22 +332,20 @@ def weight_map_preview(
         raise InputError(
             f"labels have shape {labels.shape}: (y, x) or (z, y, x) with pixels needed"
         )
-    stack = labels if labels.ndim == 3 else labels[None]
+    stack = as_stack(labels)
     z = len(stack) // 2 if z is None else z
     if not 0 <= z < len(stack):
         raise InputError(f"z is {z}: the stack has slices 0 ... {len(stack) - 1}")
-    kind = _kind(stack, ignore_label) if kind == "auto" else kind
-    weigh = partial(
-        weight_map,
-        ignore_label=ignore_label,
-        separate_touching=separate_touching,
-        separation_px=separation_px,
-        kind=kind,
-    )
+    reading = reading or read_meaning(stack, LabelSettings(label_kind, ignore_label))
+    ridge: Any = {"separate_touching": separate_touching, "separation_px": separation_px}
+    slice_ = partial(weigh, stack[z : z + 1], reading, **ridge)
     plain: Variant = "paper" if variant == "short" else variant  # short always has a border term
-    border = weigh(stack[z], w0=w0, sigma=sigma, class_balance=None, variant=variant)
-    border -= weigh(stack[z], w0=0.0, class_balance=None, variant=plain)
-    class_weight = weigh(stack, w0=0.0, class_balance=class_balance, variant=plain)[z]
+    border = slice_(w0=w0, sigma=sigma, class_balance=None, variant=variant)[0]
+    border -= slice_(w0=0.0, class_balance=None, variant=plain)[0]
+    if class_balance == "frequency":
+        radius = separation_px if separate_touching else None
+        class_balance = frequency_weights(*class_sizes(stack, reading, separation_px=radius))
+    class_weight = slice_(w0=0.0, class_balance=class_balance, variant=plain)[0]
     given = (
         f"variant {variant}",
         f"slice {z} (of 0 ... {len(stack) - 1})" if labels.ndim == 3 else "",
@@ -344,7 +354,7 @@ def weight_map_preview(
     )
     title = f"Weight map (Eq. 2): {', '.join(filter(None, given))}"
     figure, panels = _sheet(title, count=4, columns=2, panel_inches=5.6)
-    _draw_labels(panels[0], stack[z], ignore_label, kind)
+    _draw_labels(panels[0], reading.cells(stack[z]))
     for panel, part, name in (
         (panels[1], class_weight, "class weight w_c"),
         (panels[2], border, "border term"),
@@ -355,12 +365,10 @@ def weight_map_preview(
     _save(figure, path, overwrite=overwrite)
 
 
-def _draw_labels(axes: Axes, labels: np.ndarray, ignore_label: int | None, kind: Kind) -> None:
+def _draw_labels(axes: Axes, cells: np.ndarray) -> None:
     """Draw the cells in colours of their own on black, unknown pixels grey."""
-    is_unknown = np.zeros(labels.shape, bool)
-    if ignore_label is not None:
-        is_unknown = labels == ignore_label
-    cells = np.where(is_unknown, 0, instances(labels, ignore_label=ignore_label, kind=kind))
+    is_unknown = cells == UNKNOWN_CELL
+    cells = np.where(is_unknown, 0, cells)
     colours = _label_colours(_numbered(cells))
     colours[is_unknown] = 0.5
     axes.imshow(colours, interpolation="nearest")

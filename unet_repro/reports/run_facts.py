@@ -112,6 +112,9 @@ def facts(run: RunFolder) -> list[tuple[str, Rows]]:
         for key, name in names.items()
         if data.get(key)
     ]
+    read_as = run.section("labels").get("read_as")
+    if read_as:
+        of_data.append(("labels read as", _plain(read_as)))
     of_data += [(key, _plain(v)) for key, v in data.items() if key not in (*names, "synthetic")]
     groups = [("Run", length), ("Data", of_data)]
     for title in ("hardware", "versions"):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from unet_repro.config import TrainConfig, WeightMapConfig
 from unet_repro.errors import InputError
+from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
 from unet_repro.quantities import index_range
 from unet_repro.training.dataset import TrainingSet
 from unet_repro.training.validation import HeldOut
 from unet_repro.weight_maps.weight_map import frequency_weights, separate_touching, weight_map
 
+_AS_CELLS: Any = {"label_kind": "ids", "ignore_label": UNKNOWN_CELL}  # what `Reading.cells` gives
+
 
 @dataclass(frozen=True)
 class LabelledStack:
-    """Images and labels in memory (`images.stacks.read_pair`), and for the record where from."""
+    """Images and labels in memory (`images.stacks.read_pair`), what these mean, where from."""
 
     images: np.ndarray  # (z, y, x)
     labels: np.ndarray
@@ -26,7 +31,26 @@ class LabelledStack:
     labels_path: str
     is_synthetic: bool = False  # every output says so
     command: str = ""
+    how: LabelSettings = field(default_factory=LabelSettings)
     known: np.ndarray | None = None  # bool (z, y, x); False where labels are unknown: weight 0
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What the values of the labels mean; `InputError` where it cannot be told."""
+        return read_meaning(self.labels, self.how)
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """Each slice's cells, int (z, y, x): 0 is background, -1 unknown, others cells' numbers."""
+        cells = np.stack([self.reading.cells(slice_) for slice_ in self.labels])
+        if self.known is not None:
+            cells[~self.known] = UNKNOWN_CELL
+        return cells
+
+    @property
+    def is_known(self) -> np.ndarray:
+        """Where a pixel is cell or background for sure: bool (z, y, x)."""
+        return self.cells != UNKNOWN_CELL
 
 
 @dataclass(frozen=True)
@@ -51,19 +75,26 @@ def split(data: LabelledStack, settings: TrainConfig) -> Split:
     kept = [z for z in range(len(data.images)) if z not in held_out]
     if not kept:
         raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
-    how, labels = settings.weight_map, data.labels
+    if data.reading.n_classes > 2:
+        raise InputError(
+            f"the labels hold {data.reading.n_classes} classes; the network tells two apart: cells "
+            "and the rest"
+        )
+    how, cells = settings.weight_map, data.cells
     if how.separate_touching:
-        labels = separate_touching(labels, radius=how.separation_px, workers=2)
-    classes = (labels > 0).astype(np.uint8)
+        cells = separate_touching(cells, radius=how.separation_px, **_AS_CELLS, workers=2)
+    classes = (cells > 0).astype(np.uint8)
     for part, name in ((kept, "training"), (list(held_out), "held-out")):
-        _check_both_classes(data.labels[part], classes[part], name)
+        _check_both_classes(data.cells[part], classes[part], name)
     return Split(kept, held_out, classes)
 
 
-def _check_both_classes(labels: np.ndarray, classes: np.ndarray, name: str) -> None:
-    is_cell = labels > 0
-    if is_cell.size and is_cell.all() == is_cell.any():
-        found = "cell interior" if is_cell.any() else "background"
+def _check_both_classes(cells: np.ndarray, classes: np.ndarray, name: str) -> None:
+    known = cells[cells != UNKNOWN_CELL]
+    if cells.size and not known.size:
+        raise InputError(f"every pixel of the {name} slices' labels is unknown")
+    if known.size and (known > 0).all() == (known > 0).any():
+        found = "cell interior" if known.any() else "background"
         raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
     if classes.size and not classes.any():
         raise InputError(
@@ -87,15 +118,15 @@ def samples(
 
 def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> np.ndarray:
     """Return the weight map of all slices, balanced by the known pixels of the training slices."""
-    is_cell = parts.classes[parts.kept] != 0
-    if data.known is not None:
-        is_cell = is_cell[data.known[parts.kept]]
+    is_known = data.is_known
+    is_cell = parts.classes[parts.kept][is_known[parts.kept]] != 0
     interior = int(np.count_nonzero(is_cell))
     balance = None
     if how.class_balance == "frequency":
         balance = frequency_weights(is_cell.size - interior, interior)
-    weights = weight_map(
-        data.labels,
+    return weight_map(
+        data.cells,
+        **_AS_CELLS,
         w0=how.w0,
         sigma=how.sigma,
         class_balance=balance,
@@ -103,4 +134,3 @@ def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> np.ndar
         separation_px=how.separation_px,
         workers=2,
     )
-    return weights if data.known is None else np.where(data.known, weights, np.float32(0))

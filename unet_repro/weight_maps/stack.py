@@ -159,9 +159,9 @@ def write_weight_map(
     Raises
     ------
     InputError
-        Labels that `weight_map` or `StackReader` refuses, or without any cell; a setting out of its range; an output
-        that exists, or is being written by another process; labels that change while they are
-        read; to resume, other labels or settings.
+        Labels that `weight_map` or `StackReader` refuses, or without any cell; a setting out of its
+        range; an output that exists, or is being written by another process; labels that change
+        while they are read; to resume, other labels or settings.
 
     Notes
     -----

@@ -321,9 +321,7 @@ def _given_weights(class_balance: Any, n_classes: int) -> tuple[float, ...]:
     return w_c
 
 
-def _terms(
-    w_c: tuple[float, ...], w0: float | None, sigma: float | None, variant: Any
-) -> Terms:
+def _terms(w_c: tuple[float, ...], w0: float | None, sigma: float | None, variant: Any) -> Terms:
     """Return the summands' numbers, or raise."""
     if variant not in DEFAULT_W0:
         raise InputError(f"variant is {variant!r}: one of {', '.join(DEFAULT_W0)} is needed")
