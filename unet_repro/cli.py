@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -23,6 +24,7 @@ from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
+from unet_repro.images.slices import mapped
 from unet_repro.images.stacks import read_labels, read_pair, read_stack
 from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
@@ -33,7 +35,7 @@ from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_set
 from unet_repro.training import parallel
 from unet_repro.training.samples import LabelledStack
 from unet_repro.weight_maps.stack import WeightMapSettings, write_weight_map
-from unet_repro.weight_maps.weight_map import instances
+from unet_repro.weight_maps.weight_map import instances, kind_of
 
 arg = tyro.conf.arg
 Images = Annotated[
@@ -302,8 +304,13 @@ class Evaluate:
                 check_output(path, overwrite=self.overwrite)
         labels = read_labels(self.labels)
         if self.task == "cells":
-            prediction = instances(read_labels(self.prediction))
-            result = evaluation.evaluate_cells(instances(labels), prediction)
+            prediction = read_labels(self.prediction)
+            result = evaluation.evaluate_cells(
+                *(
+                    mapped(partial(instances, kind=kind_of(stack)), stack)
+                    for stack in (labels, prediction)
+                )
+            )
         else:
             probability = read_stack(self.prediction)
             result = evaluation.evaluate_em(labels, probability, progress=True)

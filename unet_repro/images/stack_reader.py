@@ -5,6 +5,7 @@ Whatever is read is checked first, so that a damaged file is an error and never 
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,6 +45,8 @@ class StackReader:
     cache_bytes : int
         Rectangles that go from left to right through a TIFF of compressed strips decode each
         strip once only if the strips of their rows fit.
+    files : sequence of Path, optional
+        Of a folder, these images alone.
 
     Attributes
     ----------
@@ -78,6 +81,7 @@ class StackReader:
         palette: bool = False,
         channels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        files: Sequence[Path] | None = None,
     ) -> None:
         self.path = Path(path)
         if channels is not None and channels < 1:
@@ -94,7 +98,10 @@ class StackReader:
         self._image: TiffPages | PngImage | None = None  # what is open
         self._image_z = 0
         self._is_folder = self.path.is_dir()
-        files = image_files(self.path) if self._is_folder else [self.path]
+        if self._is_folder:
+            files = list(files or image_files(self.path))
+        else:
+            files = [self.path]
         self._states = [FileState.of(file) for file in files]
         if self._is_folder:
             self._open_folder(files, palette, channels)

@@ -1,6 +1,7 @@
 """Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import tifffile
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.image_files import image_files
+from unet_repro.images.readers import readers
+from unet_repro.images.slices import Slices
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
 
@@ -19,65 +22,96 @@ _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are l
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
-def read_stack(path: PathLike) -> np.ndarray:
+def read_stack(path: PathLike) -> Slices:
     """Read a grey TIFF stack, or a folder's TIFF and PNG images (2 before 10), into memory.
 
     Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
-    slice. `InputError`: as `StackReader`.
+    slice. Of a folder whose images have several sizes, a list of images (y, x). `InputError`: as
+    `StackReader`; images of several dtypes.
     """
-    with StackReader(path) as reader:
-        return reader.read()
+    return _read(path, lambda reader, stack: stack)
 
 
-def read_images(path: PathLike) -> np.ndarray:
+def read_images(path: PathLike) -> Slices:
     """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
-    with StackReader(path) as reader:
-        stack = reader.read()
+
+    def checked(reader: StackReader, stack: np.ndarray) -> np.ndarray:
         if stack.dtype.kind == "f":
             for z, image in enumerate(stack):
                 _check_finite(image, where=f"{reader.path}: {reader.names[z]}")
-    return stack
+        return stack
+
+    return _read(path, checked)
 
 
-def read_labels(path: PathLike) -> np.ndarray:
+def read_labels(path: PathLike) -> Slices:
     """Read labels (z, y, x): instance numbers, or a mask of 0 and 255 (or 0 and 1); 0: background.
 
     TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, other
-    integers stay as stored. `InputError`: as `StackReader`; floating-point or negative labels.
+    integers stay as stored. Sizes as in `read_stack`. `InputError`: as there; floating-point or
+    negative labels.
     """
-    with StackReader(path, palette=True) as reader:
-        if reader.dtype.kind == "f":
-            raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
-        stack = reader.read()
+
+    def checked(reader: StackReader, stack: np.ndarray) -> np.ndarray:
         if stack.dtype.kind == "i" and stack.min() < 0:
             z, y, x = np.unravel_index(int(np.argmax(stack < 0)), stack.shape)
             raise InputError(
                 f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
                 f"y = {y}, x = {x}; labels are 0 for background and positive for cells"
             )
-    return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
+        return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
+
+    return _read(path, checked, is_labels=True)
 
 
-def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise `InputError` if images and labels differ in shape, or there is one class only."""
-    if images.shape != labels.shape:
-        raise InputError(
-            f"the images are {describe_size(images.shape)} but the labels "
-            f"{describe_size(labels.shape)} (z × y × x)"
-        )
-    first = labels.flat[0]
-    if (labels == first).all():
+def _read(
+    path: PathLike,
+    checked: Callable[[StackReader, np.ndarray], np.ndarray],
+    *,
+    is_labels: bool = False,
+) -> Slices:
+    """Read what is of one size as an array, several sizes as a list of images."""
+    parts = []
+    for reader in readers(path, palette=is_labels):
+        if is_labels and reader.dtype.kind == "f":
+            raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
+        parts.append(checked(reader, reader.read()))
+    return parts[0] if len(parts) == 1 else [image for part in parts for image in part]
+
+
+def check_pair(images: Slices, labels: Slices, *, names: Sequence[str] | None = None) -> None:
+    """Raise `InputError` if images and labels differ in shape, or there is one class only.
+
+    Of several sizes, the first image that does not fit its labels is named as in `names`.
+    """
+    if isinstance(images, np.ndarray) and isinstance(labels, np.ndarray):
+        if images.shape != labels.shape:
+            raise InputError(
+                f"the images are {describe_size(images.shape)} but the labels "
+                f"{describe_size(labels.shape)} (z × y × x)"
+            )
+    elif len(images) != len(labels):
+        raise InputError(f"there are {len(images)} images but {len(labels)} labels")
+    for z, (image, label) in enumerate(zip(images, labels)):
+        if image.shape != label.shape:
+            raise InputError(
+                f"{names[z] if names else f'image {z}'} is {describe_size(image.shape)} but its "
+                f"labels are {describe_size(label.shape)}"
+            )
+    first = labels[0].flat[0]
+    if all((label == first).all() for label in labels):
         raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
 
 
-def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(images: PathLike, labels: PathLike) -> tuple[Slices, Slices]:
     """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
 
     Where both are folders, each image needs the label file of the same stem (``image/7.png``,
     ``label/7.tif``), and the other way round; a file without a partner is an `InputError`.
     """
-    if Path(images).is_dir() and Path(labels).is_dir():
-        image_stems = [file.stem for file in image_files(images)]
+    names = [file.name for file in image_files(images)] if Path(images).is_dir() else None
+    if names and Path(labels).is_dir():
+        image_stems = [Path(name).stem for name in names]
         label_stems = [file.stem for file in image_files(labels)]
         for stems, others, folder in (
             (image_stems, set(label_stems), labels),
@@ -90,7 +124,7 @@ def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarra
                     "one); images and labels need the same file names"
                 )
     pair = read_images(images), read_labels(labels)
-    check_pair(*pair)
+    check_pair(*pair, names=names)
     return pair
 
 

@@ -39,10 +39,12 @@ def em_challenge_metrics(
 
     Parameters
     ----------
-    labels : array_like of int or bool, shape (z, y, x) or (y, x)
+    labels : array_like of int or bool, shape (z, y, x) or (y, x), or sequence of arrays (y, x)
         The truth: above 0 is cell interior, 0 is membrane. Instance ids and 0/255 masks give the
         same figures: the objects are the 4-connected components of the interior in each slice.
-    probability : array_like of float, same shape
+        Slices in a sequence may differ in size: counts and pixels are summed over them, and each
+        is one term in the means of V_rand and V_info.
+    probability : same shape, of float
         The proposal: P(cell interior) in [0, 1], taken as float32 as in a submission.
     degenerate : {"sensible", "official"}
         What to do where the official program's answer is an accident of its making; see Notes.

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -16,6 +15,7 @@ from unet_repro import metrics
 from unet_repro.config import TABLE_1, TABLE_2
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
+from unet_repro.images.slices import Slices
 from unet_repro.reports import drawing
 
 LARGEST = 1e30  # beyond any figure, count or duration; axes overflow near 1e308
@@ -114,8 +114,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def evaluate_em(
-    labels: np.ndarray,
-    probability: np.ndarray,
+    labels: Slices,
+    probability: Slices,
     *,
     first_slice: int = 0,
     progress: bool = False,
@@ -124,9 +124,9 @@ def evaluate_em(
 
     Parameters
     ----------
-    labels : ndarray of integer, shape (z, y, x)
+    labels : ndarray of integer, shape (z, y, x), or sequence of (y, x)
         0 = membrane; anything above = cell interior.
-    probability : ndarray of float, shape (z, y, x)
+    probability : ndarray of float, same shape
         P(cell interior) in [0, 1].
     first_slice : int
         The number of the first slice in the stack that it was cut from.
@@ -160,10 +160,11 @@ def evaluate_em(
     }
 
 
-def evaluate_cells(labels: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+def evaluate_cells(labels: Slices, prediction: Slices) -> dict[str, Any]:
     """Compute ``{"figures": {"iou", "seg"}}`` (Table 2) of instances, ready for JSON.
 
-    Instance numbers, (z, y, x) or (y, x), 0 = background; errors as in `unet_repro.metrics.seg`.
+    Instance numbers, (z, y, x) or (y, x) or a list of (y, x), 0 = background; errors as in
+    `unet_repro.metrics.seg`.
     """
     figures = {
         "iou": _jsonable(metrics.iou(labels, prediction)),
@@ -299,8 +300,8 @@ def threshold_line(evaluation: dict[str, Any], key: str) -> drawing.Line:
 
 
 def plot_evaluation(
-    labels: np.ndarray,
-    probability: np.ndarray,
+    labels: Slices,
+    probability: Slices,
     evaluation: dict[str, Any],
     path: str | os.PathLike[str],
     *,

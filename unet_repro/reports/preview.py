@@ -22,6 +22,7 @@ from unet_repro.augmentation.warp import Interpolation
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, check_seed
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.images.slices import Slices, described, flat
 from unet_repro.reports.drawing import GOLDEN_ANGLE, INK, MUTED
 from unet_repro.weight_maps.weight_map import (
     Kind,
@@ -41,8 +42,8 @@ _WEIGHT_COLOURS = "magma"
 
 
 def augmentation_preview(
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Slices,
+    labels: Slices,
     path: str | os.PathLike[str],
     *,
     settings: AugmentationConfig = _PAPER,
@@ -59,7 +60,7 @@ def augmentation_preview(
 
     Parameters
     ----------
-    images : ndarray, shape (z, y, x) or (y, x)
+    images : ndarray, shape (z, y, x) or (y, x), or list of (y, x)
         Any real dtype.
     labels : ndarray of int or bool, same shape
         Instance ids, or a mask whose components are cells, as in `weight_map`.
@@ -130,31 +131,34 @@ class _MiddleSlice:
     grey_range: tuple[float, float]
 
     @classmethod
-    def of(cls, images: np.ndarray, labels: np.ndarray) -> _MiddleSlice:
-        if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
+    def of(cls, images: Slices, labels: Slices) -> _MiddleSlice:
+        if isinstance(images, np.ndarray) and images.ndim == 2:
+            images, labels = images[None], np.asarray(labels)[None]
+        shapes = [[one.shape for one in stack] for stack in (images, labels)]
+        if not shapes[0] or shapes[0] != shapes[1] or not all(map(_is_picture, images)):
             raise InputError(
-                f"images are {images.shape}, labels {labels.shape}: "
+                f"images are {described(images)}, labels {described(labels)}: "
                 "both (y, x) or both (z, y, x) are needed"
             )
-        stack = labels if labels.ndim == 3 else labels[None]
-        z = len(stack) // 2
-        kind = _kind(stack, None)
-        grey_range = float(images.min()), float(images.max())
+        z, values, all_labels = len(labels) // 2, flat(images), flat(labels)
+        kind = _kind(all_labels[None], None)
+        grey_range = float(values.min()), float(values.max())
         if not np.isfinite(grey_range).all():
             raise InputError("the images hold a value that is not finite")
-        interior = int(np.count_nonzero(stack))
-        weights = weight_map(
-            stack[z], class_balance=frequency_weights(stack.size - interior, interior), kind=kind
-        )
-        image = images[z] if images.ndim == 3 else images
+        interior = int(np.count_nonzero(all_labels))
+        balance = frequency_weights(all_labels.size - interior, interior)
         return cls(
-            image=image.astype(np.float32, order="C"),
-            ids=_numbered(instances(stack[z], kind=kind)),
-            weights=weights,
-            mean=float(images.mean(dtype=np.float64)),
-            std=float(images.std(dtype=np.float64)),
+            image=images[z].astype(np.float32, order="C"),
+            ids=_numbered(instances(labels[z], kind=kind)),
+            weights=weight_map(labels[z], class_balance=balance, kind=kind),
+            mean=float(values.mean(dtype=np.float64)),
+            std=float(values.std(dtype=np.float64)),
             grey_range=grey_range,
         )
+
+
+def _is_picture(image: np.ndarray) -> bool:
+    return image.ndim == 2 and image.size > 0
 
 
 def _draw_sample(

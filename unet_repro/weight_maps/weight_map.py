@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from unet_repro import config
 from unet_repro.errors import InputError
+from unet_repro.images.slices import Slices
 from unet_repro.weight_maps.nearest_cells import BACKGROUND, CELL, FAR, UNKNOWN, Terms, solve_band
 
 Variant = Literal["paper", "short", "falk2019"]
@@ -252,6 +253,13 @@ def mask_values(labels: np.ndarray, *, ignore_label: int | None = None) -> set[i
     ({255}, set())
     """
     return _mask_values(_checked_stack(labels, ignore_label), ignore_label)
+
+
+def kind_of(labels: Slices) -> Kind:
+    """Decide for labels of several sizes together; an array is left to ``"auto"``."""
+    if isinstance(labels, np.ndarray):
+        return "auto"
+    return "mask" if set.intersection(*map(mask_values, labels)) else "ids"
 
 
 def frequency_weights(background: int, cell: int) -> tuple[float, float]:
