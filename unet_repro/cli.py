@@ -25,6 +25,7 @@ from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
 from unet_repro.images.calibration import read_info
 from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
+from unet_repro.images.slices import joined, mapped
 from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack
 from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
@@ -345,9 +346,9 @@ class Evaluate:
         labels = read_labels(self.labels, ignore_label=ignore, files=truth)
         reading = read_meaning(labels, self.read_as)
         _tell("labels", reading)
-        cells = np.stack([reading.cells(slice_) for slice_ in labels])
-        known = None if reading.unknown == 0 else cells != UNKNOWN_CELL
-        cells = np.maximum(cells, 0)
+        cells = joined([reading.cells(slice_) for slice_ in labels])
+        known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None
+        cells = mapped(lambda ids: np.maximum(ids, 0), cells)
         prediction = read_stack(self.prediction, files=predicted)
         recorded = read_info(predicted[0] if predicted else self.prediction)
         full_scale = recorded_full_scale(recorded) if self.max_value is None else self.max_value

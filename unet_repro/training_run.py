@@ -9,7 +9,8 @@ checkpoint.pt           what training needs to go on
 config.json             settings, versions, hardware, data, how far the run came
 log.csv                 loss, learning rate and validation over the iterations
 events.out.tfevents.*   the same for TensorBoard, and pictures, where it is installed
-heldout_*.tif           image, labels and P(interior) of the held-out slices
+heldout_*.tif           image, labels and P(interior) of the held-out slices; where these have
+                        several sizes, a folder heldout_* with a file for each slice
 submission.tif          P(interior) of the EM challenge's test set, where the job predicts it
 metrics.json            figures of the held-out slices, and of the test set where its labels exist
 report.html             all of it, to look at; rewritten at every validation
@@ -22,7 +23,7 @@ import hashlib
 import json
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
+from unet_repro.images.slices import Slices, flat, part, pieces
 from unet_repro.images.stacks import write_stack
 from unet_repro.network.device import choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
@@ -53,6 +55,7 @@ TRAINED = (
     *("checkpoint.pt", "model.safetensors", "best.safetensors"),
     *("config.json", "log.csv", "events.out.tfevents.*"),
 )
+HELD_OUT = ("heldout_image", "heldout_labels", "heldout_probability")  # .tif, or a folder
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
 
@@ -103,6 +106,7 @@ def start_run(
         def on_start(start: Start) -> None:  # nothing can be refused any more
             if overwrite or not start.is_over:
                 _remove(folder, RESULTS if resume else RESULTS + TRAINED)
+                _remove_slices(folder)
             remove_leftovers(folder, RESULTS + TRAINED)
             record.begin(start)
 
@@ -163,6 +167,14 @@ def _remove(folder: Path, names: tuple[str, ...]) -> None:
             path.unlink()
 
 
+def _remove_slices(folder: Path) -> None:
+    """Remove the folders of held-out slices; what is not of this package stays in them."""
+    for inner in (folder / name for name in HELD_OUT if (folder / name).is_dir()):
+        _remove(inner, ("*.tif",))
+        with suppress(OSError):
+            inner.rmdir()
+
+
 class _Record:
     """``config.json``: how a run was begun, and how far it came."""
 
@@ -219,8 +231,12 @@ class _Record:
         _write_json(self.path, self.content)
 
 
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _sha256(stack: Slices) -> str:
+    """Return the SHA-256 of all pixels, slice by slice."""
+    digest = hashlib.sha256()
+    for piece in pieces(stack):
+        digest.update(np.ascontiguousarray(piece).tobytes())
+    return digest.hexdigest()
 
 
 def _ranges(indices: list[int]) -> str:
@@ -241,7 +257,7 @@ def evaluate_run(
     folder: Path,
     *,
     average: Average = "dihedral",
-    test: tuple[np.ndarray, np.ndarray] | None = None,
+    test: tuple[Slices, Slices] | None = None,
     is_quiet: bool = False,
 ) -> dict[str, Any]:
     """Predict and evaluate the held-out slices of a run; write them, ``metrics.json``, the report.
@@ -269,17 +285,18 @@ def evaluate_run(
     result: dict[str, Any] = {"heldout": None, "test": None, "average": average}
     with run_lock(folder):
         if held_out:
-            block = slice(held_out.start, held_out.stop)
+            images, labels = part(data.images, held_out), part(data.labels, held_out)
             probability = predict_volume(
-                run_predictor(settings, folder, average), data.images[block], progress=not is_quiet
+                run_predictor(settings, folder, average), images, progress=not is_quiet
             )
-            labels = data.labels[block]
-            image = _storable(data.images[block])
-            write_stack(folder / "heldout_image.tif", image, overwrite=True)
-            write_stack(folder / "heldout_labels.tif", _storable(labels), overwrite=True)
-            write_stack(folder / "heldout_probability.tif", probability, overwrite=True)
-            truth = np.maximum(data.cells[block], 0)
-            result["heldout"] = evaluate_em(truth, probability, first_slice=held_out.start)
+            is_stack = isinstance(data.images, np.ndarray)
+            _remove_slices(folder)
+            for name, stack in zip(HELD_OUT, (images, labels, probability)):
+                _write_slices(folder / name, _storable(stack), held_out, is_stack=is_stack)
+            truth, known = part(data.truth, held_out), part(data.is_known, held_out)
+            result["heldout"] = evaluate_em(
+                truth, probability, known=known, first_slice=held_out.start
+            )
         if test is not None:
             result["test"] = evaluate_em(*test)
         _write_json(folder / "metrics.json", result)
@@ -287,12 +304,28 @@ def evaluate_run(
         return result
 
 
-def _storable(stack: np.ndarray) -> np.ndarray:
+def _write_slices(path: Path, stack: Slices, numbers: range, *, is_stack: bool) -> None:
+    """Write ``path.tif``; or, where the data have several sizes, ``path/<number>.tif`` for each."""
+    single = path.with_suffix(".tif")
+    if is_stack:
+        write_stack(single, np.asarray(stack), overwrite=True)
+        return
+    single.unlink(missing_ok=True)
+    for number, image in zip(numbers, stack):
+        write_stack(path / f"{number}.tif", image, overwrite=True)
+
+
+def _storable(stack: Slices) -> Slices:
     """Return a stack in a type that every TIFF reader takes: float32, uint8 or uint16.
 
     Integers beyond 16 bits, or below 0, become their ranks: equal stays equal, larger stays
     larger, and the background of labels stays 0.
     """
+    if not isinstance(stack, np.ndarray):  # of one type, and of the same ranks
+        values = _storable(flat(stack))
+        ends = np.cumsum([image.size for image in stack])
+        parts = np.split(np.asarray(values), ends[:-1])
+        return [flat.reshape(image.shape) for flat, image in zip(parts, stack)]
     if stack.dtype.kind == "f":
         return stack.astype(np.float32)
     if stack.dtype.name in ("uint8", "uint16"):

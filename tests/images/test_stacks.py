@@ -307,7 +307,10 @@ def folder_of(tmp_path, **images):
     ("images", "message"),
     [
         ({}, "holds no images"),
-        ({"a": noise((5, 6)), "b": noise((5, 7))}, r"b\.png: is 5 × 7 uint8, but a\.png is 5 × 6"),
+        (
+            {"a": noise((5, 6)), "b": noise((5, 7), "uint16")},
+            r"b\.png: is 5 × 7 uint16, but a\.png is 5 × 6 uint8; images may differ in size, not",
+        ),
         ({"a": noise((5, 6)), "b": noise((5, 6), "uint16")}, r"b\.png: is 5 × 6 uint16"),
         ({"a": noise((5, 6, 3))}, "has colour, not plain grey"),
         ({"a": noise((5, 6, 2))}, "has transparency, not plain grey"),
@@ -316,6 +319,33 @@ def folder_of(tmp_path, **images):
 def test_bad_folder_is_refused(tmp_path, images, message):
     with pytest.raises(InputError, match=message):
         read_stack(folder_of(tmp_path, **images))
+
+
+def test_images_of_several_sizes_are_a_list_in_natural_order(tmp_path):
+    images = {"10": noise((4, 9)), "2": noise((5, 6)), "x": noise((5, 6), seed=1)}
+    read = read_stack(folder_of(tmp_path, **images))
+    assert isinstance(read, list)
+    for found, name in zip(read, ("2", "10", "x"), strict=True):
+        np.testing.assert_array_equal(found, images[name])
+    with pytest.raises(InputError, match=r"10\.png: is 4 × 9 uint8, but 2\.png is 5 × 6 uint8"):
+        StackReader(tmp_path)  # it is for one size
+    (tmp_path / "10.png").unlink()
+    np.testing.assert_array_equal(read_stack(tmp_path), [images["2"], images["x"]])
+
+
+def test_defects_in_images_of_several_sizes_are_named(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((3, 4), 0.5, np.float32))
+    damaged = np.zeros((5, 4), np.float32)
+    damaged[2, 1] = np.nan
+    tifffile.imwrite(tmp_path / "b.tif", damaged)
+    with pytest.raises(InputError, match=r"b\.tif has the value nan at y = 2, x = 1"):
+        read_images(tmp_path)
+    with pytest.raises(InputError, match="the labels are float32 and hold 0.5: integers"):
+        read_labels(tmp_path)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 4), np.int16))
+    tifffile.imwrite(tmp_path / "b.tif", np.full((5, 4), -2, np.int16))
+    with pytest.raises(InputError, match=r"b\.tif holds the label -2 at y = 0, x = 0"):
+        read_labels(tmp_path)
 
 
 def test_stack_inside_a_folder_is_refused(tmp_path):
@@ -418,6 +448,26 @@ def test_touching_instances_without_background_are_labels():
     labels = np.ones((2, 5, 6), np.uint8)
     labels[:, 2:] = 2
     check_pair(np.zeros((2, 5, 6)), labels)
+
+
+def test_the_first_image_of_another_size_than_its_labels_is_named(tmp_path):
+    (tmp_path / "image").mkdir()
+    (tmp_path / "label").mkdir()
+    for name, size in (("2", (5, 6)), ("10", (4, 9)), ("11", (7, 7))):
+        write_png(tmp_path / f"image/{name}.png", noise(size))
+        write_png(tmp_path / f"label/{name}.png", noise(size, seed=1))
+    images, labels = read_pair(tmp_path / "image", tmp_path / "label")
+    assert [image.shape for image in images] == [(5, 6), (4, 9), (7, 7)]
+    check_pair(images, labels)
+    for name in ("10", "11"):
+        write_png(tmp_path / f"label/{name}.png", noise((9, 4)))
+    with pytest.raises(InputError, match=r"^10\.png is 4 × 9 but its labels are 9 × 4$"):
+        read_pair(tmp_path / "image", tmp_path / "label")
+    with pytest.raises(InputError, match="there are 3 images but 2 labels"):
+        check_pair(images, labels[:2])
+    with pytest.raises(InputError, match="all labels are 3"):
+        check_pair(images, [np.full_like(one, 3) for one in labels])
+    check_pair(images, [np.full_like(one, z) for z, one in enumerate(labels)])
 
 
 def test_folders_are_paired_by_stem(tmp_path):

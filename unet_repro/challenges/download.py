@@ -14,6 +14,7 @@ import pooch
 
 from unet_repro.errors import InputError
 from unet_repro.files.lock import exclusive
+from unet_repro.images.slices import of_one_size
 from unet_repro.images.stacks import read_stack
 from unet_repro.progress import ProgressBar
 
@@ -215,4 +216,4 @@ def _unpack(source: Dataset, archive: Path, target: Path) -> None:
 
 def pixels_sha256(path: PathLike) -> str:
     """Give the SHA-256 of a stack's raw pixels in C order, however they are compressed."""
-    return hashlib.sha256(read_stack(path).tobytes()).hexdigest()
+    return hashlib.sha256(of_one_size(read_stack(path), path).tobytes()).hexdigest()

@@ -21,6 +21,7 @@ from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.files.lock import run_lock
 from unet_repro.images.labels import instances
+from unet_repro.images.slices import of_one_size, room_for
 from unet_repro.images.stacks import read_images, read_labels, read_pair, read_stack, write_stack
 from unet_repro.network.device import choose_device
 from unet_repro.prediction.predictor import predict_volume
@@ -116,7 +117,7 @@ class EMChallenge:
         if not 2 <= self.folds <= total:
             raise InputError(f"--folds {self.folds}: 2 to {total}, the number of slices, is needed")
         cuts = [total * fold // self.folds for fold in range(self.folds + 1)]
-        probability = np.empty(data.images.shape, np.float32)
+        probability = room_for(data.images, np.float32)
         folds = []
         for number, (start, stop) in enumerate(pairwise(cuts), start=1):
             folder = self.out / f"fold-{number}"
@@ -129,7 +130,7 @@ class EMChallenge:
                 folds.append({"val": fold.val, **heldout})
                 probability[start:stop] = read_stack(folder / "heldout_probability.tif")
         write_stack(self.out / "crossvalidation_probability.tif", probability, overwrite=True)
-        result = evaluate_em(np.maximum(data.cells, 0), probability)
+        result = evaluate_em(data.truth, probability)
         with atomic_path(self.out / "crossvalidation.json", overwrite=True) as part:
             part.write_text(json.dumps({"all": result, "folds": folds}, indent=1))
         print(f"\n{origin(data)}: every slice predicted by a network that has not seen its block")
@@ -157,8 +158,9 @@ def load(where: str) -> tuple[LabelledStack, np.ndarray, np.ndarray | None]:
         test_volume, _ = em_phantom(seed=1)
         return LabelledStack(images, labels, "synthetic phantom", "", "", True), test_volume, None
     paths = [folder / f"{name}.tif" for name in ("train-volume", "train-labels")]
-    images, labels = read_pair(*paths)
-    test_volume = read_images(folder / "test-volume.tif")
+    images, labels = (of_one_size(stack, path) for stack, path in zip(read_pair(*paths), paths))
+    test_path = folder / "test-volume.tif"
+    test_volume = of_one_size(read_images(test_path), test_path)
     truth = folder / "test-labels.tif"
     test_labels = _read_truth(truth, test_volume) if truth.exists() else None
     is_challenge = _are_published(
@@ -170,7 +172,7 @@ def load(where: str) -> tuple[LabelledStack, np.ndarray, np.ndarray | None]:
 
 
 def _read_truth(path: Path, test_volume: np.ndarray) -> np.ndarray:
-    labels = read_labels(path)
+    labels = of_one_size(read_labels(path), path)
     if labels.shape != test_volume.shape:
         sizes = [" × ".join(map(str, stack.shape)) for stack in (labels, test_volume)]
         raise InputError(f"{path}: is {sizes[0]}, but test-volume.tif is {sizes[1]} (z × y × x)")

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from unet_repro.challenges.ctc import read_ctc_sequence
 from unet_repro.challenges.download import DATASETS, find_or_download, pixels_sha256
+from unet_repro.images.slices import of_one_size
 from unet_repro.images.stacks import read_images, read_labels
 from unet_repro.program import guarded
 
@@ -49,7 +50,8 @@ def _describe_em(dataset: str, folder: Path) -> list[str]:
         if name == "test-labels" and not path.exists():
             lines.append(f"{name}: not there, so the test volume cannot be scored")
             continue
-        stack = read_labels(path) if name.endswith("labels") else read_images(path)
+        reader = read_labels if name.endswith("labels") else read_images
+        stack = of_one_size(reader(path), path)
         line = f"{name}: {' × '.join(map(str, stack.shape))} {stack.dtype}"
         if name.endswith("labels"):
             components = sum(ndimage.label(label)[1] for label in stack)

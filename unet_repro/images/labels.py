@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from unet_repro.errors import InputError, note
+from unet_repro.images.slices import Slices
 
 LabelKind = Literal["auto", "mask", "ids", "classes"]
 
@@ -263,7 +264,7 @@ def with_cells(reading: Reading, slices: Iterable[np.ndarray]) -> Reading:
 
 
 def read_meaning(
-    labels: Sequence[np.ndarray] | np.ndarray,
+    labels: Slices,
     settings: LabelSettings = LabelSettings(),
     *,
     names: Sequence[str] = (),

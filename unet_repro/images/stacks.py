@@ -1,7 +1,7 @@
 """Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.image_files import image_files
 from unet_repro.images.labels import as_integers
+from unet_repro.images.readers import readers
+from unet_repro.images.slices import Slices
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
 
@@ -21,60 +23,90 @@ _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are l
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
-def read_stack(path: PathLike, *, files: Sequence[Path] | None = None) -> np.ndarray:
-    """Read a grey TIFF stack, or a folder's TIFF and PNG images (2 before 10), into memory.
+def read_stack(path: PathLike, *, files: Sequence[Path] | None = None) -> Slices:
+    """Read a grey TIFF stack, or a folder's images (2 before 10), into memory.
 
     Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
-    slice; of a folder `files` are read, if given. `InputError`: as `StackReader`.
+    slice. Of a folder `files` are read, if given; where its images have several sizes, the result
+    is a list of images (y, x). `InputError`: as `StackReader`; images of several dtypes.
     """
-    with StackReader(path, files=files) as reader:
-        return reader.read()
+    return _read(path, files, lambda reader, stack: stack)
 
 
-def read_images(path: PathLike, *, files: Sequence[Path] | None = None) -> np.ndarray:
+def read_images(path: PathLike, *, files: Sequence[Path] | None = None) -> Slices:
     """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
-    with StackReader(path, files=files) as reader:
-        stack = reader.read()
+
+    def checked(reader: StackReader, stack: np.ndarray) -> np.ndarray:
         if stack.dtype.kind == "f":
             for z, image in enumerate(stack):
                 _check_finite(image, where=f"{reader.path}: {reader.names[z]}")
-    return stack
+        return stack
+
+    return _read(path, files, checked)
 
 
 def read_labels(
     path: PathLike, *, ignore_label: int | None = None, files: Sequence[Path] | None = None
-) -> np.ndarray:
+) -> Slices:
     """Read labels (z, y, x) as stored; what their values mean is for `images.labels` to say.
 
     TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, whole
-    floating-point numbers int64, other integers stay. Of a folder `files` are read, if given.
-    `InputError`: as `StackReader`; no whole numbers; a value below 0 that is not `ignore_label`.
+    floating-point numbers int64, other integers stay. Sizes and `files` as in `read_stack`.
+    `InputError`: as there; no whole numbers; a value below 0 that is not `ignore_label`.
     """
-    with StackReader(path, palette=True, files=files) as reader:
-        stack = as_integers(reader.read(), f"{reader.path}: the labels")
-        if stack.dtype.kind == "i" and stack.min() < 0:
-            is_wrong = stack < 0
-            if ignore_label is not None:
-                is_wrong &= stack != ignore_label
-            if is_wrong.any():
-                z, y, x = np.unravel_index(int(np.argmax(is_wrong)), stack.shape)
-                raise InputError(
-                    f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
-                    f"y = {y}, x = {x}; labels are 0 for background and positive for cells; "
-                    "--ignore-label names the value of unknown pixels"
-                )
-    return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
+
+    def checked(reader: StackReader, stack: np.ndarray) -> np.ndarray:
+        stack = as_integers(stack, f"{reader.path}: the labels")
+        is_wrong = stack < 0
+        if ignore_label is not None:
+            is_wrong &= stack != ignore_label
+        if is_wrong.any():
+            z, y, x = np.unravel_index(int(np.argmax(is_wrong)), stack.shape)
+            raise InputError(
+                f"{reader.path}: {reader.names[z]} holds the label {stack[z, y, x]} at "
+                f"y = {y}, x = {x}; labels are 0 for background and positive for cells; "
+                "--ignore-label names the value of unknown pixels"
+            )
+        return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
+
+    return _read(path, files, checked, is_labels=True)
 
 
-def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise `InputError` if images and labels differ in shape, or there is one class only."""
-    if images.shape != labels.shape:
-        raise InputError(
-            f"the images are {describe_size(images.shape)} but the labels "
-            f"{describe_size(labels.shape)} (z × y × x)"
-        )
-    first = labels.flat[0]
-    if (labels == first).all():
+def _read(
+    path: PathLike,
+    files: Sequence[Path] | None,
+    checked: Callable[[StackReader, np.ndarray], np.ndarray],
+    *,
+    is_labels: bool = False,
+) -> Slices:
+    """Read what is of one size as an array, several sizes as a list of images."""
+    parts = [
+        checked(reader, reader.read()) for reader in readers(path, palette=is_labels, files=files)
+    ]
+    return parts[0] if len(parts) == 1 else [image for part in parts for image in part]
+
+
+def check_pair(images: Slices, labels: Slices, *, names: Sequence[str] | None = None) -> None:
+    """Raise `InputError` if images and labels differ in shape, or there is one class only.
+
+    Of several sizes, the first image that does not fit its labels is named as in `names`.
+    """
+    if isinstance(images, np.ndarray) and isinstance(labels, np.ndarray):
+        if images.shape != labels.shape:
+            raise InputError(
+                f"the images are {describe_size(images.shape)} but the labels "
+                f"{describe_size(labels.shape)} (z × y × x)"
+            )
+    elif len(images) != len(labels):
+        raise InputError(f"there are {len(images)} images but {len(labels)} labels")
+    for z, (image, label) in enumerate(zip(images, labels)):
+        if image.shape != label.shape:
+            raise InputError(
+                f"{names[z] if names else f'image {z}'} is {describe_size(image.shape)} but its "
+                f"labels are {describe_size(label.shape)}"
+            )
+    first = labels[0].flat[0]
+    if all((label == first).all() for label in labels):
         raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
 
 
@@ -84,7 +116,7 @@ def read_pair(
     *,
     ignore_label: int | None = None,
     mask_suffix: str = "",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Slices, Slices]:
     """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
 
     Two folders are paired by name (`paired_files`).
@@ -92,7 +124,8 @@ def read_pair(
     image_files_, label_files = paired_files(images, labels, mask_suffix=mask_suffix)
     read = read_labels(labels, ignore_label=ignore_label, files=label_files)
     pair = read_images(images, files=image_files_), read
-    check_pair(*pair)
+    names = [file.name for file in image_files_] if image_files_ else None
+    check_pair(*pair, names=names)
     return pair
 
 

@@ -74,8 +74,8 @@ def warping_figures(counts: Tally) -> WarpingError:
     n_errors = per_slice["splits"] + per_slice["mergers"]  # (slices, thresholds)
     return WarpingError(
         thresholds=WARPING_THRESHOLDS,
-        per_threshold=n_errors.sum(axis=0) / (counts.n_pixels * len(n_errors)),
-        per_slice=n_errors / counts.n_pixels,
+        per_threshold=n_errors.sum(axis=0) / counts.n_pixels.sum(),
+        per_slice=n_errors / counts.n_pixels[:, np.newaxis],
         splits_per_slice=per_slice["splits"],
         mergers_per_slice=per_slice["mergers"],
         **{name: n_of_class.sum(axis=0) for name, n_of_class in per_slice.items()},

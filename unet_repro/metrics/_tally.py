@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unet_repro.errors import InputError
+from unet_repro.images.slices import Slices, sizes
 from unet_repro.metrics._objects import group_pixels, label_objects, overlap_sums
 from unet_repro.metrics._thinning import thin_background
 from unet_repro.metrics._warping import (
@@ -55,7 +56,7 @@ class Truth:
 class Tally:
     """Everything the figures are computed from; the first axes are (slice, threshold)."""
 
-    n_pixels: int  # in one slice
+    n_pixels: np.ndarray  # int64, of each slice: those that are known
     n_foreground: np.ndarray  # n: pixels of the truth's objects in each slice
     truth_squares: np.ndarray  # Σ a_i² of each slice
     truth_entropy: np.ndarray  # Σ (a_i/n) ln(a_i/n) of each slice
@@ -67,8 +68,9 @@ class Tally:
 
 
 def tally(
-    labels: np.ndarray,
-    probability: np.ndarray,
+    labels: Slices,
+    probability: Slices,
+    known: Slices | None = None,
     *,
     parts: frozenset[str],
     is_official: bool,
@@ -79,8 +81,10 @@ def tally(
 
     Slices are prepared while threads work on those before: memory is that of a few slices.
     """
-    n_slices = labels.shape[0]
-    result = _empty_tally(labels.shape)
+    n_slices = len(labels)
+    result = _empty_tally(sizes(labels))
+    if known is not None:
+        result.n_pixels[:] = [max(int(np.count_nonzero(one)), 1) for one in known]
 
     def jobs() -> Iterator[Callable[[], None]]:
         for z in range(n_slices):
@@ -93,11 +97,11 @@ def tally(
     return result
 
 
-def _empty_tally(shape: tuple[int, ...]) -> Tally:
-    n_slices, height, width = shape
+def _empty_tally(shapes: list[tuple[int, int]]) -> Tally:
+    n_slices = len(shapes)
     grid = (n_slices, N_THRESHOLDS)
     return Tally(
-        n_pixels=height * width,
+        n_pixels=np.array([height * width for height, width in shapes], np.int64),
         n_foreground=np.zeros(n_slices, np.int64),
         truth_squares=np.zeros(n_slices, np.int64),
         truth_entropy=np.zeros(n_slices),

@@ -31,6 +31,7 @@ def em_challenge_metrics(
     labels: Any,
     probability: Any,
     *,
+    known: Any = None,
     degenerate: Degenerate = "sensible",
     progress: bool = False,
     workers: int | None = None,
@@ -39,11 +40,16 @@ def em_challenge_metrics(
 
     Parameters
     ----------
-    labels : array_like of int or bool, shape (z, y, x) or (y, x)
+    labels : array_like of int or bool, shape (z, y, x) or (y, x), or sequence of arrays (y, x)
         The truth: above 0 is cell interior, 0 is membrane. Instance ids and 0/255 masks give the
         same figures: the objects are the 4-connected components of the interior in each slice.
-    probability : array_like of float, same shape
+        Slices in a sequence may differ in size: counts and pixels are summed over them, and each
+        is one term in the means of V_rand and V_info.
+    probability : same shape, of float
         The proposal: P(cell interior) in [0, 1], taken as float32 as in a submission.
+    known : same shape, of bool, optional
+        False where the truth is unknown: such pixels are background in both, and are not counted.
+        Not in the paper, nor in the challenge, where every pixel is known.
     degenerate : {"sensible", "official"}
         What to do where the official program's answer is an accident of its making; see Notes.
     progress : bool
@@ -90,7 +96,7 @@ def em_challenge_metrics(
     (0.0, 1.0, 0.0)
     """
     parts = frozenset({"pixels", "objects", "thinned", "warping"})
-    counts = _count(labels, probability, parts, degenerate, progress, workers)
+    counts = _count(labels, probability, parts, degenerate, progress, workers, known=known)
     is_official = degenerate == "official"
     return EMChallengeMetrics(
         pixel_error=pixel_figures(counts),
@@ -239,13 +245,15 @@ def _count(
     degenerate: Degenerate,
     progress: bool,
     workers: int | None,
+    known: Any = None,
 ) -> Tally:
     if degenerate not in ("sensible", "official"):
         raise InputError(f'degenerate is {degenerate!r}; give "sensible" or "official"')
-    labels, probability = checked_stacks(labels, probability)
+    labels, probability, known = checked_stacks(labels, probability, known)
     return tally(
         labels,
         probability,
+        known,
         parts=parts,
         is_official=degenerate == "official",
         progress=progress,

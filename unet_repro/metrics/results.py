@@ -59,24 +59,26 @@ class Curve:
 class PixelError(Curve):
     """1 − F of the interior pixels, and the plain accuracy beside it.
 
-    The counts of pixels (positive: cell interior) are int64, shape (slices, thresholds).
+    The counts of pixels (positive: cell interior) are int64, shape (slices, thresholds);
+    `n_pixels` is the number of known pixels of each slice, shape (slices,).
     """
 
     true_positives: np.ndarray
     false_positives: np.ndarray
     false_negatives: np.ndarray
-    n_pixels: int
+    n_pixels: np.ndarray
 
     @property
     def accuracy_per_slice(self) -> np.ndarray:
         """Share of rightly classified pixels of each slice, shape (slices, thresholds)."""
-        return 1 - (self.false_positives + self.false_negatives) / self.n_pixels
+        wrong = self.false_positives + self.false_negatives
+        return 1 - wrong / self.n_pixels[:, np.newaxis]
 
     @property
     def accuracy_per_threshold(self) -> np.ndarray:
         """Share of rightly classified pixels of the stack, shape (thresholds,)."""
         wrong = (self.false_positives + self.false_negatives).sum(axis=0)
-        return 1 - wrong / (self.n_pixels * len(self.false_positives))
+        return 1 - wrong / self.n_pixels.sum()
 
     @property
     def accuracy(self) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from unet_repro.errors import InputError
+from unet_repro.images.slices import Slices, joined, room_for, sizes
 from unet_repro.network import geometry
 from unet_repro.network.backends import Backend, check_way, make_network
 from unet_repro.network.cost import NetworkCost
@@ -297,36 +298,40 @@ class OverlapTilePredictor:
 
 
 def predict_volume(
-    predictor: OverlapTilePredictor, stack: ArrayLike, *, progress: bool = False
-) -> NDArray[np.float32]:
+    predictor: OverlapTilePredictor, stack: ArrayLike | Slices, *, progress: bool = False
+) -> Any:
     """Return P(class 1) in every slice of a stack in memory.
 
     Parameters
     ----------
-    stack : array_like of int or float, shape (z, y, x) or (z, C, y, x)
-        Slices as a call of the predictor takes them.
+    stack : array_like of int or float, shape (z, y, x) or (z, C, y, x), or sequence of slices
+        Slices as a call of the predictor takes them; in a sequence, sizes may differ.
     progress
         Show a bar that counts the tiles of all slices, on standard error.
 
     Returns
     -------
     ndarray of float32, shape (z, y, x)
-        In [0, 1].
+        In [0, 1]; of slices of several sizes, a list of arrays (y, x).
 
     Raises
     ------
     InputError
         No slices, or one that the predictor refuses.
     """
-    slices = np.asarray(stack)
-    if slices.ndim not in (3, 4) or not slices.size:
+    slices = joined(stack)
+    if isinstance(slices, np.ndarray) and (slices.ndim not in (3, 4) or not slices.size):
         raise InputError(f"the stack has shape {slices.shape}: (z, y, x), none 0, is needed")
-    plan = predictor.plan(*slices.shape[-2:])
-    result = np.empty((len(slices), *slices.shape[-2:]), dtype=np.float32)
-    with predictor.running() as runner, _bar(len(plan) * len(slices), progress) as bar:
-        for z, image in enumerate(slices):
+    for z, image in enumerate(slices):
+        if image.ndim not in (2, 3) or not image.size:
+            raise InputError(f"slice {z} has shape {image.shape}: (y, x), none 0, is needed")
+    plans = {size: predictor.plan(*size) for size in dict.fromkeys(sizes(slices))}
+    tiles = sum(len(plans[size]) for size in sizes(slices))
+    result = room_for(slices, np.float32)
+    with predictor.running() as runner, _bar(tiles, progress) as bar:
+        for z, (size, image) in enumerate(zip(sizes(slices), slices)):
             pixels = predictor._checked(image)
-            result[z] = predictor._all_tiles(runner, pixels, plan, softmax, bar)[1]
+            result[z] = predictor._all_tiles(runner, pixels, plans[size], softmax, bar)[1]
     return result
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from unet_repro.config import TABLE_2
 from unet_repro.errors import InputError
+from unet_repro.images.slices import of_one_size
 from unet_repro.images.stacks import read_images, read_labels
 from unet_repro.reports import drawing
 from unet_repro.reports.evaluation import is_number
@@ -73,7 +74,8 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
     if not all((folder / name).is_file() for name in STACKS):
         return []
     image, labels, found = (
-        reader(folder / name) for name, reader in zip(STACKS, (read_images, *[read_labels] * 2))
+        of_one_size(reader(folder / name), folder / name)
+        for name, reader in zip(STACKS, (read_images, *[read_labels] * 2))
     )
     if not image.shape == labels.shape == found.shape or len(image) != len(cells["frames"]):
         raise InputError(f"{folder}: {', '.join(STACKS)} and metrics.json are of different frames")

@@ -17,6 +17,7 @@ from unet_repro.config import TABLE_1, TABLE_2
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.labels import read_meaning
+from unet_repro.images.slices import Slices, joined, mapped, pieces
 from unet_repro.reports import drawing
 
 _CELL_THRESHOLD = 0.5
@@ -116,9 +117,10 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def evaluate_em(
-    labels: np.ndarray,
-    probability: np.ndarray,
+    labels: Slices,
+    probability: Slices,
     *,
+    known: Slices | None = None,
     first_slice: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -126,10 +128,12 @@ def evaluate_em(
 
     Parameters
     ----------
-    labels : ndarray of integer, shape (z, y, x)
+    labels : ndarray of integer, shape (z, y, x), or sequence of (y, x)
         0 = membrane; anything above = cell interior.
-    probability : ndarray of float, shape (z, y, x)
+    probability : ndarray of float, same shape
         P(cell interior) in [0, 1].
+    known : ndarray of bool, same shape, optional
+        Where the labels are known; the other pixels count for nothing.
     first_slice : int
         The number of the first slice in the stack that it was cut from.
 
@@ -145,7 +149,7 @@ def evaluate_em(
     InputError
         As `unet_repro.metrics.em_challenge_metrics`.
     """
-    result = metrics.em_challenge_metrics(labels, probability, progress=progress)
+    result = metrics.em_challenge_metrics(labels, probability, known=known, progress=progress)
     figures = result.as_dict()
     curves = result.curves_as_dict()
     at_accuracy = curves["thresholds"].index(figures["pixel_accuracy_threshold"])
@@ -163,15 +167,15 @@ def evaluate_em(
 
 
 def evaluate_cells(
-    labels: np.ndarray, prediction: np.ndarray, *, known: np.ndarray | None = None
+    labels: Slices, prediction: Slices, *, known: Slices | None = None
 ) -> dict[str, Any]:
     """Compute ``{"figures": {"iou", "seg"}}`` (Table 2) of instances, ready for JSON.
 
-    Instance numbers, (z, y, x) or (y, x), 0 = background; errors as in `unet_repro.metrics.seg`.
-    Pixels that are not `known` (bool) count for nothing.
+    Instance numbers, (z, y, x) or (y, x) or a list of (y, x), 0 = background; errors as in
+    `unet_repro.metrics.seg`. Pixels that are not `known` (bool) count for nothing.
     """
     if known is not None:
-        labels, prediction = np.where(known, labels, 0), np.where(known, prediction, 0)
+        labels, prediction = (mapped(_masked, known, one) for one in (labels, prediction))
     figures = {
         "iou": _jsonable(metrics.iou(labels, prediction)),
         "seg": _jsonable(metrics.seg(labels, prediction)),
@@ -179,48 +183,53 @@ def evaluate_cells(
     return {"figures": figures}
 
 
-def as_probability(prediction: np.ndarray, full_scale: float | None) -> np.ndarray:
+def _masked(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return np.where(known, ids, 0)
+
+
+def as_probability(prediction: Slices, full_scale: float | None) -> Slices:
     """Return P(interior) as floats in [0, 1], of values in which `full_scale` stands for 1.
 
     `InputError`: integers without a full scale, values beyond it.
     """
+    low = min(float(piece.min()) for piece in pieces(prediction))
+    high = max(float(piece.max()) for piece in pieces(prediction))
     if full_scale is None:
-        if prediction.dtype.kind != "f":
+        if prediction[0].dtype.kind != "f":
             raise InputError(
-                f"the prediction is {prediction.dtype}, {prediction.min()} ... "
-                f"{prediction.max()}: P(interior) in [0, 1] is needed; --max-value says which "
-                "value stands for 1 (255 of an 8-bit image, 1 of 0/1 labels)"
+                f"the prediction is {prediction[0].dtype}, {low:g} ... {high:g}: P(interior) in "
+                "[0, 1] is needed; --max-value says which value stands for 1 (255 of an 8-bit "
+                "image, 1 of 0/1 labels)"
             )
-        return prediction
+        full_scale = 1.0
     if not 0 < full_scale < math.inf:
         raise InputError(f"--max-value is {full_scale:g}: a finite number above 0 is needed")
-    low, high = float(prediction.min()), float(prediction.max())
     if not 0 <= low <= high <= full_scale:  # NaN is neither
         raise InputError(
-            f"the prediction holds {low:g} ... {high:g}, which is not in 0 ... {full_scale:g}"
+            f"the prediction holds {low:g} ... {high:g}, which is not in 0 ... {full_scale:g} "
+            "(--max-value says which value stands for P = 1)"
         )
-    return (prediction / full_scale).astype(np.float32)
+    return mapped(lambda values: (values / full_scale).astype(np.float32), prediction)
 
 
-def predicted_cells(prediction: np.ndarray, full_scale: float | None) -> tuple[np.ndarray, str]:
+def predicted_cells(prediction: Slices, full_scale: float | None) -> tuple[Slices, str]:
     """Return a prediction's cells, int (z, y, x), 0 = background, and in words how it was read.
 
     Floating-point values, and integers of which `full_scale` stands for 1, are P(interior): cells
     are the 4-connected components of what is above 0.5. Other integers are ids, or a mask.
     """
-    if full_scale is None and prediction.dtype.kind != "f":
-        reading = read_meaning(prediction)
-        cells = [reading.cells(slice_) for slice_ in prediction]
-        return np.stack(cells), reading.line()
-    interior = as_probability(prediction, full_scale) > _CELL_THRESHOLD
+    if full_scale is None and prediction[0].dtype.kind != "f":
+        try:
+            reading = read_meaning(prediction)
+        except InputError as error:
+            raise InputError(
+                f"the prediction: {error}; of P(interior), --max-value says which value is 1"
+            ) from error
+        return joined([reading.cells(slice_) for slice_ in prediction]), reading.line()
+    interior = mapped(lambda p: p > _CELL_THRESHOLD, as_probability(prediction, full_scale))
     reading = read_meaning(interior)
-    if prediction.dtype.kind == "f" and not 0 <= prediction.min() <= prediction.max() <= 1:
-        raise InputError(
-            f"the prediction holds {prediction.min():g} ... {prediction.max():g}; P(interior) in "
-            "[0, 1], ids or a mask are needed"
-        )
-    line = f"P(interior), cells where it is above {_CELL_THRESHOLD}; {reading.line()}"
-    return np.stack([reading.cells(slice_) for slice_ in interior]), line
+    line = f"P(interior), cells where it is above {_CELL_THRESHOLD}: {reading.line()}"
+    return joined([reading.cells(slice_) for slice_ in interior]), line
 
 
 def _jsonable(value: Any) -> float | int | None:
@@ -350,8 +359,8 @@ def threshold_line(evaluation: dict[str, Any], key: str) -> drawing.Line:
 
 
 def plot_evaluation(
-    labels: np.ndarray,
-    probability: np.ndarray,
+    labels: Slices,
+    probability: Slices,
     evaluation: dict[str, Any],
     path: str | os.PathLike[str],
     *,

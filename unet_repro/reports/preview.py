@@ -30,6 +30,7 @@ from unet_repro.images.labels import (
     as_stack,
     read_meaning,
 )
+from unet_repro.images.slices import Slices, described, flat
 from unet_repro.reports.drawing import GOLDEN_ANGLE, INK, MUTED
 from unet_repro.weight_maps.weight_map import (
     ClassBalance,
@@ -48,8 +49,8 @@ _WEIGHT_COLOURS = "magma"
 
 
 def augmentation_preview(
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Slices,
+    labels: Slices,
     path: str | os.PathLike[str],
     *,
     settings: AugmentationConfig = _PAPER,
@@ -68,7 +69,7 @@ def augmentation_preview(
 
     Parameters
     ----------
-    images : ndarray, shape (z, y, x) or (y, x)
+    images : ndarray, shape (z, y, x) or (y, x), or list of (y, x)
         Any real dtype.
     labels : ndarray of int or bool, same shape
     label_kind, ignore_label
@@ -147,30 +148,34 @@ class _MiddleSlice:
     grey_range: tuple[float, float]
 
     @classmethod
-    def of(cls, images: np.ndarray, labels: np.ndarray, how: LabelSettings) -> _MiddleSlice:
-        if images.ndim not in (2, 3) or not images.size or images.shape != labels.shape:
+    def of(cls, images: Slices, labels: Slices, how: LabelSettings) -> _MiddleSlice:
+        if isinstance(images, np.ndarray) and images.ndim == 2:
+            images, labels = images[None], np.asarray(labels)[None]
+        shapes = [[one.shape for one in stack] for stack in (images, labels)]
+        if not shapes[0] or shapes[0] != shapes[1] or not all(map(_is_picture, images)):
             raise InputError(
-                f"images are {images.shape}, labels {labels.shape}: "
+                f"images are {described(images)}, labels {described(labels)}: "
                 "both (y, x) or both (z, y, x) are needed"
             )
-        stack = as_stack(labels)
-        reading = read_meaning(stack, how)
-        z = len(stack) // 2
-        grey_range = float(images.min()), float(images.max())
+        reading = read_meaning(labels, how)
+        z, values = len(labels) // 2, flat(images)
+        grey_range = float(values.min()), float(values.max())
         if not np.isfinite(grey_range).all():
             raise InputError("the images hold a value that is not finite")
-        balance = frequency_weights(*class_sizes(stack, reading))
-        weights = weigh(stack[z : z + 1], reading, class_balance=balance)[0]
-        image = images[z] if images.ndim == 3 else images
+        balance = frequency_weights(*class_sizes(labels, reading))
         return cls(
             reading=reading,
-            image=image.astype(np.float32, order="C"),
-            ids=_numbered(np.maximum(reading.cells(stack[z]), 0)),
-            weights=weights,
-            mean=float(images.mean(dtype=np.float64)),
-            std=float(images.std(dtype=np.float64)),
+            image=images[z].astype(np.float32, order="C"),
+            ids=_numbered(np.maximum(reading.cells(labels[z]), 0)),
+            weights=weigh(labels[z][None], reading, class_balance=balance)[0],
+            mean=float(values.mean(dtype=np.float64)),
+            std=float(values.std(dtype=np.float64)),
             grey_range=grey_range,
         )
+
+
+def _is_picture(image: np.ndarray) -> bool:
+    return image.ndim == 2 and image.size > 0
 
 
 def _draw_sample(

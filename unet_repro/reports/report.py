@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
+from unet_repro.images.slices import pieces
 from unet_repro.reports import drawing, evaluation, run_facts
 from unet_repro.reports.cell_report import cell_section
 from unet_repro.reports.evaluation import EM_FIGURES, is_number
@@ -292,8 +293,8 @@ def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
     threshold = value["figures"].get("v_rand_threshold")
     if not is_number(threshold):
         return []
-    if not ((run.probability >= 0) & (run.probability <= 1)).all():
-        raise InputError(f"{run.folder / 'heldout_probability.tif'}: holds values outside 0 to 1")
+    if not all(((0 <= piece) & (piece <= 1)).all() for piece in pieces(run.probability)):
+        raise InputError(f"{run.folder}: heldout_probability holds values outside 0 to 1")
     order = evaluation.worst_first(value["slices"])
     wanted = {"best": order[-1]}
     if len(order) > 2:

@@ -159,7 +159,9 @@ def commands(run: RunFolder) -> list[str]:
         predict = ["unet-repro", "predict", images, "--model", "NEW_RUN/model.safetensors"]
         average = str(run.metrics.get("average") or "none")
         predict += ["--z", str(given["val"]), "--average", average]
-        labels, output = str(run.folder / "heldout_labels.tif"), "NEW_RUN/heldout_probability.tif"
+        suffix = "" if (run.folder / "heldout_labels").is_dir() else ".tif"  # of several sizes
+        labels = str(run.folder / f"heldout_labels{suffix}")
+        output = f"NEW_RUN/heldout_probability{suffix}"
         lines += [[*predict, "--out", output], ["unet-repro", "evaluate", labels, output]]
     return [shlex.join(line) for line in lines]
 

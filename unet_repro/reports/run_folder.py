@@ -11,6 +11,7 @@ import numpy as np
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import parse_json
+from unet_repro.images.slices import Slices, described, sizes
 from unet_repro.images.stacks import read_images, read_labels
 from unet_repro.reports.evaluation import LARGEST, is_number
 from unet_repro.training.log import COLUMNS as LOG_COLUMNS
@@ -24,9 +25,9 @@ class RunFolder:
     config: dict[str, Any]
     log: dict[str, np.ndarray] | None
     metrics: dict[str, Any]
-    image: np.ndarray | None
-    labels: np.ndarray | None
-    probability: np.ndarray | None
+    image: Slices | None
+    labels: Slices | None
+    probability: Slices | None
 
     def section(self, name: str) -> dict[str, Any]:
         """Return an object of config.json, empty if it is missing."""
@@ -52,8 +53,8 @@ def read_run(folder: Path) -> RunFolder:
         if not isinstance(settings.get(name) or {}, dict):
             raise InputError(f"{folder / 'config.json'}: {name!r} is not an object")
     readers = {"image": read_images, "labels": read_labels, "probability": read_images}
-    paths = {name: folder / f"heldout_{name}.tif" for name in readers}
-    stacks = {name: readers[name](path) for name, path in paths.items() if path.is_file()}
+    paths = {name: _held_out(folder, name) for name in readers}
+    stacks = {name: readers[name](path) for name, path in paths.items() if path}
     run = RunFolder(
         folder=folder,
         config=settings,
@@ -65,6 +66,14 @@ def read_run(folder: Path) -> RunFolder:
     )
     _check_stacks(run, stacks)
     return run
+
+
+def _held_out(folder: Path, name: str) -> Path | None:
+    """Return the file of the held-out slices, or the folder of those of several sizes."""
+    file, inner = folder / f"heldout_{name}.tif", folder / f"heldout_{name}"
+    if file.is_file():
+        return file
+    return inner if inner.is_dir() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -143,14 +152,14 @@ def _log_row(row: dict[str, Any], *, where: str) -> list[float]:
     return values
 
 
-def _check_stacks(run: RunFolder, stacks: dict[str, np.ndarray]) -> None:
-    shapes = {name: stack.shape for name, stack in stacks.items()}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"heldout_{name}.tif {shape}" for name, shape in shapes.items())
+def _check_stacks(run: RunFolder, stacks: dict[str, Slices]) -> None:
+    shapes = {name: sizes(stack) for name, stack in stacks.items()}
+    if len(set(map(tuple, shapes.values()))) > 1:
+        listed = ", ".join(f"heldout_{name} {described(stack)}" for name, stack in stacks.items())
         raise InputError(f"{run.folder}: the held-out stacks differ in shape: {listed}")
     evaluated = run.metrics.get("heldout")
     if shapes and evaluated:
-        n_slices = next(iter(shapes.values()))[0]
+        n_slices = len(next(iter(shapes.values())))
         if n_slices != len(evaluated["slices"]):
             raise InputError(
                 f"{run.folder}: metrics.json is of {len(evaluated['slices'])} held-out slices, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from unet_repro.config import TrainConfig, WeightMapConfig
 from unet_repro.errors import InputError
 from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
+from unet_repro.images.slices import Slices, joined, mapped, part, pieces
 from unet_repro.quantities import index_range
 from unet_repro.training.dataset import TrainingSet
 from unet_repro.training.validation import HeldOut
@@ -24,15 +25,15 @@ _AS_CELLS: Any = {"label_kind": "ids", "ignore_label": UNKNOWN_CELL}  # what `Re
 class LabelledStack:
     """Images and labels in memory (`images.stacks.read_pair`), what these mean, where from."""
 
-    images: np.ndarray  # (z, y, x)
-    labels: np.ndarray
+    images: Slices  # (z, y, x), or a list where sizes differ; the others likewise
+    labels: Slices
     name: str
     images_path: str
     labels_path: str
     is_synthetic: bool = False  # every output says so
     command: str = ""
     how: LabelSettings = field(default_factory=LabelSettings)
-    known: np.ndarray | None = None  # bool (z, y, x); False where labels are unknown: weight 0
+    known: Slices | None = None  # bool (z, y, x); False where labels are unknown: weight 0
 
     @cached_property
     def reading(self) -> Reading:
@@ -40,17 +41,22 @@ class LabelledStack:
         return read_meaning(self.labels, self.how)
 
     @cached_property
-    def cells(self) -> np.ndarray:
+    def cells(self) -> Slices:
         """Each slice's cells, int (z, y, x): 0 is background, -1 unknown, others cells' numbers."""
-        cells = np.stack([self.reading.cells(slice_) for slice_ in self.labels])
-        if self.known is not None:
-            cells[~self.known] = UNKNOWN_CELL
-        return cells
+        cells = joined([self.reading.cells(slice_) for slice_ in self.labels])
+        if self.known is None:
+            return cells
+        return mapped(lambda known, ids: np.where(known, ids, UNKNOWN_CELL), self.known, cells)
 
     @property
-    def is_known(self) -> np.ndarray:
+    def is_known(self) -> Slices:
         """Where a pixel is cell or background for sure: bool (z, y, x)."""
-        return self.cells != UNKNOWN_CELL
+        return mapped(lambda cells: cells != UNKNOWN_CELL, self.cells)
+
+    @property
+    def truth(self) -> Slices:
+        """The cells with unknown pixels as background: int (z, y, x)."""
+        return mapped(lambda cells: np.maximum(cells, 0), self.cells)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Split:
 
     kept: list[int]
     held_out: range
-    classes: np.ndarray  # uint8 (z, y, x): 1 in the cells' interiors, 0 elsewhere
+    classes: Slices  # uint8 (z, y, x): 1 in the cells' interiors, 0 elsewhere
 
 
 def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
@@ -82,21 +88,24 @@ def split(data: LabelledStack, settings: TrainConfig) -> Split:
         )
     how, cells = settings.weight_map, data.cells
     if how.separate_touching:
-        cells = separate_touching(cells, radius=how.separation_px, **_AS_CELLS, workers=2)
-    classes = (cells > 0).astype(np.uint8)
-    for part, name in ((kept, "training"), (list(held_out), "held-out")):
-        _check_both_classes(data.cells[part], classes[part], name)
+        separated = partial(separate_touching, radius=how.separation_px, **_AS_CELLS, workers=2)
+        cells = mapped(separated, cells)
+    classes = mapped(lambda stack: (stack > 0).astype(np.uint8), cells)
+    for numbers, name in ((kept, "training"), (list(held_out), "held-out")):
+        if numbers:
+            _check_both_classes(part(data.cells, numbers), part(classes, numbers), name)
     return Split(kept, held_out, classes)
 
 
-def _check_both_classes(cells: np.ndarray, classes: np.ndarray, name: str) -> None:
-    known = cells[cells != UNKNOWN_CELL]
-    if cells.size and not known.size:
+def _check_both_classes(cells: Slices, classes: Slices, name: str) -> None:
+    has_cell = any((piece > 0).any() for piece in pieces(cells))
+    has_background = any((piece == 0).any() for piece in pieces(cells))
+    if not (has_cell or has_background):
         raise InputError(f"every pixel of the {name} slices' labels is unknown")
-    if known.size and (known > 0).all() == (known > 0).any():
-        found = "cell interior" if known.any() else "background"
+    if not (has_cell and has_background):
+        found = "cell interior" if has_cell else "background"
         raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
-    if classes.size and not classes.any():
+    if not any(map(np.any, pieces(classes))):
         raise InputError(
             f"separate_touching leaves nothing of the {name} slices' cells: they need a smaller "
             "separation_px"
@@ -108,24 +117,25 @@ def samples(
 ) -> tuple[TrainingSet, HeldOut | None]:
     """Return what is trained on, on `device`, and what is held out, if anything."""
     weights = _weights(data, parts, how)
-    kept = parts.kept
-    training = TrainingSet(data.images[kept], parts.classes[kept], weights[kept], device=device)
+    stacks = data.images, parts.classes, weights
+    training = TrainingSet(*(part(stack, parts.kept) for stack in stacks), device=device)
     if not parts.held_out:
         return training, None
-    block = slice(parts.held_out.start, parts.held_out.stop)
-    return training, HeldOut(data.images[block], parts.classes[block], weights[block])
+    return training, HeldOut(*(part(stack, parts.held_out) for stack in stacks))
 
 
-def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> np.ndarray:
+def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> Slices:
     """Return the weight map of all slices, balanced by the known pixels of the training slices."""
-    is_known = data.is_known
-    is_cell = parts.classes[parts.kept][is_known[parts.kept]] != 0
-    interior = int(np.count_nonzero(is_cell))
+    interior = total = 0
+    for z in parts.kept:
+        is_cell = parts.classes[z][data.cells[z] != UNKNOWN_CELL] != 0
+        interior += int(np.count_nonzero(is_cell))
+        total += is_cell.size
     balance = None
     if how.class_balance == "frequency":
-        balance = frequency_weights(is_cell.size - interior, interior)
-    return weight_map(
-        data.cells,
+        balance = frequency_weights(total - interior, interior)
+    weigh = partial(
+        weight_map,
         **_AS_CELLS,
         w0=how.w0,
         sigma=how.sigma,
@@ -134,3 +144,4 @@ def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> np.ndar
         separation_px=how.separation_px,
         workers=2,
     )
+    return mapped(weigh, data.cells)

@@ -70,7 +70,7 @@ class TrainingState:
     ) -> None:
         self.training, self.settings, self.folder = training, settings, folder
         self.processes, self.origin = processes, origin or {}
-        self.device = training.images.device
+        self.device = training.device
         self.precision = choose_precision(settings.precision, self.device)
         self.output = output_side(settings)
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -250,7 +250,7 @@ class TrainingState:
 
 def _measured(shape: UNetConfig, training: TrainingSet) -> UNetConfig:
     """Return the network's shape with what the data decide; refuse it where settings name it."""
-    default, channels = UNetConfig(), training.images.shape[1]
+    default, channels = UNetConfig(), training.channels
     if shape.in_channels not in (default.in_channels, channels):
         raise InputError(f"in_channels is {shape.in_channels}, but the images have {channels}")
     for name in ("input_mean", "input_std"):

@@ -112,7 +112,7 @@ def train(
     n processes of batch size b make the same steps as one of batch size n b, but for rounding and
     dropout, whose masks each process draws for itself.
     """
-    device = training.images.device
+    device = training.device
     is_quiet = is_quiet or not processes.is_first
     # initialisation and dropout leave the global state alone
     with (

@@ -22,6 +22,7 @@ from unet_repro.images.labels import (
     as_stack,
     read_meaning,
 )
+from unet_repro.images.slices import Slices, pieces
 from unet_repro.weight_maps.nearest_cells import BACKGROUND, CELL, FAR, UNKNOWN, Terms, solve_band
 
 Variant = Literal["paper", "short", "falk2019"]
@@ -169,14 +170,18 @@ def weigh(
 
 
 def class_sizes(
-    stack: np.ndarray, reading: Reading, *, separation_px: float | None = None, workers: int = 1
+    labels: Slices, reading: Reading, *, separation_px: float | None = None, workers: int = 1
 ) -> list[int]:
     """Count the known pixels of class 0, 1, ...; ridges of `separation_px`, if any, are of 0."""
-    roles = _roles(stack, reading)
-    if separation_px is not None:
-        for z, ridge in _ridges(stack, reading, separation_px, workers):
-            roles[z][ridge] = BACKGROUND
-    return _sizes(stack, roles, reading)
+    found = []
+    for piece in pieces(labels):
+        stack = piece if piece.ndim == 3 else piece[None]
+        roles = _roles(stack, reading)
+        if separation_px is not None:
+            for z, ridge in _ridges(stack, reading, separation_px, workers):
+                roles[z][ridge] = BACKGROUND
+        found.append(_sizes(stack, roles, reading))
+    return [sum(sizes) for sizes in zip(*found)]
 
 
 def two_nearest_distances(

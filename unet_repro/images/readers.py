@@ -1,0 +1,67 @@
+"""Reading of folders whose images have several sizes: one `StackReader` after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unet_repro.errors import InputError
+from unet_repro.images.image_files import image_files, image_header
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_axes import describe_size
+
+PathLike = str | os.PathLike[str]
+Size = tuple[int, int]  # height, width
+
+
+def sizes_in_folder(
+    path: PathLike,
+    *,
+    palette: bool = False,
+    channels: int | None = None,
+    files: Sequence[Path] | None = None,
+) -> dict[Path, Size]:
+    """Return the images of a folder and their sizes if these differ; else, and of a file, nothing.
+
+    Options and errors are those of `StackReader`; `InputError` also for images of several dtypes.
+    """
+    if not Path(path).is_dir():
+        return {}
+    found: dict[Path, Size] = {}
+    dtypes: dict[np.dtype, Path] = {}
+    for file in files or image_files(path):
+        size, dtype, *_ = image_header(file, palette=palette, channels=channels)
+        found[file] = size
+        dtypes.setdefault(dtype, file)
+    if len(set(found.values())) == 1:
+        return {}  # whatever else is wrong, `StackReader` says so
+    if len(dtypes) > 1:
+        (dtype0, file0), (dtype, file) = list(dtypes.items())[:2]
+        raise InputError(
+            f"{file}: is {describe_size(found[file])} {dtype}, but {file0.name} is "
+            f"{describe_size(found[file0])} {dtype0}; images may differ in size, not in type"
+        )
+    return found
+
+
+def readers(
+    path: PathLike, *, palette: bool = False, files: Sequence[Path] | None = None
+) -> Iterator[StackReader]:
+    """Open a stack; or, where the images of a folder have several sizes, each image in turn.
+
+    A reader is closed when the next one is asked for. Errors are those of `StackReader`.
+    """
+    sizes = sizes_in_folder(path, palette=palette, files=files)
+    parts: list[Sequence[Path] | None] = [[file] for file in sizes]
+    for part in parts or [files]:
+        with StackReader(path, palette=palette, files=part) as reader:
+            yield reader
+
+
+def range_of(sizes: list[Size]) -> str:
+    """Describe sizes by the smallest and the largest: ``"40 × 50 to 80 × 64"``."""
+    by_pixels = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return f"{describe_size(by_pixels[0])} to {describe_size(by_pixels[-1])}"
