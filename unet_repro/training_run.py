@@ -38,7 +38,7 @@ from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
-from unet_repro.images.slices import Slices, flat, part, pieces
+from unet_repro.images.slices import Slices, flat, mapped, part, pieces
 from unet_repro.images.stacks import write_stack
 from unet_repro.network.device import choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
@@ -285,14 +285,15 @@ def evaluate_run(
     result: dict[str, Any] = {"heldout": None, "test": None, "average": average}
     with run_lock(folder):
         if held_out:
-            images, labels = part(data.images, held_out), part(data.labels, held_out)
+            images = part(data.images, held_out)
             probability = predict_volume(
                 run_predictor(settings, folder, average), images, progress=not is_quiet
             )
             is_stack = isinstance(data.images, np.ndarray)
             _remove_slices(folder)
-            for name, stack in zip(HELD_OUT, (images, labels, probability)):
-                _write_slices(folder / name, _storable(stack), held_out, is_stack=is_stack)
+            labels, result["unknown_label"] = _held_out_labels(data, held_out)
+            for name, stack in zip(HELD_OUT, (_storable(images), labels, probability)):
+                _write_slices(folder / name, stack, held_out, is_stack=is_stack)
             truth, known = part(data.truth, held_out), part(data.is_known, held_out)
             result["heldout"] = evaluate_em(
                 truth, probability, known=known, first_slice=held_out.start
@@ -313,6 +314,23 @@ def _write_slices(path: Path, stack: Slices, numbers: range, *, is_stack: bool) 
     single.unlink(missing_ok=True)
     for number, image in zip(numbers, stack):
         write_stack(path / f"{number}.tif", image, overwrite=True)
+
+
+def _held_out_labels(data: LabelledStack, held_out: range) -> tuple[Slices, int | None]:
+    """Return the labels to write, and the value of unknown pixels in them, if there are any.
+
+    Labels that mean what they say stay as they are; of others their cells are written.
+    """
+    if data.reading.is_plain and data.known is None:
+        return _storable(part(data.labels, held_out)), None
+    truth, is_known = _storable(part(data.truth, held_out)), part(data.is_known, held_out)
+    if all(piece.all() for piece in pieces(is_known)):
+        return truth, None
+    is_small = max(int(piece.max()) for piece in pieces(truth)) < 2**16 - 1
+    dtype, value = (np.uint16, 2**16 - 1) if is_small else (np.int32, 2**31 - 1)
+    return mapped(
+        lambda known, ids: np.where(known, ids, value).astype(dtype), is_known, truth
+    ), value
 
 
 def _storable(stack: Slices) -> Slices:

@@ -340,7 +340,7 @@ def test_defects_in_images_of_several_sizes_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "b.tif", damaged)
     with pytest.raises(InputError, match=r"b\.tif has the value nan at y = 2, x = 1"):
         read_images(tmp_path)
-    with pytest.raises(InputError, match="the labels are float32 and hold 0.5: integers"):
+    with pytest.raises(InputError, match=r"the labels are float32 and hold 0\.5: integers"):
         read_labels(tmp_path)
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 4), np.int16))
     tifffile.imwrite(tmp_path / "b.tif", np.full((5, 4), -2, np.int16))

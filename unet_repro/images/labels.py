@@ -81,6 +81,11 @@ class Reading:
     foreground: int = 0
     n_cells: int = 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the values say themselves what they mean: 0 is background, the others cells."""
+        return self.kind != "classes" and not self.threshold and self.ignore_label is None
+
     def cells(self, slice_: np.ndarray) -> np.ndarray:
         """Return a slice's cells: int32, or int64 for larger ids, (y, x).
 

@@ -151,6 +151,10 @@ def commands(run: RunFolder) -> list[str]:
     data, given = run.section("data"), run.section("settings")
     images = str(data.get("images") or "IMAGES")
     train = ["unet-repro", "train", images, str(data.get("labels") or "LABELS"), "--out", "NEW_RUN"]
+    read_as = run.section("labels")
+    for key, flag in (("asked_for", "--label-kind"), ("ignore_label", "--ignore-label")):
+        if read_as.get(key) not in (None, "auto"):
+            train += [flag, str(read_as[key])]
     for key in _FLAGS:
         if given.get(key) not in (None, "") and (given[key] or key != "iterations"):
             train += [f"--{key.replace('_', '-')}", str(given[key])]
@@ -162,7 +166,11 @@ def commands(run: RunFolder) -> list[str]:
         suffix = "" if (run.folder / "heldout_labels").is_dir() else ".tif"  # of several sizes
         labels = str(run.folder / f"heldout_labels{suffix}")
         output = f"NEW_RUN/heldout_probability{suffix}"
-        lines += [[*predict, "--out", output], ["unet-repro", "evaluate", labels, output]]
+        evaluate = ["unet-repro", "evaluate", labels, output]
+        if type(run.metrics.get("unknown_label")) is int:
+            unknown = str(run.metrics["unknown_label"])
+            evaluate += ["--label-kind", "ids", "--ignore-label", unknown]
+        lines += [[*predict, "--out", output], evaluate]
     return [shlex.join(line) for line in lines]
 
 

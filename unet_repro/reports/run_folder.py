@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import parse_json
-from unet_repro.images.slices import Slices, described, sizes
+from unet_repro.images.slices import Slices, described, mapped, sizes
 from unet_repro.images.stacks import read_images, read_labels
 from unet_repro.reports.evaluation import LARGEST, is_number
 from unet_repro.training.log import COLUMNS as LOG_COLUMNS
@@ -49,23 +50,32 @@ def read_run(folder: Path) -> RunFolder:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: is not a run's folder: it holds no config.json")
     settings = _read_json(folder / "config.json")
-    for name in ("settings", "versions", "hardware", "data", "state"):
+    for name in ("settings", "versions", "hardware", "data", "labels", "state"):
         if not isinstance(settings.get(name) or {}, dict):
             raise InputError(f"{folder / 'config.json'}: {name!r} is not an object")
     readers = {"image": read_images, "labels": read_labels, "probability": read_images}
     paths = {name: _held_out(folder, name) for name in readers}
     stacks = {name: readers[name](path) for name, path in paths.items() if path}
+    metrics = _read_metrics(folder / "metrics.json")
+    unknown = metrics.get("unknown_label")
+    if "labels" in stacks and unknown is not None:
+        stacks["labels"] = mapped(partial(_without, value=unknown), stacks["labels"])
     run = RunFolder(
         folder=folder,
         config=settings,
         log=_read_log(folder / "log.csv"),
-        metrics=_read_metrics(folder / "metrics.json"),
+        metrics=metrics,
         image=stacks.get("image"),
         labels=stacks.get("labels"),
         probability=stacks.get("probability"),
     )
     _check_stacks(run, stacks)
     return run
+
+
+def _without(labels: np.ndarray, value: object) -> np.ndarray:
+    """Return labels with unknown pixels as background."""
+    return np.where(labels == value, labels.dtype.type(0), labels)
 
 
 def _held_out(folder: Path, name: str) -> Path | None:
