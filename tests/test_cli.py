@@ -99,7 +99,7 @@ def test_predict_threshold_and_z(files, model):
     [
         ("--w0 4 --sigma 2.5 --class-balance none", {"w0": 4, "sigma": 2.5, "class_balance": None}),
         ("--variant short --ignore-label 9", {"variant": "short", "ignore_label": 9}),
-        ("--kind ids --separate-touching", {"kind": "ids", "separate_touching": True}),
+        ("--label-kind ids --separate-touching", {"label_kind": "ids", "separate_touching": True}),
     ],
 )
 def test_flags_of_the_weight_map_are_its_settings(files, capsys, flags, settings):
@@ -109,7 +109,9 @@ def test_flags_of_the_weight_map_are_its_settings(files, capsys, flags, settings
     out = files / "w.tif"
     assert run("weight-map", files / "labels.tif", "--out", out, "--workers", 1, "--compression",
                "zlib", "--preview", files / "p.png", *flags.split()) == 0  # fmt: skip
-    assert capsys.readouterr() == (f"{out}\n", "")  # only the path is printed
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert printed.err.startswith("labels: ") and printed.err.count("\n") == 1
     np.testing.assert_array_equal(tifffile.imread(out), weight_map(labels, **settings))
     with tifffile.TiffFile(out) as file:
         assert file.pages.first.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
@@ -178,8 +180,9 @@ def test_bad_options_are_one_line_and_leave_nothing(
 BAD_STACKS = {
     "other shape": (np.ones((4, 64, 60), np.uint8), "64 × 60"),
     "one class": (np.full((4, 64, 64), 255, np.uint8), "one class"),
-    "floats": (np.zeros((4, 64, 64), np.float32), "must be integers"),
-    "8-bit": (np.full((4, 64, 64), 200, np.uint8), "/ 255"),
+    "floats": (np.full((4, 64, 64), 0.5, np.float32), "hold 0.5: integers are needed"),
+    "whole floats": (np.zeros((4, 64, 64), np.float32), "there are no cells"),
+    "8-bit": (np.full((4, 64, 64), 200, np.uint8), "--max-value says which value stands for 1"),
     "cut off": (None, "truncated"),
 }
 
@@ -191,6 +194,7 @@ BAD_STACKS = {
         ("one class", "train", "labels.tif"),
         ("cut off", "predict", "images.tif"),
         ("floats", "weight-map", "labels.tif"),
+        ("whole floats", "weight-map", "labels.tif"),
         ("other shape", "preview-augmentation", "labels.tif"),
         ("8-bit", "evaluate", "p.tif"),
     ],

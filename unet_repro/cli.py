@@ -345,7 +345,7 @@ class Evaluate:
         ignore = self.read_as.ignore_label
         labels = read_labels(self.labels, ignore_label=ignore, files=truth)
         reading = read_meaning(labels, self.read_as)
-        _tell("labels", reading)
+        told = [f"labels: {reading.line()}"]
         cells = joined([reading.cells(slice_) for slice_ in labels])
         known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None
         cells = mapped(lambda ids: np.maximum(ids, 0), cells)
@@ -354,11 +354,11 @@ class Evaluate:
         full_scale = recorded_full_scale(recorded) if self.max_value is None else self.max_value
         if self.task == "cells":
             predicted_ids, line = evaluation.predicted_cells(prediction, full_scale)
-            print(one_line(f"prediction: {line}"), file=sys.stderr)
+            told.append(f"prediction: {line}")
             result = evaluation.evaluate_cells(cells, predicted_ids, known=known)
         else:
             if full_scale is not None:
-                print(f"prediction: P(interior) is value / {full_scale:g}", file=sys.stderr)
+                told.append(f"prediction: P(interior) is value / {full_scale:g}")
             probability = evaluation.as_probability(prediction, full_scale)
             result = evaluation.evaluate_em(cells, probability, known=known, progress=True)
         if self.json:
@@ -368,6 +368,8 @@ class Evaluate:
             evaluation.plot_evaluation(
                 cells, probability, result, self.plot, overwrite=self.overwrite
             )
+        for line in told:
+            print(one_line(line), file=sys.stderr)
         print(evaluation.table(result))
         return 0
 

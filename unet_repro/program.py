@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TextIO, TypeVar, get_args
+from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 import tyro
 
@@ -23,6 +23,7 @@ from unet_repro.network.device import is_out_of_memory
 Options = TypeVar("Options")
 Settings = tyro.conf.OmitArgPrefixes[TrainConfig]
 INTERRUPTED = 130
+_NOTES_WAIT_S = 3.0
 
 
 def preset_settings(arguments: Sequence[str], default: Preset) -> TrainConfig:
@@ -120,30 +121,60 @@ def program(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+class _Notes:
+    """Notes of how input was read, each a line on standard error, once.
+
+    They wait for some seconds or for the command's end, so that a refusal is one line alone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._texts: dict[str, bool] = {}  # and whether each has been shown
+        self._timer: threading.Timer | None = None
+
+    def add(self, text: str) -> None:
+        with self._lock:
+            self._texts.setdefault(text, False)
+            if self._timer is None or not self._timer.is_alive():
+                self._timer = threading.Timer(_NOTES_WAIT_S, self.show)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def show(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            for text in [text for text, is_shown in self._texts.items() if not is_shown]:
+                self._texts[text] = True
+                print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
+
+    def drop(self) -> None:
+        with self._lock:
+            self._texts = dict.fromkeys(self._texts, True)
+            if self._timer is not None:
+                self._timer.cancel()
+
+
 @contextlib.contextmanager
 def _notes_on_stderr() -> Iterator[None]:
-    """Show every note of how input was read as one line, once; other warnings as they are."""
-    shown: set[str] = set()
+    """Show notes as lines, but for those of a command that is refused; other warnings as ever."""
+    notes = _Notes()
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if not issubclass(category, InputNote):
-            others(message, category, filename, lineno, file, line)
-        elif str(message) not in shown:
-            shown.add(str(message))
-            with contextlib.suppress(OSError):
-                print(f"note: {one_line(str(message))}", file=sys.stderr, flush=True)
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, InputNote):
+            notes.add(str(message))
+        else:
+            others(message, category, *where, **more)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputNote)
         others, warnings.showwarning = warnings.showwarning, show
-        yield
+        try:
+            yield
+            notes.show()
+        except KeyboardInterrupt:
+            notes.show()
+            raise
+        finally:
+            notes.drop()
 
 
 @contextlib.contextmanager

@@ -94,8 +94,6 @@ def start_run(
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
     settings, parts, device = _checked(data, settings, processes)
-    if processes.is_first and not is_quiet:
-        print(one_line(f"labels: {data.reading.line()}"), file=sys.stderr)
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
             _check_folder(folder, resume=resume, overwrite=overwrite)
@@ -104,6 +102,8 @@ def start_run(
         record = _Record(folder / "config.json", data, settings, parts, hardware)
 
         def on_start(start: Start) -> None:  # nothing can be refused any more
+            if not is_quiet:
+                print(one_line(f"labels: {data.reading.line()}"), file=sys.stderr)
             if overwrite or not start.is_over:
                 _remove(folder, RESULTS if resume else RESULTS + TRAINED)
                 _remove_slices(folder)

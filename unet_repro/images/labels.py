@@ -20,7 +20,7 @@ _BAND_PX = 2**20  # pixels that are looked at together
 # What programs write for "cell" in a mask; a stack whose slices hold one of them each is a mask.
 _FULL_SCALES = {1, 127, 128, 255, 32767, 32768, 65535}
 # of what speaks for a spoiled mask or a grey image
-_FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS, _MOST_PIECES = 8, 64, 16, 8
+_FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS, _MOST_PIECES = 32, 64, 16, 8
 
 
 @dataclass(frozen=True)
@@ -442,8 +442,8 @@ def _check_is_no_grey_image(facts: Sequence[SliceFacts], values: np.ndarray) -> 
         raise InputError(
             f"the labels look like a grey image: {len(values)} values above 0 ({_few(values)}), "
             f"each in {pieces / n_ids:.0f} pieces a slice; are images and labels swapped? "
-            "(--label-kind ids takes every value as a cell, mask those above half, classes as "
-            "classes)"
+            "(--label-kind mask takes those above half as cell, ids every value as a cell, classes "
+            "as a class)"
         )
 
 

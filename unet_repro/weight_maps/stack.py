@@ -189,13 +189,14 @@ def write_weight_map(
                 },
                 "settings": settings.record(),
             }
-            if on_survey is not None:
-                on_survey(survey)
+            on_survey = on_survey or (lambda survey: None)
             if store.resumes and store.target.exists() and read_info(store.target) == _info(record):
                 store.is_complete = True
+                on_survey(survey)
                 return
             _, height, width = labels.shape
             store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
+            on_survey(survey)  # nothing can be refused any more
             if not store.is_complete:
                 options = settings.map_options() | {"class_balance": survey.class_balance}
                 _weigh(store, labels, survey.reading, options, workers, progress)
