@@ -89,7 +89,7 @@ class FolderPrediction:
     ) -> None:
         """Predict the images that are not there yet, into the store's private folder."""
         missing = [k for (k,) in store.missing((k,) for k in range(len(images)))]
-        tiles = [len(image.plan.tiles) for image in images]
+        tiles = [len(image.job.tiles) for image in images]
         done = sum(tiles) - sum(tiles[k] for k in missing)
         try:
             store.whole.mkdir(exist_ok=True)
