@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from unet_repro.files.atomic import check_folder
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_info
 from unet_repro.images.stack_reader import StackReader
-from unet_repro.prediction.outputs import check_folder
 from unet_repro.prediction.plan import FolderOutlook, estimated_seconds
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.stack_prediction import StackPrediction, check_verifiable

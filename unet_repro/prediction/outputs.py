@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_repro.errors import InputError
+from unet_repro.files.atomic import check_folder
 from unet_repro.images.calibration import Calibration
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
 from unet_repro.prediction.values import Values
@@ -94,16 +94,6 @@ class Destination:
 
 def _is_png(name: str) -> bool:
     return name.lower().endswith(".png")
-
-
-def check_folder(path: Path, names: Sequence[str]) -> None:
-    """Refuse to replace a folder that holds anything else than files of these names."""
-    others = {entry.name for entry in path.iterdir()} - set(names) if path.is_dir() else set()
-    if others:
-        raise InputError(
-            f"{path}: holds {min(others)}, which is none of the files to write; give a folder of "
-            "its own"
-        )
 
 
 def names_in_folder(out: Path, source_names: list[str], values: Values) -> tuple[str, ...]:

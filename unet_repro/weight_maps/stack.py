@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -15,9 +16,10 @@ import numpy as np
 from unet_repro._version import __version__
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError
-from unet_repro.files.atomic import check_apart
+from unet_repro.files.atomic import check_apart, check_folder
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import Compression, write_pages
 from unet_repro.progress import ProgressBar
@@ -36,6 +38,8 @@ from unet_repro.weight_maps.weight_map import (
 
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
+
+_TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def write_weight_map(
     out : path-like
         TIFF to write; until it is complete, nothing is there. Axes and scale (resolution, unit,
         spacing) are those of the labels. The settings, and the SHA-256 of the labels, are recorded
-        in it as JSON, which `images.calibration.read_info` gives.
+        in it as JSON, which `images.calibration.read_info` gives. Of a folder whose images have
+        several sizes: a folder to write, with a TIFF of the same name for each image.
     settings : WeightMapSettings
         Or its fields as keywords.
     resume : bool
@@ -158,9 +163,10 @@ def write_weight_map(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    with StackReader(labels_path, palette=True) as labels:
+    with _opened(labels_path) as labels:
         check_apart(out, labels.path)
-        with BlockStore(out, resume=resume, overwrite=overwrite) as store:
+        files = _files(labels, Path(out))
+        with BlockStore(out, resume=resume, overwrite=overwrite, is_folder=bool(files)) as store:
             survey = _survey(labels, settings, workers, progress)
             record = {
                 "unet_repro": __version__,
@@ -171,9 +177,13 @@ def write_weight_map(
             options = settings.map_options()
             options |= {"kind": survey.kind, "class_balance": survey.class_balance}
             if on_survey is not None:
-                on_survey(_label_slice(labels, labels.shape[0] // 2), options)
-            if store.resumes and store.target.exists() and read_info(store.target) == _info(record):
+                on_survey(_label_slice(labels, len(labels.names) // 2), options)
+            outputs = [store.target / file for file in files] or [store.target]
+            if store.resumes and all(read_info(path) == _info(record) for path in outputs):
                 store.is_complete = True
+                return
+            if isinstance(labels, ImagesReader):
+                _write_folder(store, labels, files, record, options, workers, progress)
                 return
             _, height, width = labels.shape
             store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
@@ -181,6 +191,70 @@ def write_weight_map(
                 _weigh(store, labels, options, workers, progress)
                 labels.check_unchanged()  # since the survey
                 store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
+
+
+def _opened(path: PathLike) -> AbstractContextManager[StackReader | ImagesReader]:
+    several = sizes_in_folder(path, palette=True)
+    if several:
+        return nullcontext(ImagesReader(path, several, palette=True))
+    return StackReader(path, palette=True)
+
+
+def _files(labels: StackReader | ImagesReader, out: Path) -> list[str]:
+    """Return the files to write for images of several sizes, else none; or refuse the place."""
+    if not isinstance(labels, ImagesReader):
+        return []
+    if out.suffix.lower() in _TIFF_SUFFIXES:
+        raise InputError(
+            f"{out}: one TIFF cannot hold the images of {labels.path}, which have several sizes "
+            f"({range_of(labels.sizes)}); give a folder, for one file each"
+        )
+    files = [
+        name if name.lower().endswith(_TIFF_SUFFIXES) else f"{Path(name).stem}.tif"
+        for name in labels.names
+    ]
+    check_folder(out, files)
+    return files
+
+
+def _write_folder(
+    store: BlockStore,
+    labels: ImagesReader,
+    files: list[str],
+    record: dict[str, Any],
+    options: dict[str, Any],
+    workers: int,
+    progress: bool,
+) -> None:
+    """Write a file for each image into the store's private folder, and put that in place.
+
+    A block for each image tells that its file is complete.
+    """
+    total = len(files)
+    store.begin(record, shape=(total,), dtype=np.uint8, chunks=(1,))
+    if store.is_complete:
+        return
+    try:
+        store.whole.mkdir(exist_ok=True)
+    except OSError as error:
+        raise store.unwritable(error) from error
+    missing = [z for (z,) in store.missing((z,) for z in range(total))]
+    threads_an_image = -(-workers // total)
+
+    def weigh(item: tuple[int, np.ndarray]) -> None:
+        z, image = item
+        weights = weight_map(image, **options, workers=threads_an_image)
+        source = labels.path / labels.names[z]
+        shape = (1, *weights.shape)
+        _write(store.whole / files[z], [weights], shape, source, record, threads_an_image)
+        store.write((z,), np.ones(1, np.uint8))
+
+    images = ((z, _label_slice(labels, z)) for z in missing)
+    weighed = in_order(weigh, images, min(workers, total))
+    for _ in _bar(weighed, "weight maps", total, progress=progress, initial=total - len(missing)):
+        pass
+    labels.check_unchanged()  # since the survey
+    store.finish(lambda whole: None)  # it is there
 
 
 def _cores() -> int:
@@ -210,7 +284,10 @@ class _SliceFacts(NamedTuple):
 
 
 def _survey(
-    labels: StackReader, settings: WeightMapSettings, workers: int, progress: bool
+    labels: StackReader | ImagesReader,
+    settings: WeightMapSettings,
+    workers: int,
+    progress: bool,
 ) -> _Survey:
     ignore_label, kind = settings.ignore_label, settings.kind
     is_frequency = settings.class_balance == "frequency" and settings.variant != "falk2019"
@@ -237,7 +314,7 @@ def _survey(
             separated = cells - int(np.count_nonzero((left != 0) & is_known))
         return _SliceFacts(digest, values, background, cells, separated)
 
-    depth = labels.shape[0]
+    depth = len(labels.names)
     slices = ((z, _label_slice(labels, z)) for z in range(depth))
     facts = list(_bar(in_order(look, slices, workers), "labels", depth, progress=progress))
     if kind == "auto":
@@ -246,7 +323,8 @@ def _survey(
     separated = sum(fact.separated for fact in facts) if kind == "ids" else 0
     background = sum(fact.background for fact in facts) + separated
     cells = sum(fact.cells for fact in facts) - separated
-    head = f"{labels.shape} {labels.dtype.name}".encode()
+    shape = labels.sizes if isinstance(labels, ImagesReader) else labels.shape
+    head = f"{shape} {labels.dtype.name}".encode()
     return _Survey(
         sha256=hashlib.sha256(head + b"".join(fact.digest for fact in facts)).hexdigest(),
         kind=kind,
@@ -254,7 +332,7 @@ def _survey(
     )
 
 
-def _label_slice(labels: StackReader, z: int) -> np.ndarray:
+def _label_slice(labels: StackReader | ImagesReader, z: int) -> np.ndarray:
     if labels.dtype.kind == "f":
         raise InputError(f"{labels.path}: labels must be integers, not {labels.dtype}")
     slice_ = labels.read_slice(z)
@@ -293,13 +371,25 @@ def _assemble(
     workers: int,
     progress: bool,
 ) -> None:
-    depth = labels.shape[0]
-    calibration = read_calibration(labels.path)
-    slices = (store.read((z, 0, 0))[0] for z in range(depth))
+    slices = (store.read((z, 0, 0))[0] for z in range(labels.shape[0]))
+    pages = _bar(slices, "writing", labels.shape[0], progress=progress)
+    _write(path, pages, labels.shape, labels.path, record, workers)
+
+
+def _write(
+    path: Path,
+    pages: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    source: Path,
+    record: dict[str, Any],
+    workers: int,
+) -> None:
+    """Write the weights of a stack or an image, with axes and scale of its labels."""
+    calibration = read_calibration(source)
     write_pages(
         path,
-        _bar(slices, "writing", depth, progress=progress),
-        shape=labels.shape,
+        pages,
+        shape=shape,
         dtype=np.float32,
         axes=calibration.axes,
         calibration=calibration,
