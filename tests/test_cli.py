@@ -16,10 +16,12 @@ import torch
 
 from unet_repro import cli, program
 from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConfig
+from unet_repro.images.stacks import read_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
+from unet_repro.reports import drawing
 from unet_repro.weight_maps.stack import WeightMapSettings
 from unet_repro.weight_maps.weight_map import weight_map
 
@@ -82,6 +84,45 @@ def test_train_predict_evaluate_report(files, capsys):
     assert run(*again, *TINY_FLAGS) == 2
     assert "--resume" in error_line(capsys)
     assert run(*again, *TINY_FLAGS, "--resume") == 0
+
+
+def test_images_of_several_sizes_go_all_the_way(two_cells, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawing, "svg", lambda figure: "")  # most of a report's time
+    for folder, stack in zip(("images", "masks"), two_cells):
+        (tmp_path / folder).mkdir()
+        for z, (height, width) in enumerate([(64, 64), (40, 50), (64, 30), (33, 64)]):
+            png = imagecodecs.png_encode(np.ascontiguousarray(stack[z, :height, :width]))
+            (tmp_path / folder / f"{z}.png").write_bytes(png)
+    data, out = (tmp_path / "images", tmp_path / "masks"), tmp_path / "run"
+    preview = ("--out", tmp_path / "grid.png", "--tile", "92", "--samples", "1")
+    assert run("preview-augmentation", *data, *preview) == 0
+    assert run("train", *data, "--out", out, "--val", "1:3", *TINY_FLAGS) == 0
+    held_out = {
+        name: [read_stack(out / f"heldout_{name}" / f"{z}.tif")[0] for z in (1, 2)]
+        for name in ("image", "labels", "probability")
+    }
+    assert [image.shape for image in held_out["image"]] == [(40, 50), (64, 30)]
+    np.testing.assert_array_equal(held_out["labels"][0], two_cells[1][1, :40, :50])
+    np.testing.assert_array_equal(held_out["image"][1], two_cells[0][2, :, :30])
+    assert "Best slice: " in (out / "report.html").read_text()
+    model, again = ("--model", out / "model.safetensors"), tmp_path / "again"
+    options = ("--average", "dihedral", "--device", "cpu")
+    assert run("predict", data[0], *model, "--out", again, "--z", "1:3", *options) == 0
+    for one, other in zip(read_stack(again), held_out["probability"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    scores, plot = tmp_path / "scores.json", tmp_path / "scores.png"
+    assert run("evaluate", out / "heldout_labels", again, "--json", scores, "--plot", plot) == 0
+    trained = json.loads((out / "metrics.json").read_text())["heldout"]
+    found = json.loads(scores.read_text())
+    assert found["figures"]["v_rand"] == pytest.approx(trained["figures"]["v_rand"], abs=1e-3)
+    assert [row["slice"] for row in trained["slices"]] == [1, 2]
+    capsys.readouterr()
+    assert run("evaluate", data[1], data[1], "--task", "cells") == 0
+    assert "1.0000" in capsys.readouterr().out
+    assert run("predict", data[0], *model, "--out", tmp_path / "p", "--plan") == 0
+    assert "4 of 64 × 30 to 64 × 64 px" in capsys.readouterr().out
+    assert run("predict", data[0], *model, "--out", tmp_path / "p.tif") == 2
+    assert "which have several sizes" in error_line(capsys)
 
 
 def test_predict_threshold_and_z(files, model):

@@ -74,6 +74,43 @@ def test_held_out_slices_do_not_reach_training(data, tiny, tmp_path):
     assert first.read_bytes()[-1000:] == second.read_bytes()[-1000:]
 
 
+def test_held_out_slices_of_several_sizes_are_files_of_their_own(data, tiny, tmp_path):
+    sizes = [(64, 64), (64, 50), (40, 64), (64, 50)]
+    several = replace(
+        data,
+        images=[image[:y, :x] for image, (y, x) in zip(data.images, sizes)],
+        labels=[
+            np.where(one[:y, :x] > 0, 70_000 * (z + 1), 0)
+            for z, (one, (y, x)) in enumerate(zip(data.labels, sizes))
+        ],
+    )
+    settings = replace(tiny, val="1:3", iterations=2, validate_every=2)
+    start_run(several, settings, tmp_path, is_quiet=True)
+    result = evaluate_run(several, settings, tmp_path, is_quiet=True)
+    record = json.loads((tmp_path / "config.json").read_text())["data"]
+    pixels = b"".join(np.ascontiguousarray(image).tobytes() for image in several.images)
+    assert record["images_sha256"] == hashlib.sha256(pixels).hexdigest()
+    assert record["slices"] == 4
+    for name in ("image", "labels", "probability"):
+        assert not (tmp_path / f"heldout_{name}.tif").exists()
+        read = read_stack(tmp_path / f"heldout_{name}")
+        assert [image.shape for image in read] == [(64, 50), (40, 64)]
+    ranks = read_stack(tmp_path / "heldout_labels")  # of 140000 and 210000
+    assert [np.unique(image).tolist() for image in ranks] == [[0, 1], [0, 2]]
+    assert [row["slice"] for row in result["heldout"]["slices"]] == [1, 2]
+    (tmp_path / "heldout_image" / "notes.txt").write_text("mine")
+    start_run(data, settings, tmp_path, overwrite=True, is_quiet=True)
+    evaluate_run(data, settings, tmp_path, is_quiet=True)
+    assert read_stack(tmp_path / "heldout_image.tif").shape == (2, 64, 64)
+    assert [path.name for path in tmp_path.glob("heldout_*/*")] == ["notes.txt"]
+    # where a run's images differ in size, its folders hold also what agrees
+    equal = replace(settings, val="1:2")
+    start_run(several, equal, tmp_path, overwrite=True, is_quiet=True)
+    evaluate_run(several, equal, tmp_path, is_quiet=True)
+    assert [path.name for path in tmp_path.glob("heldout_labels*/*")] == ["1.tif"]
+    assert not list(tmp_path.glob("heldout_*.tif"))
+
+
 def test_an_existing_run_is_neither_overwritten_nor_resumed_unasked(data, tiny, tmp_path):
     start_run(data, replace(tiny, val="1:3"), tmp_path, is_quiet=True)
     assert (tmp_path / "best.safetensors").exists()

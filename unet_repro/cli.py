@@ -150,7 +150,8 @@ class Predict:
     model
         A model.safetensors that train has written.
     out
-        TIFF file to write; or, where STACK is a folder, a folder for files of the same names.
+        TIFF file to write; or, where STACK is a folder, a folder for files of the same names
+        (needed where its images have several sizes).
     plan
         Show tiles, memory, output and time, and stop.
     verify
@@ -193,7 +194,8 @@ class WeightMap:
     Parameters
     ----------
     out
-        TIFF stack to write; axes and scale are the labels', the settings are recorded in it.
+        TIFF stack to write; axes and scale are the labels', the settings are recorded in it. For a
+        folder of images of several sizes, a folder.
     preview
         PNG to draw the middle slice in: labels, class weight, border term, sum.
     workers

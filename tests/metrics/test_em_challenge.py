@@ -611,6 +611,47 @@ def test_inputs_are_not_changed_and_may_be_read_only():
     np.testing.assert_array_equal(probability, copies[1])
 
 
+def test_slices_may_differ_in_size():
+    rng = np.random.default_rng(5)
+    labels = [(rng.random(size) > 0.3).astype(np.uint8) for size in ((7, 30), (21, 8), (7, 30))]
+    probability = [rng.random(one.shape, np.float32) for one in labels]
+    together = em_challenge_metrics(labels, probability)
+    alone = [em_challenge_metrics(*pair) for pair in zip(labels, probability, strict=True)]
+    for name in ("pixel_error", "rand_error", "warping_error", "v_rand", "v_info"):
+        expected = np.concatenate([getattr(one, name).per_slice for one in alone])
+        np.testing.assert_array_equal(getattr(together, name).per_slice, expected)
+    warping = together.warping_error  # per pixel of the stack, not the mean of the slices
+    n_errors = (warping.splits + warping.mergers).astype(float)
+    np.testing.assert_allclose(warping.per_threshold, n_errors / (2 * 210 + 168), rtol=1e-15)
+    assert n_errors.any() and together.pixel_error.n_pixels.tolist() == [210, 168, 210]
+    is_right = [(p > 0.5) == (t > 0) for t, p in zip(labels, probability)]
+    accuracy = np.concatenate([one.ravel() for one in is_right]).mean()
+    assert together.pixel_error.accuracy_at_half == pytest.approx(accuracy, rel=1e-12)
+    mean = np.mean([one.v_rand.per_threshold for one in alone], axis=0)
+    np.testing.assert_allclose(together.v_rand.per_threshold, mean, rtol=1e-12)
+    listed = em_challenge_metrics(labels[::2], probability[::2])  # of one size again
+    stacked = em_challenge_metrics(np.stack(labels[::2]), np.stack(probability[::2]))
+    assert listed.as_dict() == stacked.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, p: (t, p[:1]), "labels have 2 slices and probability 1"),
+        (lambda t, p: (t, p[::-1]), r"slice 0 of labels \(3, 4\) and that of probability \(2, 5\)"),
+        (lambda t, p: (t, [p[0], 2 * p[1]]), "slice 1 of probability ranges from 2 to 2"),
+        (lambda t, p: ([t[0], -t[1]], p), "slice 1 of labels holds negative values"),
+        (lambda t, p: ([0 * t[0], 0 * t[1]], p), "every pixel of labels is 0"),
+        (lambda t, p: (t, np.ones((2, 3, 4), np.float32)), r"slice 1 of labels \(2, 5\)"),
+    ],
+)
+def test_bad_slices_of_several_sizes_are_named(change, message):
+    labels = [np.eye(3, 4, dtype=int), np.ones((2, 5), int)]
+    probability = [np.ones(one.shape, np.float32) for one in labels]
+    with pytest.raises(InputError, match=message):
+        em_challenge_metrics(*change(labels, probability))
+
+
 def test_one_slice_may_be_2d():
     labels, probability = (array[0] for array in example_stack())
     flat = em_challenge_metrics(labels, probability)

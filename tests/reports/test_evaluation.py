@@ -138,3 +138,14 @@ def test_plot_refuses_an_evaluation_of_other_slices(
     with pytest.raises(InputError, match="of 3 slices, the labels of 2"):
         evaluation.plot_evaluation(labels[:2], probability[:2], evaluated, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_slices_of_several_sizes_are_evaluated_and_drawn(stack: tuple, tmp_path: Path) -> None:
+    labels, probability = ([*part[:2], part[2, :32]] for part in stack)
+    result = evaluation.evaluate_em(labels, probability)
+    assert result["figures"] == em_challenge_metrics(labels, probability).as_dict()
+    assert len(result["slices"]) == 3
+    evaluation.plot_evaluation(labels, probability, result, tmp_path / "plot.png")
+    assert imagecodecs.png_decode((tmp_path / "plot.png").read_bytes()).ndim == 3
+    cells = evaluation.evaluate_cells(labels, [labels[0], labels[1], 0 * labels[2]])
+    assert cells["figures"]["iou"] == pytest.approx(2 / 3)  # one object a slice, as ids

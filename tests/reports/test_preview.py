@@ -16,6 +16,7 @@ from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
 from unet_repro.reports import preview
 from unet_repro.reports.preview import augmentation_preview, weight_map_preview
+from unet_repro.weight_maps.weight_map import frequency_weights
 
 
 def two_cells() -> np.ndarray:
@@ -79,6 +80,21 @@ class TestAugmentation:
         weights = weight_map(labels)[1]
         assert np.array_equal(right.images[0].get_array(), np.pad(weights, around, mode="reflect"))
         assert left.get_title() == "original"
+
+    def test_of_several_sizes_the_middle_one_is_drawn_and_all_are_counted(self, drawn):
+        images, labels = list(shades(PLAIN)), list(two_cells())
+        images[2], labels[2] = images[2][:30], np.zeros((30, 50), np.uint8)
+        figure = drawn(augmentation_preview, images, labels, window=70, samples=1)
+        left, right = panels(figure)[:2]
+        around = ((5, 5), (10, 10))
+        assert np.array_equal(left.images[0].get_array(), np.pad(images[1], around, "reflect"))
+        cells = 2 * (PLAIN[0] > 0).sum()
+        balance = frequency_weights(2 * 60 * 50 + 30 * 50 - cells, cells)
+        weights = weight_map(labels[1], class_balance=balance)
+        assert np.array_equal(right.images[0].get_array(), np.pad(weights, around, "reflect"))
+        assert left.images[0].get_clim() == (0, 40 + 2 * 59 + 0.5 * 49)  # of all images
+        with pytest.raises(InputError, match=r"images are of \(60, 50\), .* labels \(3, 60, 50\)"):
+            drawn(augmentation_preview, images, PLAIN)
 
     def test_grid_is_regular_on_the_original(self, drawn):
         labels = two_cells()

@@ -43,6 +43,16 @@ def check_apart(out: str | os.PathLike[str], source: Path) -> None:
         raise InputError(f"{out}: would be among the files of {source}; give another place")
 
 
+def check_folder(path: Path, names: Iterable[str]) -> None:
+    """Refuse to replace a folder that holds anything else than files of these names."""
+    others = {entry.name for entry in path.iterdir()} - set(names) if path.is_dir() else set()
+    if others:
+        raise InputError(
+            f"{path}: holds {min(others)}, which is none of the files to write; give a folder of "
+            "its own"
+        )
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary file to write, and put it in place of `path` if all went well.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unet_repro.errors import InputError
+from unet_repro.files.file_access import FileState
 from unet_repro.images.image_files import image_files, image_header
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
@@ -45,6 +46,38 @@ def sizes_in_folder(
             f"{describe_size(found[file0])} {dtype0}; images may differ in size, not in type"
         )
     return found
+
+
+class ImagesReader:
+    """Read the images of a folder that have several sizes, as `StackReader` reads slices.
+
+    An image is held in memory at a time. Errors are those of `StackReader`.
+    """
+
+    def __init__(self, path: PathLike, sizes: dict[Path, Size], *, palette: bool = False) -> None:
+        self.path, self.sizes = Path(path), list(sizes.values())
+        self.names = [file.name for file in sizes]
+        self._palette = palette
+        self._states = [FileState.of(file) for file in sizes]
+        with self._opened(0) as reader:
+            self.dtype = reader.dtype
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _opened(self, z: int) -> StackReader:
+        return StackReader(self.path, palette=self._palette, files=[self._states[z].path])
+
+    def read_slice(self, z: int) -> np.ndarray:
+        """Copy the image of this number, (y, x)."""
+        self._states[z].check_unchanged()
+        with self._opened(z) as reader:
+            return reader.read_slice(0)
+
+    def check_unchanged(self) -> None:
+        """Raise `InputError` if a file has changed in size or time since the reader was made."""
+        for state in self._states:
+            state.check_unchanged()
 
 
 def readers(

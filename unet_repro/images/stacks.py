@@ -161,12 +161,7 @@ def paired_files(
             )
         return None, None
     of_images, of_labels = image_files(images), image_files(labels)
-    if os.path.samefile(images, labels):
-        if not mask_suffix:
-            raise InputError(
-                f"{images}: is given for images and for labels; --mask-suffix tells them apart "
-                "if both lie in it"
-            )
+    if mask_suffix and os.path.samefile(images, labels):
         of_images = [file for file in of_images if not file.stem.endswith(mask_suffix)]
         of_labels = [file for file in of_labels if file.stem.endswith(mask_suffix)]
     plain = [file for file in of_labels if not file.stem.endswith(mask_suffix)]

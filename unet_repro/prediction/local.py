@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,21 +42,29 @@ class LocalRun:
     store: BlockStore
     destination: Destination
 
-    def go(self, *, verify: bool, progress: bool) -> None:
-        """Compute the blocks that are not there yet, and put the output in place."""
+    def go(
+        self, *, runner: TileRunner, verify: bool, progress: bool, bar: ProgressBar | None = None
+    ) -> None:
+        """Compute the blocks that are not there yet, and put the output in place.
+
+        They are counted on `bar`, which goes on afterwards, or else on one of their own.
+        """
         blocks = self.job.blocks()
         by_place: dict[Index, Block] = {block.place: block for block in blocks}
         missing = [by_place[place] for place in self.store.missing(by_place)]
         arrivals = _Arrivals(set(by_place) - {block.place for block in missing})
-        with ThreadPoolExecutor(1) as pool, self.predictor.running() as runner:
+        with ThreadPoolExecutor(1) as pool:
             try:
                 written = pool.submit(self._assemble, arrivals)
                 done = len(blocks) - len(missing)
-                with ProgressBar(len(blocks), initial=done, unit="tile", is_shown=progress) as bar:
+                own = ProgressBar(len(blocks), initial=done, unit="tile", is_shown=progress)
+                if bar:
+                    bar.update(done)
+                with nullcontext(bar) if bar else own as counter:
                     computed = self._computed(runner, missing, written)
                     for block in in_order(self._keep, computed, 1):
                         arrivals.add(block.place)
-                        bar.update()
+                        counter.update()
                 self.source.check_unchanged()
                 if verify:
                     self._verify(runner, blocks)

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_repro.errors import InputError
+from unet_repro.files.atomic import check_folder
 from unet_repro.images.calibration import Calibration
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
 from unet_repro.prediction.values import Values
@@ -51,35 +51,32 @@ class Destination:
         is_strips = layout_of(shape, self.dtype, self.compression) == "strips"
         kind = "ImageJ TIFF in strips" if is_strips else "BigTIFF in tiles, OME metadata"
         if not self.names:
-            return kind
-        pngs = sum(name.lower().endswith(".png") for name in self.names)
+            return "PNG" if _is_png(self.path.name) else kind
+        pngs = sum(map(_is_png, self.names))
         tiffs = len(self.names) - pngs
         files = [f"{pngs} PNG files"] * (pngs > 0) + [f"{tiffs} files: {kind}"] * (tiffs > 0)
         return ", ".join(files)
 
     def check(self) -> None:
         """Refuse to replace a folder that holds anything else than what is written."""
-        if not self.names or not self.path.is_dir():
-            return
-        others = {entry.name for entry in self.path.iterdir()} - set(self.names)
-        if others:
-            raise InputError(
-                f"{self.path}: holds {min(others)}, which is none of the files to write; give a "
-                "folder of its own"
-            )
+        if self.names:
+            check_folder(self.path, self.names)
 
     def write(self, path: Path, bands: Bands, *, info: str) -> None:
         """Write everything to `path`, from bands that come when they are ready."""
         if not self.names:
-            self._write_tiff(path, range(self.shape[0]), bands, info)
+            self._write_file(path, range(self.shape[0]), bands, info)
             return
         path.mkdir(exist_ok=True)
         for z, name in enumerate(self.names):
-            if name.lower().endswith(".png"):
-                image = np.concatenate(list(bands(z, 0)))
-                (path / name).write_bytes(imagecodecs.png_encode(image))
-            else:
-                self._write_tiff(path / name, range(z, z + 1), bands, info)
+            self._write_file(path / name, range(z, z + 1), bands, info)
+
+    def _write_file(self, path: Path, slices: range, bands: Bands, info: str) -> None:
+        if _is_png(path.name):
+            image = np.concatenate(list(bands(slices.start, 0)))
+            path.write_bytes(imagecodecs.png_encode(image))
+        else:
+            self._write_tiff(path, slices, bands, info)
 
     def _write_tiff(self, path: Path, slices: range, bands: Bands, info: str) -> None:
         axes = self.calibration.axes
@@ -93,6 +90,10 @@ class Destination:
             compression=self.compression,
             info=info,
         )
+
+
+def _is_png(name: str) -> bool:
+    return name.lower().endswith(".png")
 
 
 def names_in_folder(out: Path, source_names: list[str], values: Values) -> tuple[str, ...]:

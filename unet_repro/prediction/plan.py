@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unet_repro.images.readers import range_of
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
 from unet_repro.prediction.outputs import Destination
@@ -128,6 +129,36 @@ class Outlook:
             "views": f"{self.views} ({self.plan.batch} at once)",
             "redundant compute": f"{tiles.redundancy:.3f} x one pass over the whole image",
             "peak memory": size_text(self.plan.peak_bytes),
+            "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
+            "time": f"about {_duration(self.seconds)}",
+        }
+        return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
+
+
+@dataclass(frozen=True)
+class FolderOutlook:
+    """What a run over images of several sizes will take, to be shown."""
+
+    plans: list[Plan]  # of each image
+    largest: Plan  # takes the most memory
+    views: int
+    output_bytes: int  # as in `Outlook`, of all images
+    layout: str
+    seconds: float
+
+    def __str__(self) -> str:
+        tiles = [plan.tiles for plan in self.plans]
+        whole = sum(each.flops / each.redundancy for each in tiles)
+        redundancy = sum(each.flops for each in tiles) / whole
+        largest = self.largest.tiles
+        sizes = range_of([(each.height, each.width) for each in tiles])
+        lines = {
+            "images": f"{len(tiles)} of {sizes} px",
+            "tiles": str(sum(map(len, tiles))),
+            "largest tile": f"{_by(largest.largest)} px of a window of {_by(largest.window)} px",
+            "views": f"{self.views} ({self.largest.batch} at once)",
+            "redundant compute": f"{redundancy:.3f} x one pass over each whole image",
+            "peak memory": f"{size_text(self.largest.peak_bytes)}, of the image that takes most",
             "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
             "time": f"about {_duration(self.seconds)}",
         }

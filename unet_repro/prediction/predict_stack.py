@@ -9,34 +9,27 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_apart
-from unet_repro.files.block_store import BlockStore
-from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.calibration import read_calibration
+from unet_repro.images.readers import range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network.device import choose_precision
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.blocks import Job
-from unet_repro.prediction.local import LocalRun
+from unet_repro.prediction.folder_prediction import FolderPrediction
 from unet_repro.prediction.outputs import Destination, names_in_folder
-from unet_repro.prediction.plan import (
-    Buffers,
-    Outlook,
-    Plan,
-    estimated_seconds,
-    make_plan,
-    size_text,
-)
+from unet_repro.prediction.plan import Buffers, Plan, make_plan
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
+from unet_repro.prediction.stack_prediction import StackPrediction
 from unet_repro.prediction.values import Values
 
 PathLike = str | os.PathLike[str]
@@ -63,6 +56,9 @@ def predict_stack(
     it goes on with `resume`, and the result is the same to the byte (on the same machine, as far as
     the network's own arithmetic is, and unless memory ran out and tiles were halved).
 
+    The images of a folder may have several sizes: they are predicted one after the other, each
+    with a plan of its own, into a folder that gets its name when all are complete.
+
     Parameters
     ----------
     source : path-like
@@ -72,7 +68,7 @@ def predict_stack(
         The network, or a ``model.safetensors``; it runs where it is.
     out : path-like
         A TIFF file (``.tif``); or, if `source` is a folder, a folder: a file of the same name for
-        each image.
+        each image. Images of several sizes need a folder.
     settings
         What to make of it; or its fields as keywords, ``predict_stack(..., kind="uint8")``.
     resume
@@ -104,10 +100,11 @@ def predict_stack(
 @contextmanager
 def prepared(
     source: PathLike, model: UNet | PathLike, out: PathLike, settings: PredictionSettings
-) -> Iterator[StackPrediction]:
+) -> Iterator[StackPrediction | FolderPrediction]:
     """Open a stack and a network and check that they, the settings and the output go together.
 
-    Arguments and errors are those of `predict_stack`; nothing is written yet.
+    Arguments and errors are those of `predict_stack`; nothing is written yet. What is given tells
+    what the run will take (`outlook`), and runs (`run`).
     """
     network = model if isinstance(model, UNet) else load_model(model)
     values = Values(settings.kind, settings.dtype, settings.threshold, network.config.classes)
@@ -120,34 +117,78 @@ def prepared(
         backend=settings.backend,
     )
     memory = settings.memory_bytes or predictor.default_memory()
-    cache_bytes = min(_CACHE_BYTES, memory // 8)
-    with StackReader(
-        source, channels=network.config.in_channels, cache_bytes=cache_bytes
-    ) as reader:
+    planner = _Planner(predictor, settings, values, memory, _sha256(network))
+    source, channels = Path(source), network.config.in_channels
+    several = sizes_in_folder(source, channels=channels)
+    if several:
+        yield _of_several_sizes(source, Path(out), planner, several)
+        return
+    with planner.opened(source) as reader:
         slices = settings.slices(reader.shape[0])
-        rows, columns = settings.region(*reader.shape[1:])
+        names = _names(Path(out), source, [reader.names[z] for z in slices], values)
+        yield planner.prediction(reader, Path(out), names, slices)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """A network and settings, from which a reader's prediction is made."""
+
+    predictor: OverlapTilePredictor
+    settings: PredictionSettings
+    values: Values
+    memory: int
+    model_sha256: str
+    plans: dict[tuple[int, int], Plan] = field(default_factory=dict)  # by the sizes of images
+
+    @property
+    def cache_bytes(self) -> int:
+        return min(_CACHE_BYTES, self.memory // 8)
+
+    def opened(self, source: Path, file: Path | None = None) -> StackReader:
+        """Open a stack, or one image of a folder."""
+        return StackReader(
+            source,
+            channels=self.predictor.in_channels,
+            cache_bytes=self.cache_bytes,
+            files=None if file is None else [file],
+        )
+
+    def prediction(
+        self,
+        reader: StackReader,
+        out: Path,
+        names: tuple[str, ...],
+        slices: range,
+        file: Path | None = None,
+    ) -> StackPrediction:
+        """Plan the prediction of some slices of one size; of one image of a folder, say which."""
+        predictor, values, size = self.predictor, self.values, reader.shape[1:]
+        rows, columns = self.settings.region(*size)
         destination = Destination(
-            Path(out),
-            _names(Path(out), reader, slices, values),
+            out,
+            names,
             (len(slices), len(rows), len(columns)),
             values.planes,
             values.dtype,
-            read_calibration(reader.path),
-            settings.compression,
+            read_calibration(file or reader.path),
+            self.settings.compression,
         )
-        buffers = Buffers.of(reader, cache_bytes, destination, network.config.classes)
-        plan = make_plan(predictor, buffers, rows=rows, columns=columns, memory=memory)
+        buffers = Buffers.of(reader, self.cache_bytes, destination, values.classes)
+        plan = self.plans.get(size)
+        if plan is None:
+            plan = make_plan(predictor, buffers, rows=rows, columns=columns, memory=self.memory)
+            self.plans[size] = plan
         job = Job(
             source=reader.fingerprint(),
-            model_sha256=_sha256(network),
-            settings=replace(settings, precision=predictor.precision),
+            model_sha256=self.model_sha256,
+            settings=replace(self.settings, precision=predictor.precision),
             device=predictor.device.type,
             values=values,
             slices=slices,
             tiles=plan.tiles,
             batch=plan.batch,
         )
-        yield StackPrediction(reader, predictor, destination, buffers, plan, job)
+        return StackPrediction(reader, predictor, destination, buffers, plan, job)
 
 
 def _sha256(network: UNet) -> str:
@@ -156,112 +197,33 @@ def _sha256(network: UNet) -> str:
     return hashlib.sha256(save(weights)).hexdigest()
 
 
-def _names(out: Path, source: StackReader, slices: range, values: Values) -> tuple[str, ...]:
+def _names(out: Path, source: Path, source_names: list[str], values: Values) -> tuple[str, ...]:
     """Return the files to make in a folder, none for one file, or refuse the place."""
     names: tuple[str, ...] = ()
-    if source.path.is_dir():
-        names = names_in_folder(out, [source.names[z] for z in slices], values)
+    if source.is_dir():
+        names = names_in_folder(out, source_names, values)
     elif out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"{out}: a name that ends in .tif is needed for a stack")
-    check_apart(out, source.path)
+    check_apart(out, source)
     return names
 
 
-@dataclass(frozen=True)
-class StackPrediction:
-    """A stack, a network and what to make of them, checked and planned before anything runs."""
-
-    source: StackReader
-    predictor: OverlapTilePredictor
-    destination: Destination
-    buffers: Buffers
-    plan: Plan
-    job: Job
-
-    def outlook(self) -> Outlook:
-        """Return what the run will take, with the time, from a measurement of the speed."""
-        slices = len(self.job.slices)
-        return Outlook(
-            plan=self.plan,
-            slices=slices,
-            views=len(self.predictor.views),
-            output_bytes=self.destination.n_bytes,
-            layout=self.destination.layout,
-            seconds=estimated_seconds(self.predictor, self.plan.tiles, slices),
+def _of_several_sizes(
+    source: Path, out: Path, planner: _Planner, sizes: dict[Path, tuple[int, int]]
+) -> FolderPrediction:
+    """Plan the prediction of each image that is asked for, or refuse the place."""
+    files = [list(sizes)[z] for z in planner.settings.slices(len(sizes))]
+    names = _names(out, source, [file.name for file in files], planner.values)
+    if not names:
+        raise InputError(
+            f"{out}: one TIFF cannot hold the images of {source}, which have several sizes "
+            f"({range_of(list(sizes.values()))}); give a folder, for one file each"
         )
-
-    def run(
-        self,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        verify: bool = False,
-        progress: bool = False,
-    ) -> None:
-        """Predict and write; arguments and errors are those of `predict_stack`."""
-        self.destination.check()
-        if verify and self.predictor.bilinear:
-            raise InputError(
-                "bilinear upsampling depends on the window's size: its tiles cannot be verified"
-            )
-        out, is_folder = self.destination.path, bool(self.destination.names)
-        with BlockStore(out, resume=resume, overwrite=overwrite, is_folder=is_folder) as store:
-            if resume and self._is_complete(store.target):
-                store.is_complete = True
-                return
-            job = self.job if store.record is None else self._continued(store.record)
-            store.begin(job.record(), shape=job.shape, dtype=job.values.dtype, chunks=job.chunks)
-            if store.is_complete:
-                return
-            run = LocalRun(job, self.source, self.predictor, store, self.destination)
-            run.go(verify=verify, progress=progress)
-
-    def _is_complete(self, target: Path) -> bool:
-        """Tell whether the output is there and made of the same; PNG files cannot tell."""
-        names = [name for name in self.destination.names if not name.lower().endswith(".png")]
-        if names:
-            target = target / names[0]
-        elif target.is_dir():
-            return False
-        return target.is_file() and read_info(target) == self.job.info(self.source.path.name)
-
-    def _continued(self, record: dict[str, Any]) -> Job:
-        """Return the job with the tiles of an unfinished run: another memory may have made them."""
-        if self.predictor.tile:
-            return self.job
-        found = _plan_of(record)
-        if found is None:
-            raise InputError(
-                f"{self.destination.path}: its unfinished run is damaged; --overwrite without "
-                "--resume begins anew"
-            )
-        strides, batch = found
-        rows, columns = self.job.settings.region(*self.source.shape[1:])
-        plan = make_plan(
-            self.predictor,
-            self.buffers,
-            rows=rows,
-            columns=columns,
-            memory=2**62,
-            strides=strides,
-            batch=batch,
-        )
-        given = self.job.settings.memory_bytes
-        if given is not None and plan.peak_bytes > given:
-            raise InputError(
-                f"{self.destination.path}: was begun with tiles that take "
-                f"{size_text(plan.peak_bytes)}, more than {size_text(given)}; give that much "
-                "memory, or --overwrite without --resume to begin anew"
-            )
-        return replace(self.job, tiles=plan.tiles, batch=plan.batch)
-
-
-def _plan_of(record: dict[str, Any]) -> tuple[tuple[int, int], int] | None:
-    """Return the strides and the batch of a record, None where they are no whole numbers."""
-    plan = record.get("plan")
-    if not isinstance(plan, dict) or not isinstance(plan.get("strides"), list):
-        return None
-    numbers = [*plan["strides"], plan.get("batch")]
-    if len(numbers) != 3 or any(type(number) is not int or number < 1 for number in numbers):
-        return None
-    return (numbers[0], numbers[1]), numbers[2]
+    images = []
+    for file, name in zip(files, names):
+        with planner.opened(source, file) as reader:
+            try:
+                images.append(planner.prediction(reader, out / name, (), range(1), file))
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from error
+    return FolderPrediction(out, tuple(images))

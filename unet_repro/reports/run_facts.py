@@ -163,7 +163,7 @@ def commands(run: RunFolder) -> list[str]:
         predict = ["unet-repro", "predict", images, "--model", "NEW_RUN/model.safetensors"]
         average = str(run.metrics.get("average") or "none")
         predict += ["--z", str(given["val"]), "--average", average]
-        suffix = "" if (run.folder / "heldout_labels").is_dir() else ".tif"  # of several sizes
+        suffix = ".tif" if (run.folder / "heldout_labels.tif").is_file() else ""  # a folder
         labels = str(run.folder / f"heldout_labels{suffix}")
         output = f"NEW_RUN/heldout_probability{suffix}"
         evaluate = ["unet-repro", "evaluate", labels, output]

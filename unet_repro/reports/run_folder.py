@@ -83,7 +83,7 @@ def _held_out(folder: Path, name: str) -> Path | None:
     file, inner = folder / f"heldout_{name}.tif", folder / f"heldout_{name}"
     if file.is_file():
         return file
-    return inner if inner.is_dir() else None
+    return inner if any(inner.glob("*.tif")) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -15,7 +16,7 @@ import numpy as np
 from unet_repro._version import __version__
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError, note
-from unet_repro.files.atomic import check_apart
+from unet_repro.files.atomic import check_apart, check_folder
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.labels import (
@@ -27,6 +28,7 @@ from unet_repro.images.labels import (
     meaning,
     slice_facts,
 )
+from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import Compression, write_pages
 from unet_repro.progress import ProgressBar
@@ -44,6 +46,8 @@ from unet_repro.weight_maps.weight_map import (
 
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
+
+_TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def write_weight_map(
     out : path-like
         TIFF to write; until it is complete, nothing is there. Axes and scale (resolution, unit,
         spacing) are those of the labels. The settings, and the SHA-256 of the labels, are recorded
-        in it as JSON, which `images.calibration.read_info` gives.
+        in it as JSON, which `images.calibration.read_info` gives. Of a folder whose images have
+        several sizes: a folder to write, with a TIFF of the same name for each image.
     settings : WeightMapSettings
         Or its fields as keywords.
     resume : bool
@@ -173,11 +178,12 @@ def write_weight_map(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    with StackReader(labels_path, palette=True) as labels:
+    with _opened(labels_path) as labels:
         check_apart(out, labels.path)
         if labels.dtype.kind == "f":
             note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
-        with BlockStore(out, resume=resume, overwrite=overwrite) as store:
+        files = _files(labels, Path(out))
+        with BlockStore(out, resume=resume, overwrite=overwrite, is_folder=bool(files)) as store:
             survey = _survey(labels, settings, workers, progress)
             record = {
                 "unet_repro": __version__,
@@ -190,18 +196,90 @@ def write_weight_map(
                 "settings": settings.record(),
             }
             on_survey = on_survey or (lambda survey: None)
-            if store.resumes and store.target.exists() and read_info(store.target) == _info(record):
+            outputs = [store.target / file for file in files] or [store.target]
+            if store.resumes and all(read_info(path) == _info(record) for path in outputs):
                 store.is_complete = True
                 on_survey(survey)
                 return
-            _, height, width = labels.shape
-            store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
+            options = settings.map_options() | {"class_balance": survey.class_balance}
+            if isinstance(labels, ImagesReader):
+                store.begin(record, shape=(len(files),), dtype=np.uint8, chunks=(1,))
+            else:
+                _, height, width = labels.shape
+                store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
             on_survey(survey)  # nothing can be refused any more
-            if not store.is_complete:
-                options = settings.map_options() | {"class_balance": survey.class_balance}
-                _weigh(store, labels, survey.reading, options, workers, progress)
-                labels.check_unchanged()  # since the survey
-                store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
+            if store.is_complete:
+                return
+            if isinstance(labels, ImagesReader):
+                _weigh_folder(store, labels, files, survey.reading, options, workers, progress)
+                return
+            _weigh(store, labels, survey.reading, options, workers, progress)
+            labels.check_unchanged()  # since the survey
+            store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
+
+
+def _opened(path: PathLike) -> AbstractContextManager[StackReader | ImagesReader]:
+    several = sizes_in_folder(path, palette=True)
+    if several:
+        return nullcontext(ImagesReader(path, several, palette=True))
+    return StackReader(path, palette=True)
+
+
+def _files(labels: StackReader | ImagesReader, out: Path) -> list[str]:
+    """Return the files to write for images of several sizes, else none; or refuse the place."""
+    if not isinstance(labels, ImagesReader):
+        return []
+    if out.suffix.lower() in _TIFF_SUFFIXES:
+        raise InputError(
+            f"{out}: one TIFF cannot hold the images of {labels.path}, which have several sizes "
+            f"({range_of(labels.sizes)}); give a folder, for one file each"
+        )
+    files = [
+        name if name.lower().endswith(_TIFF_SUFFIXES) else f"{Path(name).stem}.tif"
+        for name in labels.names
+    ]
+    check_folder(out, files)
+    return files
+
+
+def _weigh_folder(
+    store: BlockStore,
+    labels: ImagesReader,
+    files: list[str],
+    reading: Reading,
+    options: dict[str, Any],
+    workers: int,
+    progress: bool,
+) -> None:
+    """Write a file for each image into the store's private folder, and put that in place.
+
+    A block for each image tells that its file is complete.
+    """
+    total = len(files)
+    assert store.record is not None  # it has begun
+    record = store.record
+    try:
+        store.whole.mkdir(exist_ok=True)
+    except OSError as error:
+        raise store.unwritable(error) from error
+    missing = [z for (z,) in store.missing((z,) for z in range(total))]
+    threads_an_image = -(-workers // total)
+
+    def weigh_image(item: tuple[int, np.ndarray]) -> None:
+        z, image = item
+        weights = weigh(image[None], reading, **options, workers=threads_an_image)
+        source = labels.path / labels.names[z]
+        _write(
+            store.whole / files[z], [weights[0]], weights.shape, source, record, threads_an_image
+        )
+        store.write((z,), np.ones(1, np.uint8))
+
+    images = ((z, _label_slice(labels, z)) for z in missing)
+    weighed = in_order(weigh_image, images, min(workers, total))
+    for _ in _bar(weighed, "weight maps", total, progress=progress, initial=total - len(missing)):
+        pass
+    labels.check_unchanged()  # since the survey
+    store.finish(lambda whole: None)  # it is there
 
 
 def _cores() -> int:
@@ -224,9 +302,9 @@ class Survey(NamedTuple):
 
 
 def _survey(
-    labels: StackReader, settings: WeightMapSettings, workers: int, progress: bool
+    labels: StackReader | ImagesReader, settings: WeightMapSettings, workers: int, progress: bool
 ) -> Survey:
-    depth = labels.shape[0]
+    depth = len(labels.names)
 
     def look(item: tuple[int, np.ndarray]) -> tuple[bytes, SliceFacts]:
         z, slice_ = item
@@ -249,7 +327,8 @@ def _survey(
     radius = settings.separation_px if settings.separate_touching and is_frequency else None
     if radius is not None or reading.n_cells < 0:
         reading, sizes = _second_look(labels, reading, radius, workers, progress)
-    head = f"{labels.shape} {labels.dtype.name}".encode()
+    shape = labels.sizes if isinstance(labels, ImagesReader) else labels.shape
+    head = f"{shape} {labels.dtype.name}".encode()
     return Survey(
         sha256=hashlib.sha256(head + b"".join(digest for digest, _ in found)).hexdigest(),
         reading=reading,
@@ -259,10 +338,14 @@ def _survey(
 
 
 def _second_look(
-    labels: StackReader, reading: Reading, radius: float | None, workers: int, progress: bool
+    labels: StackReader | ImagesReader,
+    reading: Reading,
+    radius: float | None,
+    workers: int,
+    progress: bool,
 ) -> tuple[Reading, list[int]]:
     """Count what needs the meaning of the values: cells, and the pixels of each class."""
-    depth = labels.shape[0]
+    depth = len(labels.names)
 
     def look(slice_: np.ndarray) -> tuple[int, list[int]]:
         cells = int(reading.cells(slice_).max(initial=0)) if reading.n_cells < 0 else 0
@@ -275,7 +358,7 @@ def _second_look(
     return reading, [sum(sizes) for sizes in zip(*(sizes for _, sizes in found))]
 
 
-def _label_slice(labels: StackReader, z: int) -> np.ndarray:
+def _label_slice(labels: StackReader | ImagesReader, z: int) -> np.ndarray:
     where = f"{labels.path}: {labels.names[z]}: the labels"
     return as_integers(labels.read_slice(z), where, is_told=False)
 
@@ -313,13 +396,25 @@ def _assemble(
     workers: int,
     progress: bool,
 ) -> None:
-    depth = labels.shape[0]
-    calibration = read_calibration(labels.path)
-    slices = (store.read((z, 0, 0))[0] for z in range(depth))
+    slices = (store.read((z, 0, 0))[0] for z in range(labels.shape[0]))
+    pages = _bar(slices, "writing", labels.shape[0], progress=progress)
+    _write(path, pages, labels.shape, labels.path, record, workers)
+
+
+def _write(
+    path: Path,
+    pages: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    source: Path,
+    record: dict[str, Any],
+    workers: int,
+) -> None:
+    """Write the weights of a stack or an image, with axes and scale of its labels."""
+    calibration = read_calibration(source)
     write_pages(
         path,
-        _bar(slices, "writing", depth, progress=progress),
-        shape=labels.shape,
+        pages,
+        shape=shape,
         dtype=np.float32,
         axes=calibration.axes,
         calibration=calibration,
