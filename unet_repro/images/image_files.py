@@ -68,14 +68,14 @@ class PngImage:
 def open_image(
     path: Path,
     *,
-    palette: bool = False,
+    as_labels: bool = False,
     channels: int | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> TiffPages | PngImage:
     """Open one image of a folder, a TIFF of one slice or a PNG file; options as in `TiffPages`."""
     if path.suffix.lower() not in _TIFF_SUFFIXES:
         return PngImage(path, channels=channels)
-    pages = TiffPages(path, palette=palette, channels=channels, cache_bytes=cache_bytes)
+    pages = TiffPages(path, as_labels=as_labels, channels=channels, cache_bytes=cache_bytes)
     if pages.shape[0] != 1:
         pages.close()
         raise InputError(
@@ -86,19 +86,19 @@ def open_image(
 
 
 def image_header(
-    path: Path, *, palette: bool = False, channels: int | None = None
+    path: Path, *, as_labels: bool = False, channels: int | None = None
 ) -> tuple[tuple[int, int], np.dtype]:
     """Give (y, x) and the dtype of one image of a folder without decoding it."""
     if path.suffix.lower() not in _TIFF_SUFFIXES:
         return png_header(path, channels=channels or 1)
-    pages = open_image(path, palette=palette, channels=channels)
+    pages = open_image(path, as_labels=as_labels, channels=channels)
     pages.close()
     return (pages.shape[1], pages.shape[2]), pages.dtype
 
 
-def read_image(path: Path, *, palette: bool = False) -> np.ndarray:
+def read_image(path: Path, *, as_labels: bool = False) -> np.ndarray:
     """Read one grey image (y, x) of a folder as stored; a 1-bit PNG gives uint8 of 0 and 255."""
-    image = open_image(path, palette=palette)
+    image = open_image(path, as_labels=as_labels)
     try:
         _, height, width = image.shape
         return image.read_region(0, slice(0, height), slice(0, width), keep=False)[0]

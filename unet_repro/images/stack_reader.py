@@ -34,9 +34,9 @@ class StackReader:
     path : path-like
         A TIFF file of one or more pages of equal shape and dtype, or a folder of TIFF and PNG
         images (one slice each; hidden files and other suffixes are passed over).
-    palette : bool
-        Accept TIFF pages with a colour table and give their indices. Right for labels, whose
-        colours are for display; wrong for images.
+    as_labels : bool
+        What is read are labels: colour tables give their indices, for their colours are for
+        display.
     channels : int, optional
         How many channels the file must declare; None for grey, as 1. More than one are an axis C
         of a TIFF series or the samples of its pages (RGB, RGBA), or those of colour PNG files.
@@ -75,7 +75,7 @@ class StackReader:
         self,
         path: PathLike,
         *,
-        palette: bool = False,
+        as_labels: bool = False,
         channels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
@@ -86,7 +86,7 @@ class StackReader:
             raise InputError(f"{self.path}: no such file or folder")
         self.channels = channels or 1
         self._options: dict[str, Any] = {
-            "palette": palette,
+            "as_labels": as_labels,
             "channels": channels,
             "cache_bytes": cache_bytes,
         }
@@ -97,14 +97,14 @@ class StackReader:
         files = image_files(self.path) if self._is_folder else [self.path]
         self._states = [FileState.of(file) for file in files]
         if self._is_folder:
-            self._open_folder(files, palette, channels)
+            self._open_folder(files, as_labels, channels)
         else:
             self._image = tiff = TiffPages(self.path, **self._options)
             self.shape, self.dtype = tiff.shape, tiff.dtype
             self.names = [f"slice {z}" for z in range(self.shape[0])]
 
-    def _open_folder(self, files: list[Path], palette: bool, channels: int | None) -> None:
-        headers = [image_header(file, palette=palette, channels=channels) for file in files]
+    def _open_folder(self, files: list[Path], as_labels: bool, channels: int | None) -> None:
+        headers = [image_header(file, as_labels=as_labels, channels=channels) for file in files]
         for file, header in zip(files, headers, strict=True):
             if header != headers[0]:
                 (shape, dtype), (shape0, dtype0) = header, headers[0]

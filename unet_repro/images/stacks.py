@@ -45,7 +45,7 @@ def read_labels(path: PathLike) -> np.ndarray:
     TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, other
     integers stay as stored. `InputError`: as `StackReader`; floating-point or negative labels.
     """
-    with StackReader(path, palette=True) as reader:
+    with StackReader(path, as_labels=True) as reader:
         if reader.dtype.kind == "f":
             raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
         stack = reader.read()

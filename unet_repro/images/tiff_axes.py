@@ -22,11 +22,11 @@ class PageOrder:
 
 
 def page_order(
-    path: Path, series: Any, channels: int, *, palette: bool, imagej: dict[str, Any]
+    path: Path, series: Any, channels: int, *, as_labels: bool, imagej: dict[str, Any]
 ) -> PageOrder:
     """Find slices and channels of a series from the axes that the file declares.
 
-    More than one channel are the samples of a page or the axis C. `palette` accepts pages of one
+    More than one channel are the samples of a page or the axis C. `as_labels` accepts pages of one
     channel with a colour table; `imagej` is what ImageJ's description says, if there is one.
     `InputError`: other channels, further axes besides slices, Y and X, no plain pixels.
     """
@@ -34,7 +34,7 @@ def page_order(
         _check_grey(path, series, imagej)
     else:
         _check_channels(path, series, channels)
-    _check_pixels(path, series, channels, palette)
+    _check_pixels(path, series, channels, as_labels)
     page = series.keyframe
     if channels == 1:
         n_slices = prod(series.shape[:-2])
@@ -89,13 +89,13 @@ def _check_channels(path: Path, series: Any, channels: int) -> None:
         )
 
 
-def _check_pixels(path: Path, series: Any, channels: int, palette: bool) -> None:
+def _check_pixels(path: Path, series: Any, channels: int, as_labels: bool) -> None:
     page = series.keyframe
     colour = tifffile.PHOTOMETRIC(page.photometric).name
     allowed = {"MINISBLACK"}
     if channels > 1:
         allowed |= {"RGB", "YCBCR"} if page.compression in _JPEG else {"RGB"}
-    elif palette:
+    elif as_labels:
         allowed |= {"PALETTE"}
     if colour == "MINISWHITE":
         raise InputError(f"{path}: stores white as 0; invert it and save black as 0")

@@ -31,7 +31,7 @@ class TiffPages:
     """
 
     def __init__(
-        self, path: PathLike, *, palette: bool, channels: int | None, cache_bytes: int
+        self, path: PathLike, *, as_labels: bool, channels: int | None, cache_bytes: int
     ) -> None:
         self.path = Path(path)
         self.channels = channels or 1
@@ -42,17 +42,17 @@ class TiffPages:
                 n_pages = self._count_pages()
                 all_series = self._file.series  # what tifffile logs here comes before our checks
             with as_input_errors(self.path):
-                self._open(n_pages, all_series, palette, cache_bytes)
+                self._open(n_pages, all_series, as_labels, cache_bytes)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, n_pages: int, all_series: list[Any], palette: bool, cache_bytes: int) -> None:
+    def _open(self, n_pages: int, all_series: list[Any], as_labels: bool, cache_bytes: int) -> None:
         if not all_series or n_pages == 0:
             raise InputError(f"{self.path}: holds no slices")
         series = all_series[0]
         imagej = self._file.imagej_metadata or {}
-        order = page_order(self.path, series, self.channels, palette=palette, imagej=imagej)
+        order = page_order(self.path, series, self.channels, as_labels=as_labels, imagej=imagej)
         self.dtype = series.dtype.newbyteorder("=")
         self._keyframe = series.keyframe
         self._slices = self._all_slices(all_series, order)

@@ -158,7 +158,7 @@ def write_weight_map(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    with StackReader(labels_path, palette=True) as labels:
+    with StackReader(labels_path, as_labels=True) as labels:
         check_apart(out, labels.path)
         with BlockStore(out, resume=resume, overwrite=overwrite) as store:
             survey = _survey(labels, settings, workers, progress)
