@@ -1,4 +1,4 @@
-"""Lazy reading of stacks: TIFF files, and folders of TIFF or PNG images, by slice or rectangle.
+"""Lazy reading of stacks: image files and folders of them, by slice or rectangle.
 
 Whatever is read is checked first, so that a damaged file is an error and never a stack of zeros.
 """
@@ -11,29 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState
-from unet_repro.images.image_files import PngImage, image_files, image_header, open_image
+from unet_repro.images.image_files import (
+    OpenedImage,
+    image_files,
+    image_header,
+    open_file,
+    open_image,
+)
 from unet_repro.images.tiff_axes import describe_size
-from unet_repro.images.tiff_pages import TiffPages
 from unet_repro.images.tiff_segments import CACHE_BYTES
 
 PathLike = str | os.PathLike[str]
 
 
 class StackReader:
-    """Read a stack by slice or rectangle: a TIFF file, or a folder of images in natural order.
+    """Read a stack by slice or rectangle: an image file, or a folder of images in natural order.
 
     Opening reads the structure only and checks it. Then a slice or rectangle is held in memory at
     a time; besides, strips and tiles of a TIFF that rectangles touched last are kept decoded, up
-    to `cache_bytes` and at least one of each channel, and of a folder the PNG image read last.
+    to `cache_bytes` and at least one of each channel, and the PNG or JPEG image read last.
     Threads may share a reader.
 
     Parameters
     ----------
     path : path-like
-        A TIFF file of one or more pages of equal shape and dtype, or a folder of TIFF and PNG
-        images (one slice each; hidden files and other suffixes are passed over).
+        A TIFF file of one or more pages of equal shape and dtype, a PNG or JPEG file (one slice),
+        or a folder of such images (one slice each; what is no image is passed over).
     as_labels : bool
         What is read are labels: colour tables give their indices, for their colours are for
         display.
@@ -91,7 +96,7 @@ class StackReader:
             "cache_bytes": cache_bytes,
         }
         self._lock = threading.RLock()
-        self._image: TiffPages | PngImage | None = None  # what is open
+        self._image: OpenedImage | None = None  # what is open
         self._image_z = 0
         self._is_folder = self.path.is_dir()
         files = image_files(self.path) if self._is_folder else [self.path]
@@ -99,22 +104,26 @@ class StackReader:
         if self._is_folder:
             self._open_folder(files, as_labels, channels)
         else:
-            self._image = tiff = TiffPages(self.path, **self._options)
-            self.shape, self.dtype = tiff.shape, tiff.dtype
+            self._image = image = open_file(self.path, **self._options)
+            self.shape, self.dtype = image.shape, image.dtype
             self.names = [f"slice {z}" for z in range(self.shape[0])]
+            for text in image.notes:
+                note(f"{self.path}: {text}")
 
     def _open_folder(self, files: list[Path], as_labels: bool, channels: int | None) -> None:
         headers = [image_header(file, as_labels=as_labels, channels=channels) for file in files]
         for file, header in zip(files, headers, strict=True):
-            if header != headers[0]:
-                (shape, dtype), (shape0, dtype0) = header, headers[0]
+            if header[:2] != headers[0][:2]:
+                (shape, dtype, _), (shape0, dtype0, _) = header, headers[0]
                 raise InputError(
                     f"{file}: is {describe_size(shape)} {dtype}, but {files[0].name} is "
                     f"{describe_size(shape0)} {dtype0}; all slices of a stack must agree"
                 )
-        (height, width), self.dtype = headers[0]
+        (height, width), self.dtype, _ = headers[0]
         self.shape = (len(files), height, width)
         self.names = [file.name for file in files]
+        for text in dict.fromkeys(text for *_, texts in headers for text in texts):
+            note(f"{self.path}: {text}")
 
     def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
         """Copy a rectangle (channels, h, w) of slice `z`; of a TIFF, only what it touches is read.
@@ -149,7 +158,7 @@ class StackReader:
         with self._lock:
             return self._image_of(z).read_region(0, rows, columns, keep=keep)
 
-    def _image_of(self, z: int) -> TiffPages | PngImage:
+    def _image_of(self, z: int) -> OpenedImage:
         if self._image is not None and self._image_z == z:
             return self._image
         if self._image is not None:

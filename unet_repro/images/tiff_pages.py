@@ -35,6 +35,7 @@ class TiffPages:
     ) -> None:
         self.path = Path(path)
         self.channels = channels or 1
+        self.notes: tuple[str, ...] = ()
         self._handle: BinaryIO = open_binary(self.path)
         try:
             with as_input_errors(self.path):

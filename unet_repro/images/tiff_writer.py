@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.images.calibration import UNCALIBRATED, Calibration
+from unet_repro.images.units import is_ome_length, plain_unit, symbol
 from unet_repro.threads import in_order
 
 Compression = Literal["zlib", "zstd", "lzw", "none"]
@@ -44,13 +45,6 @@ _WORST_CASE = {
     "lzw": 1.5,
     "none": 1.0,
 }  # bytes out per byte in, of what ImageJ reads
-_OME_UNITS = {
-    **{name: "µm" for name in ("um", "µm", r"\u00B5m", "micron", "microns", "micrometer")},
-    **{name: "in" for name in ("in", "inch", "inches")},
-    **{name: "pixel" for name in ("px", "pixel", "pixels")},
-    **{name: name for name in ("pm", "nm", "mm", "cm", "m", "km")},
-}
-_TAG_UNITS = {2: "in", 3: "cm"}  # values of the tag ResolutionUnit
 
 
 def layout_of(
@@ -225,8 +219,6 @@ def _description(
 def _ome_texts(
     shape: tuple[int, ...], dtype: np.dtype, axes: str, calibration: Calibration, info: str
 ) -> dict[str, Any]:
-    named = _OME_UNITS.get(calibration.unit or "")
-    in_plane = _TAG_UNITS.get(calibration.resolution_unit, named) or "reference frame"
     texts: dict[str, Any] = {
         "axes": axes,
         "Creator": "unet_repro",
@@ -235,13 +227,25 @@ def _ome_texts(
         "Description": info or None,
     }
     if calibration.resolution is not None:
+        in_plane = _ome_unit(calibration.plane_unit)
         for axis, resolution in zip("XY", calibration.resolution, strict=True):
             texts |= {f"PhysicalSize{axis}": 1 / resolution, f"PhysicalSize{axis}Unit": in_plane}
     if calibration.spacing is not None:
-        texts |= {"PhysicalSizeZ": calibration.spacing, "PhysicalSizeZUnit": named or in_plane}
+        unit = _ome_unit(calibration.unit or calibration.plane_unit)
+        texts |= {"PhysicalSizeZ": calibration.spacing, "PhysicalSizeZUnit": unit}
     if calibration.interval is not None:
         texts |= {"TimeIncrement": calibration.interval, "TimeIncrementUnit": "s"}
     return {key: value for key, value in texts.items() if value is not None}
+
+
+def _ome_unit(unit: str | None) -> str:
+    """Return the symbol of a unit; OME's own word for one that it has not, which is noted."""
+    if unit and is_ome_length(unit):
+        return symbol(unit)
+    if unit:
+        name = plain_unit(unit)
+        note(f"OME-TIFF has no unit {name!r}: the sizes are recorded in units of their own")
+    return "reference frame"
 
 
 def _regroup(

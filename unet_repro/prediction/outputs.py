@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_repro.errors import InputError
 from unet_repro.images.calibration import Calibration
+from unet_repro.images.png_files import encode_png
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
 from unet_repro.prediction.values import Values
 
@@ -77,7 +77,8 @@ class Destination:
         for z, name in enumerate(self.names):
             if name.lower().endswith(".png"):
                 image = np.concatenate(list(bands(z, 0)))
-                (path / name).write_bytes(imagecodecs.png_encode(image))
+                content = encode_png(image, self.calibration.pixels_per_metre)
+                (path / name).write_bytes(content)
             else:
                 self._write_tiff(path / name, range(z, z + 1), bands, info)
 
@@ -98,14 +99,16 @@ class Destination:
 def names_in_folder(out: Path, source_names: list[str], values: Values) -> tuple[str, ...]:
     """Return the files to make of a folder's images, or nothing if `out` is one TIFF file.
 
-    The names stay. PNG files stay PNG where they can hold the values, else they become TIFF.
+    The names stay but for their endings. TIFF files stay TIFF; PNG stays PNG where it can hold the
+    values, and JPEG, which cannot, becomes PNG there; else they become TIFF. Two of one folder
+    differ in more than the suffix, and so do the outputs.
     """
     if out.suffix.lower() in _TIFF_SUFFIXES:
         return ()
-    is_png = values.planes == 1 and values.dtype in ("uint8", "uint16")
-    names = []
-    for name in source_names:
-        stem, _, suffix = name.rpartition(".")
-        keeps = f".{suffix.lower()}" in _TIFF_SUFFIXES or is_png
-        names.append(name if keeps else f"{stem}.tif")
-    return tuple(names)
+    fits_png = values.planes == 1 and values.dtype in ("uint8", "uint16")
+    kept = (*_TIFF_SUFFIXES, ".png") if fits_png else _TIFF_SUFFIXES
+    other = ".png" if fits_png else ".tif"
+    return tuple(
+        name if name.lower().endswith(kept) else f"{name.rpartition('.')[0]}{other}"
+        for name in source_names
+    )
