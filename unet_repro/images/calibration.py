@@ -167,7 +167,7 @@ def _ome_scale(xml: str, notes: list[str]) -> dict[str, Any]:
     if x is None or y is None or ratio is None:
         if ratio is None:
             notes.append(_unlike("the scale along y", y_unit, unit))
-        elif x or y or z:
+        elif (x or y or z) and not notes:
             notes.append(f"states no size of pixels along x and y: its scale {_DROPPED}")
         return scale | {"resolution": None, "unit": None, "spacing": None}
     return scale | {
