@@ -51,7 +51,7 @@ class Calibration:
         ratio = length_ratio("m", self.plane_unit or "")
         if self.resolution is None or ratio is None:
             return None
-        x, y = (float(Fraction(number) / ratio) for number in self.resolution)
+        x, y = (float(Fraction(number) * ratio) for number in self.resolution)
         return x, y
 
 

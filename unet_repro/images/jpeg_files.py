@@ -84,7 +84,7 @@ def read_jpeg(
     with as_input_errors(path):
         decoded = _decode(path, content).reshape(height, width, jpeg.channels)
         pixels = decoded.transpose(2, 0, 1)
-    return (as_grey(pixels, str(path)) if (channels or 1) == 1 else pixels), notes
+    return (as_grey(pixels, f"{path}:") if (channels or 1) == 1 else pixels), notes
 
 
 def pixel_density(path: Path) -> tuple[tuple[int, int], int] | None:

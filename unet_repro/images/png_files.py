@@ -94,7 +94,7 @@ def read_png(
         if png.colour == _TABLE and not as_labels:
             samples = _look_up(path, samples[..., 0], png.bodies)
         pixels = samples.transpose(2, 0, 1)
-    return (as_grey(pixels, str(path)) if (channels or 1) == 1 else pixels), notes
+    return (as_grey(pixels, f"{path}:") if (channels or 1) == 1 else pixels), notes
 
 
 def pixels_per_metre(path: Path) -> tuple[tuple[int, int], bool] | None:
