@@ -145,8 +145,11 @@ def _notes(path: Path, jpeg: _Jpeg, as_labels: bool, channels: int) -> tuple[str
     """Return how the pixels are read where that is not plain; refuse what is not asked for."""
     if jpeg.channels not in {1: (1, 3), 3: (3,)}.get(channels, ()):
         size = " × ".join(map(str, jpeg.shape))
-        found = f"{jpeg.channels} channel{'s' * (jpeg.channels > 1)}"
-        raise InputError(f"{path}: has {found} (y × x = {size}); {channels} are needed")
+        found = f"{jpeg.channels} channel{'s' * (jpeg.channels > 1)} (y × x = {size})"
+        cure = "a grey image is needed, convert it to grey values"
+        raise InputError(
+            f"{path}: has {found}; {cure if channels == 1 else f'{channels} are needed'}"
+        )
     notes = [_GREY_NOTE] * (channels < jpeg.channels) + [_LABELS_NOTE] * as_labels
     notes += filter(None, [orientation_note(jpeg.exif)])
     return tuple(notes)
