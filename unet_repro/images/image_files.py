@@ -48,10 +48,13 @@ def _natural_key(file: Path) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], file.name
 
 
-class PngImage:
+class DecodedImage:
     """Give a PNG file as a stack of one slice, as `TiffPages` gives a TIFF; it is decoded once."""
 
-    def __init__(self, path: Path, *, channels: int | None = None) -> None:
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, *, channels: int | None, axes: str | None) -> None:
+        _check_axes(path, axes)
         self.channels = channels or 1
         self._pixels = read_png(path, channels=self.channels)
         self.shape = (1, *self._pixels.shape[1:])
@@ -65,35 +68,56 @@ class PngImage:
         """Do nothing: the file is closed already."""
 
 
+OpenedImage = TiffPages | DecodedImage
+
+
+def open_file(
+    path: Path,
+    *,
+    as_labels: bool = False,
+    channels: int | None = None,
+    axes: str | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> OpenedImage:
+    """Open a TIFF stack, or a PNG file as a stack of one slice; options as in `TiffPages`."""
+    if path.suffix.lower() == ".png":
+        return DecodedImage(path, channels=channels, axes=axes)
+    return TiffPages(
+        path, as_labels=as_labels, channels=channels, axes=axes, cache_bytes=cache_bytes
+    )
+
+
 def open_image(
     path: Path,
     *,
     as_labels: bool = False,
     channels: int | None = None,
+    axes: str | None = None,
     cache_bytes: int = CACHE_BYTES,
-) -> TiffPages | PngImage:
-    """Open one image of a folder, a TIFF of one slice or a PNG file; options as in `TiffPages`."""
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        return PngImage(path, channels=channels)
-    pages = TiffPages(path, as_labels=as_labels, channels=channels, cache_bytes=cache_bytes)
-    if pages.shape[0] != 1:
-        pages.close()
+) -> OpenedImage:
+    """Open one image of a folder: as `open_file`, but a TIFF must be of one slice."""
+    image = open_file(
+        path, as_labels=as_labels, channels=channels, axes=axes, cache_bytes=cache_bytes
+    )
+    if image.shape[0] != 1:
+        image.close()
         raise InputError(
-            f"{path}: is a stack of {pages.shape[0]} slices inside a folder of images; give the "
+            f"{path}: is a stack of {image.shape[0]} slices inside a folder of images; give the "
             "file itself, or a folder with one slice a file"
         )
-    return pages
+    return image
 
 
 def image_header(
-    path: Path, *, as_labels: bool = False, channels: int | None = None
-) -> tuple[tuple[int, int], np.dtype]:
-    """Give (y, x) and the dtype of one image of a folder without decoding it."""
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        return png_header(path, channels=channels or 1)
-    pages = open_image(path, as_labels=as_labels, channels=channels)
+    path: Path, *, as_labels: bool = False, channels: int | None = None, axes: str | None = None
+) -> tuple[tuple[int, int], np.dtype, tuple[str, ...]]:
+    """Give (y, x), the dtype and how it is read, in words, of one image of a folder undecoded."""
+    if path.suffix.lower() == ".png":
+        _check_axes(path, axes)
+        return (*png_header(path, channels=channels or 1), ())
+    pages = open_image(path, as_labels=as_labels, channels=channels, axes=axes)
     pages.close()
-    return (pages.shape[1], pages.shape[2]), pages.dtype
+    return (pages.shape[1], pages.shape[2]), pages.dtype, pages.notes
 
 
 def read_image(path: Path, *, as_labels: bool = False) -> np.ndarray:
@@ -104,3 +128,8 @@ def read_image(path: Path, *, as_labels: bool = False) -> np.ndarray:
         return image.read_region(0, slice(0, height), slice(0, width), keep=False)[0]
     finally:
         image.close()
+
+
+def _check_axes(path: Path, axes: str | None) -> None:
+    if axes not in (None, "YX", "ZYX"):
+        raise InputError(f"{path}: is one image, of axes YX or ZYX; {axes} are asked for")
