@@ -125,8 +125,7 @@ class StackReader:
         stored = self.channels * self.dtype.itemsize
         self.read_bytes, self.stored_bytes = stored, stored
         try:
-            if notes:
-                self._look_closer()
+            self._look_closer(notes)
             for text in notes:
                 note(f"{self.path}: {text}")
         except BaseException:
@@ -165,8 +164,10 @@ class StackReader:
         counts = Counter(text for *_, notes in headers for text in notes)
         return [f"{n} of {len(files)} images: {text}" for text, n in counts.items()]
 
-    def _look_closer(self) -> None:
+    def _look_closer(self, notes: list[str]) -> None:
         """Refuse most colour images at once, and reckon with what is stored of others."""
+        if not notes:
+            return
         image = self._image_of(0) if self._is_folder else self._image
         assert image is not None
         _, height, width = self.shape

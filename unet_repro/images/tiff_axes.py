@@ -157,12 +157,12 @@ def plane_order(path: Path, stored: StoredAxes, channels: int, *, is_colour: boo
     if found != [channels] and not is_stored_as_colour and (found or channels > 1):
         raise InputError(_of_channels(path, stored, channels))
     if len(depth) > 1 and {axis for axis, _ in depth} != {"T", "Z"}:
-        kind = "a grey stack of one page per slice (z, y, x)" if channels == 1 else (
-            f"{channels} channels, as an axis C or S of {channels}, and at most the axes T and Z "
-            "besides them, Y and X"
-        )  # fmt: skip
-        hint = f" or, if it is that, --axes {stored.example}" if len(stored.before) < 4 else ""
-        raise InputError(f"{path}: has axes {stored.stated}; {kind} is needed{hint}")
+        kind = "a grey stack of one page per slice (z, y, x) is needed"
+        if channels > 1:
+            kind = _needed(channels)
+        hint = f"; if they are times and slices, --axes {stored.example} says so"
+        is_likely = len(stored.before) == (2 if channels == 1 or stored.after else 3)
+        raise InputError(f"{path}: has axes {stored.stated}; {kind}{hint if is_likely else ''}")
     numbers: np.ndarray = np.arange(prod(n for _, n in axes)).reshape([n for _, n in axes])
     if of_channels:
         numbers = np.moveaxis(numbers, of_channels[0], -1)
@@ -172,16 +172,35 @@ def plane_order(path: Path, stored: StoredAxes, channels: int, *, is_colour: boo
     return PlaneOrder(planes, depth)
 
 
+def as_written(depth_axes: Axes, slices: int) -> Axes:
+    """Return the axes of an output of so many slices: those of its source if all are there.
+
+    Examples
+    --------
+    >>> as_written((("T", 3), ("Z", 5)), 15), as_written((("T", 3), ("Z", 5)), 4)
+    ((('T', 3), ('Z', 5)), (('Z', 4),))
+    >>> as_written((("T", 30),), 4)
+    (('T', 4),)
+    """
+    if slices == prod(length for _, length in depth_axes):
+        return depth_axes
+    return ((depth_axes[0][0] if len(depth_axes) == 1 else "Z", slices),)
+
+
 def _of_channels(path: Path, stored: StoredAxes, channels: int) -> str:
     if channels > 1:
-        return (
-            f"{path}: has axes {stored.stated}; {channels} channels are needed, as an axis C or S "
-            f"of {channels}, and at most the axes T and Z besides them, Y and X"
-        )
-    slices = "" if stored.after else f"; if these are slices, --axes {stored.example} says so"
+        return f"{path}: has axes {stored.stated}; {_needed(channels)}"
+    slices = "" if not stored.before else f"; if these are slices, --axes {stored.example} says so"
     return (
         f"{path}: has several channels (axes {stored.stated}); a grey stack (z, y, x) is needed"
         f"{slices}"
+    )
+
+
+def _needed(channels: int) -> str:
+    return (
+        f"{channels} channels are needed, as an axis C or S of {channels}, and at most the axes T "
+        "and Z besides them, Y and X"
     )
 
 

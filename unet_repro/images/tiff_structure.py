@@ -64,9 +64,14 @@ class StructureFinder:
                 all_series = self._file.series
         except InputError:
             with as_input_errors(self._path):
-                if self._description and self._are_pages_whole():
-                    self._check_agreement(1)
-                    return self._of_pages(self._imagej.get("images"))
+                self._check_agreement(1)
+                images, samples = self._imagej.get("images"), self._chain[0].samplesperpixel
+                if samples > 1 and images == len(self._chain) * samples:
+                    # Of 3 or 4 slices tifffile makes planes of one page, ImageJ's text or not.
+                    axes = StoredAxes.of_pages(self._chain[0], (("I", len(self._chain)),))
+                    return Structure(self._named(axes), self._chain)
+                if self._are_pages_whole():
+                    return self._of_pages(images)
             raise
         with as_input_errors(self._path):
             if not all_series:
@@ -160,15 +165,14 @@ class StructureFinder:
         if self._axes is not None:
             return axes.named(self._path, self._axes)
         imagej = self._imagej
-        if axes.samples == 1:
+        if axes.samples == 1 or axes.after:
             # tifffile itself declares the pages of an array of three axes as grey ImageJ channels.
             is_grey = self._channels == 1 and imagej.get("mode") == "grayscale"
             return axes.renamed("C", "I") if is_grey else axes
-        if not axes.after and imagej.get("channels", 1) == 1:
-            if imagej.get("slices") == axes.samples:  # tifffile stores 3 or 4 slices as planes
-                return axes.renamed("S", "Z")
-            if imagej.get("frames") == axes.samples:
-                return axes.renamed("S", "T")
+        if imagej.get("channels", 1) == 1:  # tifffile stores 3 or 4 slices as planes of a page
+            for name, letter in (("slices", "Z"), ("frames", "T")):
+                if imagej.get(name) == axes.samples:
+                    return axes.renamed("S", letter)
         return axes
 
     @property
@@ -193,7 +197,7 @@ class StructureFinder:
 
         A file that is cut off, or holds more pixels than directories point to, does not.
         """
-        if not self._description or self._directories.first_of_other_shape() is not None:
+        if not self._description:
             return False
         page = self._chain[0]
         pixels = sum(int(np.sum(page.databytecounts)) for page in self._chain)

@@ -101,9 +101,9 @@ class GreyScale:
                 if kind.min <= min(ends) and max(ends) <= kind.max:
                     return cls(offset, factor, np.dtype(kind.dtype))
         raise InputError(
-            f"{path}: has a calibration of grey values in ImageJ (function {function}, c0 = "
-            f"{offset}, c1 = {factor}) that whole numbers do not hold; set Analyze > Calibrate > "
-            "Function to None, and save it"
+            f"{path}: has a calibration of grey values in ImageJ (function {function!s:.9}, "
+            f"c0 = {offset!s:.20}, c1 = {factor!s:.20}) that whole numbers do not hold; set "
+            "Analyze > Calibrate > Function to None, and save it"
         )
 
     def __str__(self) -> str:
@@ -118,4 +118,4 @@ class GreyScale:
 
 
 def _is_whole(number: Any) -> bool:
-    return isinstance(number, (int, float)) and float(number).is_integer()
+    return type(number) is int or (isinstance(number, float) and number.is_integer())
