@@ -257,10 +257,10 @@ def mixed_dtypes(path):
 
 
 BAD_TIFFS = {
-    "rgb": (lambda p: tifffile.imwrite(p, noise((8, 9, 3)), photometric="rgb"), "several channels"),
+    "rgb": (lambda p: tifffile.imwrite(p, noise((8, 9, 3)), photometric="rgb"), "has colours"),
     "rgb stack": (
         lambda p: tifffile.imwrite(p, noise((2, 8, 9, 3)), photometric="rgb"),
-        "several channels",
+        "has colours",
     ),
     "channels": (channels, "several channels"),
     "four axes": (

@@ -96,7 +96,9 @@ def open_file(
     form = format_of(path)
     if form != "TIFF":
         return DecodedImage(path, form, as_labels=as_labels, channels=channels, axes=axes)
-    return TiffPages(path, as_labels=as_labels, channels=channels, cache_bytes=cache_bytes)
+    return TiffPages(
+        path, as_labels=as_labels, channels=channels, axes=axes, cache_bytes=cache_bytes
+    )
 
 
 def open_image(

@@ -5,6 +5,7 @@ Whatever is read is checked first, so that a damaged file is an error and never 
 
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +21,12 @@ from unet_repro.images.image_files import (
     open_file,
     open_image,
 )
-from unet_repro.images.tiff_axes import describe_size
+from unet_repro.images.tiff_axes import Axes, check_axes, describe_size
 from unet_repro.images.tiff_segments import CACHE_BYTES
 
 PathLike = str | os.PathLike[str]
+
+_TRIAL_PX = 64  # side of what is read on opening where grey was saved as colour
 
 
 class StackReader:
@@ -45,7 +48,11 @@ class StackReader:
     channels : int, optional
         How many channels the file must declare; None for grey, as 1. More than one are an axis C
         of a TIFF series or the samples of its pages (RGB, RGBA), or those of colour PNG files.
-        Besides them there may be one axis of slices, whatever its name.
+        Besides them there may be one axis of slices, whatever its name, or the axes T and Z.
+        Grey may be stored as RGB or RGBA: every pixel that is read must be grey and opaque.
+    axes : str, optional
+        The axes of a TIFF in the order of its pixels, in place of those that it declares: letters
+        of TCZYXS with Y and X. Axes of length 1 may be left out.
     cache_bytes : int
         Rectangles that go from left to right through a TIFF of compressed strips decode each
         strip once only if the strips of their rows fit.
@@ -56,6 +63,10 @@ class StackReader:
         (z, y, x); no side is 0.
     dtype : numpy.dtype
         As stored, in native byte order.
+    depth_axes : tuple of (str, int)
+        Axes of the slices with their lengths, whose product is z: ``(("T", 3), ("Z", 5))``.
+    read_bytes, stored_bytes : int
+        Bytes that reading takes for each pixel of a region, and that the file keeps for it.
     names : list of str
         Where each slice comes from: the file's name, or ``"slice k"`` in a TIFF stack.
 
@@ -64,6 +75,11 @@ class StackReader:
     InputError
         If there is no such file, or it is no readable stack of such channels: not a TIFF,
         truncated, other channels, pages of different shape, no slice at all.
+
+    Warns
+    -----
+    InputNote
+        Once for each thing that was not plain: grey stored as colour, a stale description.
 
     Examples
     --------
@@ -82,9 +98,11 @@ class StackReader:
         *,
         as_labels: bool = False,
         channels: int | None = None,
+        axes: str | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.path = Path(path)
+        check_axes(axes)
         if channels is not None and channels < 1:
             raise InputError(f"{self.path}: {channels} channels are asked for; 1 is the least")
         if not self.path.exists():
@@ -93,6 +111,7 @@ class StackReader:
         self._options: dict[str, Any] = {
             "as_labels": as_labels,
             "channels": channels,
+            "axes": axes,
             "cache_bytes": cache_bytes,
         }
         self._lock = threading.RLock()
@@ -101,17 +120,36 @@ class StackReader:
         self._is_folder = self.path.is_dir()
         files = image_files(self.path) if self._is_folder else [self.path]
         self._states = [FileState.of(file) for file in files]
-        if self._is_folder:
-            self._open_folder(files, as_labels, channels)
-        else:
-            self._image = image = open_file(self.path, **self._options)
-            self.shape, self.dtype = image.shape, image.dtype
-            self.names = [f"slice {z}" for z in range(self.shape[0])]
-            for text in image.notes:
+        self.depth_axes: Axes
+        notes = self._open_folder(files) if self._is_folder else self._open_file()
+        stored = self.channels * self.dtype.itemsize
+        self.read_bytes, self.stored_bytes = stored, stored
+        try:
+            self._look_closer(notes)
+            for text in notes:
                 note(f"{self.path}: {text}")
+        except BaseException:
+            self.close()
+            raise
 
-    def _open_folder(self, files: list[Path], as_labels: bool, channels: int | None) -> None:
-        headers = [image_header(file, as_labels=as_labels, channels=channels) for file in files]
+    def _open_file(self) -> list[str]:
+        """Open the one file; return how it is read where that is not plain."""
+        self._image = image = open_file(self.path, **self._options)
+        if getattr(image, "is_of_set", False):
+            image.close()
+            raise InputError(
+                f"{self.path}: declares slices that lie in other files; give the folder that holds "
+                "them, or save the stack as one file"
+            )
+        self.shape, self.dtype = image.shape, image.dtype
+        self.depth_axes = getattr(image, "depth_axes", (("Z", self.shape[0]),))
+        self.names = [f"slice {z}" for z in range(self.shape[0])]
+        return list(image.notes)
+
+    def _open_folder(self, files: list[Path]) -> list[str]:
+        """Look at each file's structure; return how they are read where that is not plain."""
+        options = {name: self._options[name] for name in ("as_labels", "channels", "axes")}
+        headers = [image_header(file, **options) for file in files]
         for file, header in zip(files, headers, strict=True):
             if header[:2] != headers[0][:2]:
                 (shape, dtype, _), (shape0, dtype0, _) = header, headers[0]
@@ -121,9 +159,25 @@ class StackReader:
                 )
         (height, width), self.dtype, _ = headers[0]
         self.shape = (len(files), height, width)
+        self.depth_axes = (("Z", len(files)),)
         self.names = [file.name for file in files]
-        for text in dict.fromkeys(text for *_, texts in headers for text in texts):
-            note(f"{self.path}: {text}")
+        counts = Counter(text for *_, notes in headers for text in notes)
+        return [f"{n} of {len(files)} images: {text}" for text, n in counts.items()]
+
+    def _look_closer(self, notes: list[str]) -> None:
+        """Refuse most colour images at once, and reckon with what is stored of others."""
+        if not notes:
+            return
+        image = self._image_of(0) if self._is_folder else self._image
+        assert image is not None
+        _, height, width = self.shape
+        top, left = (max(0, (side - _TRIAL_PX) // 2) for side in (height, width))
+        rows = slice(top, min(height, top + _TRIAL_PX))
+        image.read_region(0, rows, slice(left, min(width, left + _TRIAL_PX)), keep=False)
+        # Of a folder each image may be stored in another way, RGBA at most.
+        channels = 4 if self._is_folder else getattr(image, "stored_channels", self.channels)
+        self.stored_bytes = max(channels, self.channels) * self.dtype.itemsize
+        self.read_bytes = 2 * self.stored_bytes + 4 * self.channels  # and copies as they change
 
     def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
         """Copy a rectangle (channels, h, w) of slice `z`; of a TIFF, only what it touches is read.

@@ -19,19 +19,19 @@ _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are l
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
-def read_stack(path: PathLike) -> np.ndarray:
+def read_stack(path: PathLike, *, axes: str | None = None) -> np.ndarray:
     """Read a grey TIFF stack, or a folder's TIFF and PNG images (2 before 10), into memory.
 
     Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
-    slice. `InputError`: as `StackReader`.
+    slice. `axes`: as of `StackReader`. `InputError`: as there.
     """
-    with StackReader(path) as reader:
+    with StackReader(path, axes=axes) as reader:
         return reader.read()
 
 
-def read_images(path: PathLike) -> np.ndarray:
+def read_images(path: PathLike, *, axes: str | None = None) -> np.ndarray:
     """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
-    with StackReader(path) as reader:
+    with StackReader(path, axes=axes) as reader:
         stack = reader.read()
         if stack.dtype.kind == "f":
             for z, image in enumerate(stack):
@@ -39,13 +39,13 @@ def read_images(path: PathLike) -> np.ndarray:
     return stack
 
 
-def read_labels(path: PathLike) -> np.ndarray:
+def read_labels(path: PathLike, *, axes: str | None = None) -> np.ndarray:
     """Read labels (z, y, x): instance numbers, or a mask of 0 and 255 (or 0 and 1); 0: background.
 
     TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, other
     integers stay as stored. `InputError`: as `StackReader`; floating-point or negative labels.
     """
-    with StackReader(path, as_labels=True) as reader:
+    with StackReader(path, as_labels=True, axes=axes) as reader:
         if reader.dtype.kind == "f":
             raise InputError(f"{reader.path}: labels must be integers, not {reader.dtype}")
         stack = reader.read()
@@ -70,7 +70,9 @@ def check_pair(images: np.ndarray, labels: np.ndarray) -> None:
         raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
 
 
-def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(
+    images: PathLike, labels: PathLike, *, axes: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
 
     Where both are folders, each image needs the label file of the same stem (``image/7.png``,
@@ -89,7 +91,7 @@ def read_pair(images: PathLike, labels: PathLike) -> tuple[np.ndarray, np.ndarra
                     f"{folder}: has no partner for {alone[0]} ({len(alone)} of {len(stems)} lack "
                     "one); images and labels need the same file names"
                 )
-    pair = read_images(images), read_labels(labels)
+    pair = read_images(images, axes=axes), read_labels(labels, axes=axes)
     check_pair(*pair)
     return pair
 

@@ -24,7 +24,7 @@ Compression = Literal["zlib", "zstd", "lzw", "none"]
 Layout = Literal["strips", "tiles"]
 PathLike = str | os.PathLike[str]
 
-_AXES = ("ZYX", "TYX", "ZCYX", "TCYX")
+_AXES = ("ZYX", "TYX", "ZCYX", "TCYX", "TZYX", "TZCYX", "ZTYX", "ZTCYX")
 _DTYPES = ("uint8", "uint16", "float16", "float32")
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_PAGE_PX = 2**31 - 1  # an array of Java
@@ -48,12 +48,16 @@ _WORST_CASE = {
 
 
 def layout_of(
-    shape: tuple[int, ...], dtype: npt.DTypeLike, compression: Compression = "zlib"
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    compression: Compression = "zlib",
+    axes: str = "ZYX",
 ) -> Layout:
     """Return the layout that `write_pages` gives a file: "strips" where ImageJ can read it.
 
-    Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), pages of less
-    than 2**31 pixels, and a file below 4 GiB even if its pixels do not compress at all.
+    Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), its order of
+    axes (TZCYX), pages of less than 2**31 pixels, and a file below 4 GiB even if its pixels do not
+    compress at all.
 
     Examples
     --------
@@ -61,7 +65,8 @@ def layout_of(
     ('strips', 'tiles')
     """
     imagej_reads = np.dtype(dtype).name in _IMAGEJ_DTYPES and compression in _WORST_CASE
-    return "strips" if imagej_reads and _fits_imagej(shape, dtype, compression) else "tiles"
+    fits = "ZT" not in axes and _fits_imagej(shape, dtype, compression)
+    return "strips" if imagej_reads and fits else "tiles"
 
 
 def _fits_imagej(shape: tuple[int, ...], dtype: npt.DTypeLike, compression: Compression) -> bool:
@@ -99,9 +104,11 @@ def write_pages(
         band may be overwritten when the next is asked for.
     shape : tuple of int
         (z, y, x) or (z, c, y, x), no side 0; c channels, such as classes, are pages of their own.
+        With times and slices (t, z, y, x) or (t, z, c, y, x), or z before t.
     dtype : uint8, uint16, float16 or float32
     axes : str
-        "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series. `calibration.axes` is not used.
+        "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series; "TZYX", "TZCYX", "ZTYX", "ZTCYX".
+        `calibration.axes` is not used.
     calibration : Calibration
         Scale to record. OME has a closed list of units: another one becomes "reference frame".
     layout : "strips" or "tiles", optional
@@ -136,7 +143,7 @@ def write_pages(
     """
     dtype = np.dtype(dtype)
     _check_options(path, shape, dtype, axes, layout, compression)
-    layout = layout or layout_of(shape, dtype, compression)
+    layout = layout or layout_of(shape, dtype, compression, axes)
     segment_shape = _segment_shape(shape, dtype, layout)
     is_tiled = layout == "tiles"
     is_ome = is_tiled and dtype.name in _IMAGEJ_DTYPES
@@ -181,6 +188,8 @@ def _check_options(
             raise InputError(f"{path}: {name} {value!r}: one of {', '.join(choices)} is needed")
     if layout == "strips" and dtype.name not in _IMAGEJ_DTYPES:
         raise InputError(f"{path}: ImageJ's strips cannot hold {dtype}; tiles can")
+    if layout == "strips" and "ZT" in axes:
+        raise InputError(f"{path}: ImageJ's strips cannot hold axes {axes}; tiles can")
     if layout == "strips" and not _fits_imagej(shape, dtype, compression):
         size = " × ".join(map(str, shape))
         raise InputError(f"{path}: {size} {dtype} is too large for ImageJ's strips; tiles hold it")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unet_repro.errors import InputError
 from unet_repro.images.calibration import Calibration
 from unet_repro.images.png_files import encode_png
+from unet_repro.images.tiff_axes import Axes, as_written
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
 from unet_repro.prediction.values import Values
 
@@ -28,6 +29,7 @@ class Destination:
     path: Path  # as given by the user
     names: tuple[str, ...]  # of the slices' files in a folder; empty for one file
     shape: tuple[int, int, int]  # slices, height, width
+    depth_axes: Axes  # of all slices of the source
     planes: int  # values per pixel
     dtype: str
     calibration: Calibration  # carried over
@@ -35,9 +37,16 @@ class Destination:
 
     @property
     def page_shape(self) -> tuple[int, ...]:
-        """Shape of the TIFF: (z, y, x), or (z, class, y, x)."""
-        slices, height, width = self.shape
-        return (slices, height, width) if self.planes == 1 else (slices, self.planes, height, width)
+        """Shape of the TIFF: (z, y, x), or (z, class, y, x); z may be t and z."""
+        return self._shape(self.shape[0])
+
+    def _shape(self, slices: int) -> tuple[int, ...]:
+        depths = tuple(length for _, length in as_written(self.depth_axes, slices))
+        return (*depths, *((self.planes,) if self.planes > 1 else ()), *self.shape[1:])
+
+    def _axes(self, slices: int) -> str:
+        letters = "".join(axis for axis, _ in as_written(self.depth_axes, slices))
+        return f"{letters}{'C' if self.planes > 1 else ''}YX"
 
     @property
     def n_bytes(self) -> int:
@@ -47,8 +56,9 @@ class Destination:
     @property
     def layout(self) -> str:
         """What the pages are stored as, in words."""
-        shape = (1, *self.page_shape[1:]) if self.names else self.page_shape
-        is_strips = layout_of(shape, self.dtype, self.compression) == "strips"
+        slices = 1 if self.names else self.shape[0]
+        shape, axes = self._shape(slices), self._axes(slices)
+        is_strips = layout_of(shape, self.dtype, self.compression, axes) == "strips"
         kind = "ImageJ TIFF in strips" if is_strips else "BigTIFF in tiles, OME metadata"
         if not self.names:
             return kind
@@ -83,13 +93,12 @@ class Destination:
                 self._write_tiff(path / name, range(z, z + 1), bands, info)
 
     def _write_tiff(self, path: Path, slices: range, bands: Bands, info: str) -> None:
-        axes = self.calibration.axes
         write_pages(
             path,
             (band for z in slices for plane in range(self.planes) for band in bands(z, plane)),
-            shape=(len(slices), *self.page_shape[1:]),
+            shape=self._shape(len(slices)),
             dtype=self.dtype,
-            axes=axes if self.planes == 1 else f"{axes[0]}C{axes[1:]}",
+            axes=self._axes(len(slices)),
             calibration=self.calibration,
             compression=self.compression,
             info=info,

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save
 
 from unet_repro.config import keywords_from
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_calibration, read_info
@@ -130,11 +130,15 @@ def prepared(
             Path(out),
             _names(Path(out), reader, slices, values),
             (len(slices), len(rows), len(columns)),
+            reader.depth_axes,
             values.planes,
             values.dtype,
             read_calibration(reader.path),
             settings.compression,
         )
+        if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
+            names = " x ".join(axis for axis, _ in reader.depth_axes)
+            note(f"{out}: a part of the slices of {names} is written as plain slices, axes ZYX")
         buffers = Buffers.of(reader, cache_bytes, destination, network.config.classes)
         plan = make_plan(predictor, buffers, rows=rows, columns=columns, memory=memory)
         job = Job(

@@ -294,15 +294,14 @@ def _assemble(
     progress: bool,
 ) -> None:
     depth = labels.shape[0]
-    calibration = read_calibration(labels.path)
     slices = (store.read((z, 0, 0))[0] for z in range(depth))
     write_pages(
         path,
         _bar(slices, "writing", depth, progress=progress),
-        shape=labels.shape,
+        shape=(*(length for _, length in labels.depth_axes), *labels.shape[1:]),
         dtype=np.float32,
-        axes=calibration.axes,
-        calibration=calibration,
+        axes="".join(axis for axis, _ in labels.depth_axes) + "YX",
+        calibration=read_calibration(labels.path),
         compression=record["settings"]["compression"],
         info=_info(record),
         workers=workers,
