@@ -1,9 +1,9 @@
-"""What image files say besides their pixels: axes, scale, and the text that this package adds."""
+"""What image files say besides their pixels: scale, and the text that this package records."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,8 @@ _DROPPED = "is not carried over"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Axes and scale of a stack, as its file states them; all lengths in one unit, that of x."""
+    """Scale of a stack, as its file states it; all lengths in one unit, that of x."""
 
-    axes: str = "ZYX"  # or TYX: a time series
     resolution: tuple[float, float] | None = None  # pixels per unit along x and y
     resolution_unit: int = _NO_UNIT  # the tag; with 1 `unit` holds, as in ImageJ
     unit: str | None = None  # its name; ASCII
@@ -59,7 +58,7 @@ UNCALIBRATED = Calibration()
 
 
 def read_calibration(path: PathLike) -> Calibration:
-    """Read the axes and scale of a readable stack; of a folder those of its first file, along z.
+    """Read the scale of a readable stack; of a folder that of its first file.
 
     An `InputNote` says what is not carried over: units that cannot be told in that of x, sizes
     that are none, another scale of other files in a folder.
@@ -69,8 +68,6 @@ def read_calibration(path: PathLike) -> Calibration:
     calibration, notes = _read(files[0])
     for text in dict.fromkeys(notes):
         note(f"{files[0]}: {text}")
-    if path.is_dir():
-        calibration = replace(calibration, axes="ZYX")
     for other in files[1:]:
         if _scale(_read(other)[0]) != _scale(calibration):
             note(f"{path}: {other.name} has another scale than {files[0].name}, whose is used")
@@ -92,13 +89,12 @@ def _read(path: Path) -> tuple[Calibration, list[str]]:
         pixels, unit = pixel_density(path) or (None, _NO_UNIT)
         return Calibration(resolution=_resolution(pixels, unit), resolution_unit=unit), notes
     with as_input_errors(path), _open_tiff(path) as file:
-        axes = "TYX" if file.series[0].axes.startswith("T") else "ZYX"
         stated = _tag_scale(file, notes)
         if file.ome_metadata:
             stated |= _ome_scale(file.ome_metadata, notes)
         elif file.fei_metadata and not stated["unit"]:
             stated |= _fei_scale(file.fei_metadata, notes)
-    return Calibration(axes=axes, **stated), notes
+    return Calibration(**stated), notes
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def write_pages(
     dtype : uint8, uint16, float16 or float32
     axes : str
         "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series; "TZYX", "TZCYX", "ZTYX", "ZTCYX".
-        `calibration.axes` is not used.
+
     calibration : Calibration
         Scale to record. OME has a closed list of units: another one becomes "reference frame".
     layout : "strips" or "tiles", optional
