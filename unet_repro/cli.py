@@ -42,7 +42,8 @@ arg = tyro.conf.arg
 Images = Annotated[
     tyro.conf.Positional[Path],
     arg(
-        metavar="IMAGES", help="TIFF stack, or folder of grey TIFF or PNG images in natural order."
+        metavar="IMAGES",
+        help="TIFF stack, PNG or JPEG image, or folder of grey images in natural order.",
     ),
 ]
 Labels = Annotated[
@@ -59,6 +60,9 @@ MaskSuffix = Annotated[
         help="Of two folders: what the labels' names have in addition, _mask for 7.png and "
         "7_mask.png; pairs always go by name."
     ),
+]
+ImageAxes = Annotated[
+    str, arg(help="Of both stacks, in place of those that the files declare, such as ZYX.")
 ]
 LabelOptions = tyro.conf.OmitArgPrefixes[LabelSettings]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -85,6 +89,7 @@ class Train:
     out: Path
     settings: Settings = field(default_factory=TrainConfig)
     read_as: LabelOptions = field(default_factory=LabelSettings)
+    axes: ImageAxes = ""
     mask_suffix: MaskSuffix = ""
     resume: Resume = False
     overwrite: Overwrite = False
@@ -105,6 +110,7 @@ class Train:
                 self.images,
                 self.labels,
                 ignore_label=self.read_as.ignore_label,
+                axes=self.axes or None,
                 mask_suffix=self.mask_suffix,
             )
             data = LabelledStack(
@@ -146,7 +152,7 @@ class Predict:
     Parameters
     ----------
     stack
-        TIFF stack, or folder of TIFF or PNG images in natural order.
+        TIFF stack, PNG or JPEG image, or folder of images in natural order.
     model
         A model.safetensors that train has written.
     out
@@ -272,6 +278,7 @@ class PreviewAugmentation:
         default_factory=AugmentationConfig
     )
     read_as: LabelOptions = field(default_factory=LabelSettings)
+    axes: ImageAxes = ""
     mask_suffix: MaskSuffix = ""
     tile: int = TILE_INPUT_PX
     samples: int = 8
@@ -286,6 +293,7 @@ class PreviewAugmentation:
             self.images,
             self.labels,
             ignore_label=self.read_as.ignore_label,
+            axes=self.axes or None,
             mask_suffix=self.mask_suffix,
         )
         reading = augmentation_preview(
@@ -329,6 +337,7 @@ class Evaluate:
     prediction: Annotated[tyro.conf.Positional[Path], arg(metavar="PREDICTION")]
     task: Literal["em", "cells"] = "em"
     read_as: LabelOptions = field(default_factory=LabelSettings)
+    axes: ImageAxes = ""
     mask_suffix: MaskSuffix = ""
     max_value: float | None = None
     json: Path | None = None
@@ -345,13 +354,14 @@ class Evaluate:
                 check_output(path, overwrite=self.overwrite)
         predicted, truth = paired_files(self.prediction, self.labels, mask_suffix=self.mask_suffix)
         ignore = self.read_as.ignore_label
-        labels = read_labels(self.labels, ignore_label=ignore, files=truth)
+        axes = self.axes or None
+        labels = read_labels(self.labels, ignore_label=ignore, axes=axes, files=truth)
         reading = read_meaning(labels, self.read_as)
         told = [f"labels: {reading.line()}"]
         cells = joined([reading.cells(slice_) for slice_ in labels])
         known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None
         cells = mapped(lambda ids: np.maximum(ids, 0), cells)
-        prediction = read_stack(self.prediction, files=predicted)
+        prediction = read_stack(self.prediction, axes=axes, files=predicted)
         recorded = read_info(predicted[0] if predicted else self.prediction)
         full_scale = recorded_full_scale(recorded) if self.max_value is None else self.max_value
         if self.task == "cells":

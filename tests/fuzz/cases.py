@@ -139,6 +139,26 @@ def image_folder(random: Random, folder: Path, templates: Templates) -> list[str
     return arguments
 
 
+def one_image(random: Random, folder: Path, templates: Templates) -> list[str]:
+    """A PNG or JPEG file, given as a stack, or two or three in a folder, as images or labels."""
+    is_folder = random.random() < 0.4
+    name = "images"
+    (folder / name).mkdir()
+    for i in range(random.choice((2, 3)) if is_folder else 1):
+        content, suffix = file_bytes.image_file(random, SIDE)
+        name = "images" if is_folder else f"images/{i}{suffix}"
+        (folder / "images" / f"{i}{suffix}").write_bytes(content)
+        if random.random() < 0.05:
+            (folder / "images" / random.choice(("9.bmp", "9.txt", f"{i}.tiff"))).write_bytes(b"II")
+    if random.random() < 0.35:
+        return ["weight-map", name, "--out", "w.tif", "--workers", "1"]
+    arguments = _use_images(random, folder, templates, name)
+    if arguments[0] == "predict" and is_folder and random.random() < 0.6:
+        arguments[arguments.index("p.tif")] = "out"
+        arguments += random.choice(([], ["--kind", "labels"]))
+    return arguments
+
+
 def model_file(random: Random, folder: Path, templates: Templates) -> list[str]:
     """A hostile model file."""
     (folder / "m.safetensors").write_bytes(file_bytes.hostile_model(random, templates.model))
@@ -269,7 +289,8 @@ def cell_tracking(random: Random, folder: Path, templates: Templates) -> list[st
 
 
 _SHARES: dict[Family, int] = {
-    **{tiff_images: 6, tiff_labels: 4, image_folder: 3, model_file: 4, run_folder: 4},
+    **{tiff_images: 6, tiff_labels: 4, image_folder: 3, one_image: 4, model_file: 4},
+    **{run_folder: 4},
     **{resumed_training: 1, resumed_output: 2, command_line: 4, cell_tracking: 2},
 }
 FAMILIES = {family.__name__: family for family in _SHARES}

@@ -1,4 +1,4 @@
-"""PNG files, model files, checkpoints and text files with something wrong about them."""
+"""PNG and JPEG files, model files, checkpoints and text files with something wrong about them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import torch
+from PIL import Image
 
 from .tiff_bytes import ODD_NUMBERS, damaged
 
@@ -75,6 +76,89 @@ def grey_png(side: int = 24) -> bytes:
     """Return a PNG that is all right."""
     y, x = np.mgrid[:side, :side]
     return bytes(imagecodecs.png_encode(((y // 8 + x // 8) % 2 * 255).astype(np.uint8)))
+
+
+def odd_png(random: Random, *, side: int = 24) -> bytes:
+    """Return a PNG of a rare kind that is all right: few bits, a colour table, grey as colour."""
+    pick, chance = random.choice, random.random
+    depth, colour = pick(((1, 0), (2, 0), (4, 0), (16, 0), (8, 2), (8, 3), (4, 3), (2, 3), (1, 3),
+                          (8, 4), (16, 4), (8, 6), (16, 6)))  # fmt: skip
+    y, x = np.mgrid[:side, :side]
+    checks = (y // 8 + x // 8) % 2 * (2**depth - 1)
+    opaque = np.full_like(checks, 2**depth - 1)
+    n_colours = 3 if colour in (2, 6) else 1
+    samples = np.stack([checks] * n_colours + [opaque] * (colour in (4, 6)), -1).reshape(side, -1)
+    bits = samples[..., None] >> np.arange(depth - 1, -1, -1) & 1
+    rows = np.packbits(bits.reshape(side, -1).astype(np.uint8), axis=1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0))]
+    if colour == 3:
+        greys = [bytes([grey] * 3) for grey in random.sample(range(256), 2**depth)]
+        chunks.append((b"PLTE", b"".join(greys)))
+    if chance() < 0.3:
+        chunks.append((b"pHYs", struct.pack(">IIB", *pick(((1, 1), (0, 9), (10**8, 10**7))), 1)))
+    if chance() < 0.2:
+        chunks.append((b"tRNS", pick((b"\0\0", b"\xff\xff", b"\0" * 6, b""))))
+    if chance() < 0.2:
+        chunks.append((b"eXIf", odd_exif(random)))
+    stream = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks += [(b"IDAT", stream), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in chunks:
+        check = struct.pack(">I", zlib.crc32(name + body))
+        content += struct.pack(">I", len(body)) + name + body + check
+    return content
+
+
+def odd_exif(random: Random) -> bytes:
+    """Return Exif that states an orientation, or a lie."""
+    order, form = random.choice(((b"II*\0", "<"), (b"MM\0*", ">")))
+    start = random.choice((8, 8, 8, *ODD_NUMBERS))
+    n_tags = random.choice((1, 1, 1, 0, 65535))
+    entry = struct.pack(f"{form}HHHIHH", n_tags, 0x0112, 3, 1, random.randrange(10), 0)
+    return order + struct.pack(f"{form}I", start) + entry
+
+
+def hostile_jpeg(random: Random, *, side: int = 24) -> bytes:
+    """Return a JPEG file that is all right, or with something wrong about it."""
+    pick, chance = random.choice, random.random
+    y, x = np.mgrid[:side, :side]
+    grey = ((y // 8 + x // 8) % 2 * 200 + random.randrange(50)).astype(np.uint8)
+    planes = [grey] * pick((1, 1, 3, 3, 4))
+    if chance() < 0.2:
+        planes[-1] = 255 - grey
+    image = Image.fromarray(np.stack(planes, -1) if len(planes) > 1 else grey,
+                            {1: "L", 3: "RGB", 4: "CMYK"}[len(planes)])  # fmt: skip
+    options: dict[str, Any] = {"quality": pick((1, 50, 95, 100)), "progressive": chance() < 0.3}
+    if chance() < 0.3:
+        options["restart_marker_blocks"] = pick((1, 2, 5))
+    if chance() < 0.3:
+        options["exif"] = b"Exif\0\0" + odd_exif(random)
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    content = bytearray(file.getvalue())
+    markers = [i for i in range(len(content) - 9) if content[i] == 255 and content[i + 1] > 0xBF]
+    for _ in range(pick((0, 0, 1, 1, 2))):
+        at = pick(markers)
+        if chance() < 0.3:
+            content[at + 1] = pick((0xC0, 0xC1, 0xC3, 0xC9, 0xD8, 0xD9, 0xDA, 0xD0, 0xFE, 0x00))
+        else:  # a length, a size, a table
+            struct.pack_into(">H", content, at + pick((2, 5, 7)), pick(ODD_NUMBERS) % 65536)
+    if chance() < 0.2:
+        content = content[: random.randrange(len(content))] + pick((b"", b"\xff\xd9"))
+    return damaged(random, bytes(content)) if chance() < 0.3 else bytes(content)
+
+
+def image_file(random: Random, side: int) -> tuple[bytes, str]:
+    """Return a PNG or JPEG of any kind, right or not, and its suffix."""
+    kind = random.random()
+    if kind < 0.25:
+        content, suffix = hostile_png(random), ".png"
+    elif kind < 0.65:
+        content, suffix = odd_png(random, side=side), ".png"
+        content = damaged(random, content) if random.random() < 0.3 else content
+    else:
+        content, suffix = hostile_jpeg(random, side=side), random.choice((".jpg", ".JPEG"))
+    return content, random.choice((".tif", ".png", ".x")) if random.random() < 0.05 else suffix
 
 
 def hostile_model(random: Random, good: bytes) -> bytes:

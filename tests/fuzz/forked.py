@@ -31,16 +31,23 @@ class Outcome:
 
     @property
     def kind(self) -> str:
-        """``result``, ``line`` (exit code 2, one clear line), or what else it was."""
+        """``result``, ``line`` (exit code 2, one clear line), or what else it was.
+
+        Either may come with notes, a line each.
+        """
         said = [
             part
             for part in re.split(r"[\r\n]+", self.error)
             if part.strip() and not _BAR.search(part) and not part.startswith(_LIBRARY)
         ]
+        notes = [part for part in said if part.startswith("note: ")]
+        said = [part for part in said if part not in notes]
         if self.signal:
             return f"killed by {signal.Signals(self.signal).name}"
         if "Traceback" in self.error:
             return "traceback"
+        if not all(part.isprintable() for part in notes):
+            return "control characters"
         if self.code == 0:
             return "result" if not said else "result with noise"
         if self.code != 2:

@@ -192,9 +192,12 @@ def test_channels_of_each_kind_of_file_are_found(tmp_path, case):
         with pytest.raises(ValueError, match="read_region reads them"):
             reader.read_slice(0)
     for channels in (None, 1, 2, 4, 5):
-        with pytest.raises(InputError, match="channels") as caught:
+        is_colour = "S" in axes and channels in (None, 1)  # grey could have been stored so
+        with pytest.raises(
+            InputError, match="colours" if is_colour else "axes .* channels|channels.*axes"
+        ) as caught:
             StackReader(tmp_path / "s.tif", channels=channels)
-        assert "\n" not in str(caught.value) and "axes" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_colour_pages_written_one_by_one_are_one_stack(tmp_path):
@@ -211,9 +214,11 @@ def test_colour_pages_written_one_by_one_are_one_stack(tmp_path):
     ("shape", "axes", "channels"),
     [
         ((3, 8, 9), "ZYX", 3),  # slices are not channels
-        ((2, 3, 4, 8, 9), "TZCYX", 4),
+        ((2, 3, 4, 8, 9), "RZCYX", 4),
         ((2, 3, 8, 9), "TZYX", 3),
-        ((2, 3, 8, 9), "TZYX", 1),
+        ((2, 3, 8, 9), "RZYX", 1),
+        ((2, 3, 8, 9), "QQYX", 1),
+        ((2, 3, 4, 8, 9), "QTZYX", 1),
     ],
 )
 def test_axes_are_never_guessed(tmp_path, shape, axes, channels):

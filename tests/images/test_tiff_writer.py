@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.images import tiff_writer as tiff_output
 from unet_repro.images.calibration import Calibration, read_calibration, read_info
 from unet_repro.images.tiff_writer import layout_of, write_pages
@@ -214,7 +214,14 @@ def ome(path):
             },
         ),
         (
-            Calibration(resolution=(8.0, 8.0), unit="furlong"),
+            Calibration(resolution=(8.0, 8.0), unit=r"\u00C5", spacing=20.0),
+            {
+                **{"PhysicalSizeX": "0.125", "PhysicalSizeY": "0.125", "PhysicalSizeZ": "20.0"},
+                **{f"PhysicalSize{axis}Unit": "Å" for axis in "XYZ"},
+            },
+        ),
+        (
+            Calibration(resolution=(8.0, 8.0)),
             {
                 **{"PhysicalSizeX": "0.125", "PhysicalSizeY": "0.125"},
                 **{f"PhysicalSize{axis}Unit": "reference frame" for axis in "XY"},
@@ -232,6 +239,15 @@ def test_ome_states_scale_size_and_text(tmp_path, calibration, expected):
     assert scale == expected
     sizes = {key: value for key, value in pixels.items() if key.startswith("Size")}
     assert sizes == {"SizeX": "30", "SizeY": "20", "SizeC": "3", "SizeZ": "1", "SizeT": "2"}
+
+
+def test_unit_that_ome_has_not_is_noted(tmp_path):
+    scale = Calibration(resolution=(8.0, 8.0), unit="furlong")
+    with pytest.warns(InputNote, match="OME-TIFF has no unit 'furlong'"):
+        path = write(tmp_path / "a.tif", noise((1, 4, 5), "uint8"), layout="tiles",
+                     calibration=scale)  # fmt: skip
+    assert ome(path)[1]["PhysicalSizeXUnit"] == "reference frame"
+    assert read_calibration(path).resolution == (8.0, 8.0)
 
 
 def test_memory_is_a_row_of_tiles_and_not_a_page(tmp_path):

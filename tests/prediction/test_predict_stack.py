@@ -17,10 +17,12 @@ import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
-from unet_repro.images.calibration import read_info
+from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.png_files import encode_png, pixels_per_metre
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
@@ -137,6 +139,44 @@ def test_folder_gives_a_folder_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "labels" / "notes.txt").unlink()
     predict_stack(source, model, tmp_path / "labels", kind="uint8", overwrite=True)
     assert read_stack(tmp_path / "labels").max() > 1
+
+
+def test_jpeg_in_gives_files_without_loss(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name, image in zip(("a.JPG", "b.v2.jpeg", "c.png"), grey_stack(3, 40, 44)):
+        Image.fromarray(image).save(source / name)
+    model = network()
+    expected = [OverlapTilePredictor(model)(image).argmax(axis=0) for image in read_stack(source)]
+    out = predict_stack(source, model, tmp_path / "labels", kind="labels", overwrite=True)
+    assert sorted(file.name for file in out.iterdir()) == ["a.png", "b.v2.png", "c.png"]
+    assert np.array_equal(read_stack(out), expected)
+    out = predict_stack(source, model, tmp_path / "p")
+    assert sorted(file.name for file in out.iterdir()) == ["a.tif", "b.v2.tif", "c.tif"]
+
+
+def test_one_png_is_a_stack_of_one_slice(tmp_path: Path) -> None:
+    image, model = grey_stack(1, 40, 44), network()
+    (tmp_path / "a.png").write_bytes(encode_png(image[0], (2.5e8, 2e8)))
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", metadata={"axes": "ZYX"})
+    found, expected = (
+        predict_stack(tmp_path / f"a.{suffix}", model, tmp_path / f"{suffix}-out.tif")
+        for suffix in ("png", "tif")
+    )
+    assert np.array_equal(read_stack(found), read_stack(expected))
+    calibration = read_calibration(found)
+    assert calibration.pixels_per_metre == pytest.approx((2.5e8, 2e8))
+
+
+def test_scale_of_png_files_is_carried_over(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for z, image in enumerate(grey_stack(2, 40, 44)):
+        (source / f"{z}.png").write_bytes(encode_png(image, (2.5e8, 2e8)))
+    out = predict_stack(source, network(), tmp_path / "labels", kind="labels")
+    assert pixels_per_metre(out / "1.png") == ((250_000_000, 200_000_000), True)
+    out = predict_stack(source, network(), tmp_path / "p.tif")
+    assert read_calibration(out).pixels_per_metre == pytest.approx((2.5e8, 2e8))
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def _frame_number(name: str, prefix: str) -> int:
 
 
 def _read_instances(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    instances = read_image(file, palette=True)
+    instances = read_image(file, as_labels=True)
     if instances.dtype.kind not in "bui":
         raise InputError(f"{file}: instance numbers must be integers, not {instances.dtype}")
     if instances.shape != shape:

@@ -1,1 +1,1 @@
-"""Stacks of images (z, y, x) in and out: TIFF, PNG, and what their metadata and labels mean."""
+"""Stacks of images (z, y, x): TIFF, PNG, JPEG, and what their metadata and labels mean."""

@@ -5,11 +5,12 @@ import numpy as np
 from unet_repro.errors import InputError
 
 
-def as_grey(region: np.ndarray, what: str) -> np.ndarray:
+def as_grey(region: np.ndarray, what: str, *, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Return the one grey channel, (1, y, x), of a region (channels, y, x) stored as colour.
 
     Two channels are grey and opacity, three are R, G and B, four those and opacity. `InputError`,
-    beginning with `what`: R, G and B differ somewhere, or a pixel is not fully opaque.
+    beginning with `what`: R, G and B differ somewhere, or a pixel is not fully opaque. `origin` is
+    where the region lies in its image.
 
     Examples
     --------
@@ -23,15 +24,15 @@ def as_grey(region: np.ndarray, what: str) -> np.ndarray:
             y, x = np.argwhere(other != region[0])[0]
             values = ", ".join(str(value) for value in region[:n_colours, y, x])
             raise InputError(
-                f"{what} has colours, such as ({values}) at y = {y}, x = {x}; a grey image is "
-                "needed, convert it to grey values"
+                f"{what} has colours, such as ({values}) at y = {origin[0] + y}, "
+                f"x = {origin[1] + x}; a grey image is needed, convert it to grey values"
             )
     if channels in (2, 4):
         opaque = np.iinfo(region.dtype).max if region.dtype.kind in "iu" else 1
         if (region[-1] != opaque).any():
             y, x = np.argwhere(region[-1] != opaque)[0]
             raise InputError(
-                f"{what} is transparent, such as {region[-1, y, x]} of {opaque} at y = {y}, "
-                f"x = {x}; save it without transparency"
+                f"{what} is transparent, such as {region[-1, y, x]} of {opaque} at "
+                f"y = {origin[0] + y}, x = {origin[1] + x}; save it without transparency"
             )
     return region[:1]

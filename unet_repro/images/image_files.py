@@ -1,4 +1,4 @@
-"""Image files one level below stacks: the images of a folder, each a TIFF of one slice or a PNG."""
+"""Image files one level below stacks: a file of any format that is read, and those of a folder."""
 
 import os
 import re
@@ -8,32 +8,39 @@ from pathlib import Path
 import numpy as np
 
 from unet_repro.errors import InputError
+from unet_repro.images.image_formats import OTHER_SUFFIXES, READ_SUFFIXES, format_of
+from unet_repro.images.jpeg_files import jpeg_header, read_jpeg
 from unet_repro.images.png_files import png_header, read_png
 from unet_repro.images.tiff_pages import TiffPages
 from unet_repro.images.tiff_segments import CACHE_BYTES
 
 PathLike = str | os.PathLike[str]
+Header = tuple[tuple[int, int], np.dtype, tuple[str, ...]]  # (y, x), dtype, notes
 
-_TIFF_SUFFIXES = (".tif", ".tiff")
-_IMAGE_SUFFIXES = (*_TIFF_SUFFIXES, ".png")
+_HEADERS = {"PNG": png_header, "JPEG": jpeg_header}
+_READERS = {"PNG": read_png, "JPEG": read_jpeg}
 
 
 def image_files(folder: PathLike) -> list[Path]:
-    """List a folder's TIFF and PNG files, but for hidden ones: ``2.png`` before ``10.png``.
+    """List a folder's TIFF, PNG and JPEG files, but for hidden ones: ``2.png`` before ``10.png``.
 
-    `InputError`: there is no image, or two differ in nothing but the suffix.
+    What is no image is passed over, such as texts and folders. `InputError`: there is no image, an
+    image of a format that is not read, or two differ in nothing but the suffix.
     """
     try:
-        entries = list(Path(folder).iterdir())
+        entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    files = [
-        entry
-        for entry in entries
-        if entry.suffix.lower() in _IMAGE_SUFFIXES and not entry.name.startswith(".")
-    ]
+    others = [entry.name for entry in entries if entry.name.lower().endswith(OTHER_SUFFIXES)]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise InputError(
+            f"{folder}: holds {min(others)}{more} beside what is read, TIFF, PNG and JPEG; "
+            "convert such images, or move them elsewhere"
+        )
+    files = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES]
     if not files:
-        raise InputError(f"{folder}: holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+        raise InputError(f"{folder}: holds no images ({', '.join(READ_SUFFIXES)})")
     files.sort(key=_natural_key)
     for file, following in pairwise(files):
         if file.stem == following.stem:
@@ -48,12 +55,18 @@ def _natural_key(file: Path) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], file.name
 
 
-class PngImage:
-    """Give a PNG file as a stack of one slice, as `TiffPages` gives a TIFF; it is decoded once."""
+class DecodedImage:
+    """Give a PNG or JPEG file as a stack of one slice, as `TiffPages` gives a TIFF; decoded once.
 
-    def __init__(self, path: Path, *, channels: int | None = None) -> None:
-        self.channels = channels or 1
-        self._pixels = read_png(path, channels=self.channels)
+    `axes` other than "YX", or "ZYX" with one slice, are an `InputError`.
+    """
+
+    def __init__(
+        self, path: Path, form: str, *, as_labels: bool, channels: int | None, axes: str | None
+    ) -> None:
+        _check_axes(path, axes)
+        self._pixels, self.notes = _READERS[form](path, as_labels=as_labels, channels=channels)
+        self.channels = len(self._pixels)
         self.shape = (1, *self._pixels.shape[1:])
         self.dtype = self._pixels.dtype
 
@@ -65,42 +78,73 @@ class PngImage:
         """Do nothing: the file is closed already."""
 
 
+OpenedImage = TiffPages | DecodedImage
+
+
+def open_file(
+    path: Path,
+    *,
+    as_labels: bool = False,
+    channels: int | None = None,
+    axes: str | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> OpenedImage:
+    """Open a TIFF stack, or a PNG or JPEG file as a stack of one slice.
+
+    Options are those of `TiffPages`. `InputError`: another format, or what the readers refuse.
+    """
+    form = format_of(path)
+    if form != "TIFF":
+        return DecodedImage(path, form, as_labels=as_labels, channels=channels, axes=axes)
+    return TiffPages(
+        path, as_labels=as_labels, channels=channels, axes=axes, cache_bytes=cache_bytes
+    )
+
+
 def open_image(
     path: Path,
     *,
-    palette: bool = False,
+    as_labels: bool = False,
     channels: int | None = None,
+    axes: str | None = None,
     cache_bytes: int = CACHE_BYTES,
-) -> TiffPages | PngImage:
-    """Open one image of a folder, a TIFF of one slice or a PNG file; options as in `TiffPages`."""
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        return PngImage(path, channels=channels)
-    pages = TiffPages(path, palette=palette, channels=channels, cache_bytes=cache_bytes)
-    if pages.shape[0] != 1:
-        pages.close()
+) -> OpenedImage:
+    """Open one image of a folder: as `open_file`, but a TIFF must be of one slice."""
+    image = open_file(
+        path, as_labels=as_labels, channels=channels, axes=axes, cache_bytes=cache_bytes
+    )
+    if image.shape[0] != 1:
+        image.close()
         raise InputError(
-            f"{path}: is a stack of {pages.shape[0]} slices inside a folder of images; give the "
+            f"{path}: is a stack of {image.shape[0]} slices inside a folder of images; give the "
             "file itself, or a folder with one slice a file"
         )
-    return pages
+    return image
 
 
 def image_header(
-    path: Path, *, palette: bool = False, channels: int | None = None
-) -> tuple[tuple[int, int], np.dtype]:
-    """Give (y, x) and the dtype of one image of a folder without decoding it."""
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        return png_header(path, channels=channels or 1)
-    pages = open_image(path, palette=palette, channels=channels)
+    path: Path, *, as_labels: bool = False, channels: int | None = None, axes: str | None = None
+) -> Header:
+    """Give (y, x), the dtype and how it is read, in words, of one image of a folder undecoded."""
+    form = format_of(path)
+    if form != "TIFF":
+        _check_axes(path, axes)
+        return _HEADERS[form](path, as_labels=as_labels, channels=channels)
+    pages = open_image(path, as_labels=as_labels, channels=channels, axes=axes)
     pages.close()
-    return (pages.shape[1], pages.shape[2]), pages.dtype
+    return (pages.shape[1], pages.shape[2]), pages.dtype, pages.notes
 
 
-def read_image(path: Path, *, palette: bool = False) -> np.ndarray:
+def read_image(path: Path, *, as_labels: bool = False) -> np.ndarray:
     """Read one grey image (y, x) of a folder as stored; a 1-bit PNG gives uint8 of 0 and 255."""
-    image = open_image(path, palette=palette)
+    image = open_image(path, as_labels=as_labels)
     try:
         _, height, width = image.shape
         return image.read_region(0, slice(0, height), slice(0, width), keep=False)[0]
     finally:
         image.close()
+
+
+def _check_axes(path: Path, axes: str | None) -> None:
+    if axes not in (None, "YX", "ZYX"):
+        raise InputError(f"{path}: is one image, of axes YX or ZYX; {axes} are asked for")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,9 @@ Size = tuple[int, int]  # height, width
 def sizes_in_folder(
     path: PathLike,
     *,
-    palette: bool = False,
+    as_labels: bool = False,
     channels: int | None = None,
+    axes: str | None = None,
     files: Sequence[Path] | None = None,
 ) -> dict[Path, Size]:
     """Return the images of a folder and their sizes if these differ; else, and of a file, nothing.
@@ -34,7 +36,7 @@ def sizes_in_folder(
     found: dict[Path, Size] = {}
     dtypes: dict[np.dtype, Path] = {}
     for file in files or image_files(path):
-        size, dtype, *_ = image_header(file, palette=palette, channels=channels)
+        size, dtype, *_ = image_header(file, as_labels=as_labels, channels=channels, axes=axes)
         found[file] = size
         dtypes.setdefault(dtype, file)
     if len(set(found.values())) == 1:
@@ -54,10 +56,17 @@ class ImagesReader:
     An image is held in memory at a time. Errors are those of `StackReader`.
     """
 
-    def __init__(self, path: PathLike, sizes: dict[Path, Size], *, palette: bool = False) -> None:
+    def __init__(
+        self,
+        path: PathLike,
+        sizes: dict[Path, Size],
+        *,
+        as_labels: bool = False,
+        axes: str | None = None,
+    ) -> None:
         self.path, self.sizes = Path(path), list(sizes.values())
         self.names = [file.name for file in sizes]
-        self._palette = palette
+        self._options: Any = {"as_labels": as_labels, "axes": axes}
         self._states = [FileState.of(file) for file in sizes]
         with self._opened(0) as reader:
             self.dtype = reader.dtype
@@ -66,7 +75,7 @@ class ImagesReader:
         return len(self.names)
 
     def _opened(self, z: int) -> StackReader:
-        return StackReader(self.path, palette=self._palette, files=[self._states[z].path])
+        return StackReader(self.path, **self._options, files=[self._states[z].path])
 
     def read_slice(self, z: int) -> np.ndarray:
         """Copy the image of this number, (y, x)."""
@@ -81,16 +90,20 @@ class ImagesReader:
 
 
 def readers(
-    path: PathLike, *, palette: bool = False, files: Sequence[Path] | None = None
+    path: PathLike,
+    *,
+    as_labels: bool = False,
+    axes: str | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Iterator[StackReader]:
     """Open a stack; or, where the images of a folder have several sizes, each image in turn.
 
     A reader is closed when the next one is asked for. Errors are those of `StackReader`.
     """
-    sizes = sizes_in_folder(path, palette=palette, files=files)
+    sizes = sizes_in_folder(path, as_labels=as_labels, axes=axes, files=files)
     parts: list[Sequence[Path] | None] = [[file] for file in sizes]
     for part in parts or [files]:
-        with StackReader(path, palette=palette, files=part) as reader:
+        with StackReader(path, as_labels=as_labels, axes=axes, files=part) as reader:
             yield reader
 
 

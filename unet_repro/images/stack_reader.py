@@ -1,10 +1,11 @@
-"""Lazy reading of stacks: TIFF files, and folders of TIFF or PNG images, by slice or rectangle.
+"""Lazy reading of stacks: image files and folders of them, by slice or rectangle.
 
 Whatever is read is checked first, so that a damaged file is an error and never a stack of zeros.
 """
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,36 +13,47 @@ from typing import Any
 
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState
-from unet_repro.images.image_files import PngImage, image_files, image_header, open_image
-from unet_repro.images.tiff_axes import describe_size
-from unet_repro.images.tiff_pages import TiffPages
+from unet_repro.images.image_files import (
+    OpenedImage,
+    image_files,
+    image_header,
+    open_file,
+    open_image,
+)
+from unet_repro.images.tiff_axes import Axes, check_axes, describe_size
 from unet_repro.images.tiff_segments import CACHE_BYTES
 
 PathLike = str | os.PathLike[str]
 
+_TRIAL_PX = 64  # side of what is read on opening where grey was saved as colour
+
 
 class StackReader:
-    """Read a stack by slice or rectangle: a TIFF file, or a folder of images in natural order.
+    """Read a stack by slice or rectangle: an image file, or a folder of images in natural order.
 
     Opening reads the structure only and checks it. Then a slice or rectangle is held in memory at
     a time; besides, strips and tiles of a TIFF that rectangles touched last are kept decoded, up
-    to `cache_bytes` and at least one of each channel, and of a folder the PNG image read last.
+    to `cache_bytes` and at least one of each channel, and the PNG or JPEG image read last.
     Threads may share a reader.
 
     Parameters
     ----------
     path : path-like
-        A TIFF file of one or more pages of equal shape and dtype, or a folder of TIFF and PNG
-        images (one slice each; hidden files and other suffixes are passed over).
-    palette : bool
-        Accept TIFF pages with a colour table and give their indices. Right for labels, whose
-        colours are for display; wrong for images.
+        A TIFF file of one or more pages of equal shape and dtype, a PNG or JPEG file (one slice),
+        or a folder of such images (one slice each; what is no image is passed over).
+    as_labels : bool
+        What is read are labels: colour tables give their indices, for their colours are for
+        display.
     channels : int, optional
         How many channels the file must declare; None for grey, as 1. More than one are an axis C
         of a TIFF series or the samples of its pages (RGB, RGBA), or those of colour PNG files.
-        Besides them there may be one axis of slices, whatever its name.
+        Besides them there may be one axis of slices, whatever its name, or the axes T and Z.
+        Grey may be stored as RGB or RGBA: every pixel that is read must be grey and opaque.
+    axes : str, optional
+        The axes of a TIFF in the order of its pixels, in place of those that it declares: letters
+        of TCZYXS with Y and X. Axes of length 1 may be left out.
     files : sequence of Path, optional
         Of a folder, these files in this order; by default all images.
     cache_bytes : int
@@ -54,6 +66,10 @@ class StackReader:
         (z, y, x); no side is 0.
     dtype : numpy.dtype
         As stored, in native byte order.
+    depth_axes : tuple of (str, int)
+        Axes of the slices with their lengths, whose product is z: ``(("T", 3), ("Z", 5))``.
+    read_bytes, stored_bytes : int
+        Bytes that reading takes for each pixel of a region, and that the file keeps for it.
     names : list of str
         Where each slice comes from: the file's name, or ``"slice k"`` in a TIFF stack.
 
@@ -62,6 +78,11 @@ class StackReader:
     InputError
         If there is no such file, or it is no readable stack of such channels: not a TIFF,
         truncated, other channels, pages of different shape, no slice at all.
+
+    Warns
+    -----
+    InputNote
+        Once for each thing that was not plain: grey stored as colour, a stale description.
 
     Examples
     --------
@@ -78,48 +99,90 @@ class StackReader:
         self,
         path: PathLike,
         *,
-        palette: bool = False,
+        as_labels: bool = False,
         channels: int | None = None,
+        axes: str | None = None,
         files: Sequence[Path] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.path = Path(path)
+        check_axes(axes)
         if channels is not None and channels < 1:
             raise InputError(f"{self.path}: {channels} channels are asked for; 1 is the least")
         if not self.path.exists():
             raise InputError(f"{self.path}: no such file or folder")
         self.channels = channels or 1
         self._options: dict[str, Any] = {
-            "palette": palette,
+            "as_labels": as_labels,
             "channels": channels,
+            "axes": axes,
             "cache_bytes": cache_bytes,
         }
         self._lock = threading.RLock()
-        self._image: TiffPages | PngImage | None = None  # what is open
+        self._image: OpenedImage | None = None  # what is open
         self._image_z = 0
         self._is_folder = self.path.is_dir()
         if files is None:
             files = image_files(self.path) if self._is_folder else [self.path]
         self._states = [FileState.of(file) for file in files]
-        if self._is_folder:
-            self._open_folder(files, palette, channels)
-        else:
-            self._image = tiff = TiffPages(self.path, **self._options)
-            self.shape, self.dtype = tiff.shape, tiff.dtype
-            self.names = [f"slice {z}" for z in range(self.shape[0])]
+        self.depth_axes: Axes
+        notes = self._open_folder(files) if self._is_folder else self._open_file()
+        stored = self.channels * self.dtype.itemsize
+        self.read_bytes, self.stored_bytes = stored, stored
+        try:
+            self._look_closer(notes)
+            for text in notes:
+                note(f"{self.path}: {text}")
+        except BaseException:
+            self.close()
+            raise
 
-    def _open_folder(self, files: Sequence[Path], palette: bool, channels: int | None) -> None:
-        headers = [image_header(file, palette=palette, channels=channels) for file in files]
+    def _open_file(self) -> list[str]:
+        """Open the one file; return how it is read where that is not plain."""
+        self._image = image = open_file(self.path, **self._options)
+        if getattr(image, "is_of_set", False):
+            image.close()
+            raise InputError(
+                f"{self.path}: declares slices that lie in other files; give the folder that holds "
+                "them, or save the stack as one file"
+            )
+        self.shape, self.dtype = image.shape, image.dtype
+        self.depth_axes = getattr(image, "depth_axes", (("Z", self.shape[0]),))
+        self.names = [f"slice {z}" for z in range(self.shape[0])]
+        return list(image.notes)
+
+    def _open_folder(self, files: Sequence[Path]) -> list[str]:
+        """Look at each file's structure; return how they are read where that is not plain."""
+        options = {name: self._options[name] for name in ("as_labels", "channels", "axes")}
+        headers = [image_header(file, **options) for file in files]
         for file, header in zip(files, headers, strict=True):
-            if header != headers[0]:
-                (shape, dtype), (shape0, dtype0) = header, headers[0]
+            if header[:2] != headers[0][:2]:
+                (shape, dtype, _), (shape0, dtype0, _) = header, headers[0]
                 raise InputError(
                     f"{file}: is {describe_size(shape)} {dtype}, but {files[0].name} is "
                     f"{describe_size(shape0)} {dtype0}; all slices of a stack must agree"
                 )
-        (height, width), self.dtype = headers[0]
+        (height, width), self.dtype, _ = headers[0]
         self.shape = (len(files), height, width)
+        self.depth_axes = (("Z", len(files)),)
         self.names = [file.name for file in files]
+        counts = Counter(text for *_, notes in headers for text in notes)
+        return [f"{n} of {len(files)} images: {text}" for text, n in counts.items()]
+
+    def _look_closer(self, notes: list[str]) -> None:
+        """Refuse most colour images at once, and reckon with what is stored of others."""
+        if not notes:
+            return
+        image = self._image_of(0) if self._is_folder else self._image
+        assert image is not None
+        _, height, width = self.shape
+        top, left = (max(0, (side - _TRIAL_PX) // 2) for side in (height, width))
+        rows = slice(top, min(height, top + _TRIAL_PX))
+        image.read_region(0, rows, slice(left, min(width, left + _TRIAL_PX)), keep=False)
+        # Of a folder each image may be stored in another way, RGBA at most.
+        channels = 4 if self._is_folder else getattr(image, "stored_channels", self.channels)
+        self.stored_bytes = max(channels, self.channels) * self.dtype.itemsize
+        self.read_bytes = 2 * self.stored_bytes + 4 * self.channels  # and copies as they change
 
     def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
         """Copy a rectangle (channels, h, w) of slice `z`; of a TIFF, only what it touches is read.
@@ -154,7 +217,7 @@ class StackReader:
         with self._lock:
             return self._image_of(z).read_region(0, rows, columns, keep=keep)
 
-    def _image_of(self, z: int) -> TiffPages | PngImage:
+    def _image_of(self, z: int) -> OpenedImage:
         if self._image is not None and self._image_z == z:
             return self._image
         if self._image is not None:

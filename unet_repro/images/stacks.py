@@ -23,17 +23,21 @@ _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are l
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
-def read_stack(path: PathLike, *, files: Sequence[Path] | None = None) -> Slices:
-    """Read a grey TIFF stack, or a folder's images (2 before 10), into memory.
+def read_stack(
+    path: PathLike, *, axes: str | None = None, files: Sequence[Path] | None = None
+) -> Slices:
+    """Read a grey TIFF stack, one image, or a folder's images (2 before 10), into memory.
 
     Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
-    slice. Of a folder `files` are read, if given; where its images have several sizes, the result
-    is a list of images (y, x). `InputError`: as `StackReader`; images of several dtypes.
+    slice. `axes` and `files`: as of `StackReader`. Where a folder's images have several sizes, the
+    result is a list of images (y, x). `InputError`: as `StackReader`; images of several dtypes.
     """
-    return _read(path, files, lambda reader, stack: stack)
+    return _read(path, axes, files, lambda reader, stack: stack)
 
 
-def read_images(path: PathLike, *, files: Sequence[Path] | None = None) -> Slices:
+def read_images(
+    path: PathLike, *, axes: str | None = None, files: Sequence[Path] | None = None
+) -> Slices:
     """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
 
     def checked(reader: StackReader, stack: np.ndarray) -> np.ndarray:
@@ -42,15 +46,19 @@ def read_images(path: PathLike, *, files: Sequence[Path] | None = None) -> Slice
                 _check_finite(image, where=f"{reader.path}: {reader.names[z]}")
         return stack
 
-    return _read(path, files, checked)
+    return _read(path, axes, files, checked)
 
 
 def read_labels(
-    path: PathLike, *, ignore_label: int | None = None, files: Sequence[Path] | None = None
+    path: PathLike,
+    *,
+    ignore_label: int | None = None,
+    axes: str | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Slices:
     """Read labels (z, y, x) as stored; what their values mean is for `images.labels` to say.
 
-    TIFF pages with a colour table give their indices; 1-bit masks become uint8 of 0 and 1, whole
+    Colour tables give the indices; 1-bit masks become uint8 of 0 and 1, whole
     floating-point numbers int64, other integers stay. Sizes and `files` as in `read_stack`.
     `InputError`: as there; no whole numbers; a value below 0 that is not `ignore_label`.
     """
@@ -69,20 +77,20 @@ def read_labels(
             )
         return stack.astype(np.uint8) if stack.dtype.kind == "b" else stack
 
-    return _read(path, files, checked, is_labels=True)
+    return _read(path, axes, files, checked, is_labels=True)
 
 
 def _read(
     path: PathLike,
+    axes: str | None,
     files: Sequence[Path] | None,
     checked: Callable[[StackReader, np.ndarray], np.ndarray],
     *,
     is_labels: bool = False,
 ) -> Slices:
     """Read what is of one size as an array, several sizes as a list of images."""
-    parts = [
-        checked(reader, reader.read()) for reader in readers(path, palette=is_labels, files=files)
-    ]
+    opened = readers(path, as_labels=is_labels, axes=axes, files=files)
+    parts = [checked(reader, reader.read()) for reader in opened]
     return parts[0] if len(parts) == 1 else [image for part in parts for image in part]
 
 
@@ -115,6 +123,7 @@ def read_pair(
     labels: PathLike,
     *,
     ignore_label: int | None = None,
+    axes: str | None = None,
     mask_suffix: str = "",
 ) -> tuple[Slices, Slices]:
     """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
@@ -122,8 +131,8 @@ def read_pair(
     Two folders are paired by name (`paired_files`).
     """
     image_files_, label_files = paired_files(images, labels, mask_suffix=mask_suffix)
-    read = read_labels(labels, ignore_label=ignore_label, files=label_files)
-    pair = read_images(images, files=image_files_), read
+    read = read_labels(labels, ignore_label=ignore_label, axes=axes, files=label_files)
+    pair = read_images(images, axes=axes, files=image_files_), read
     names = [file.name for file in image_files_] if image_files_ else None
     check_pair(*pair, names=names)
     return pair

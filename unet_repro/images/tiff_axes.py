@@ -1,116 +1,207 @@
-"""Which pages of a TIFF series make which slice; what is no such stack is refused."""
+"""Which planes of a TIFF file make which slice; what is no such stack is refused.
 
-from dataclasses import dataclass
+A plane is one sample of one page, an image (y, x). Its number is that of the page times the samples
+of a page, plus that of the sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from unet_repro.errors import InputError
 
-_JPEG = (6, 7, 34892, 33007)  # compressions whose YCbCr pixels tifffile gives as RGB
+Axes = tuple[tuple[str, int], ...]  # letters and lengths
+
+_LETTERS = "TCZYXS"
+_ORDER = ("", "Z", "TZ", "TZC")  # the likely letters of so many axes before Y and X
+
+
+def check_axes(axes: str | None) -> None:
+    """Raise `InputError` unless axes are letters of TCZYXS, each once, Y and X among them.
+
+    Examples
+    --------
+    >>> check_axes("TZYX")
+    """
+    if axes is None:
+        return
+    if set(axes) - set(_LETTERS) or len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes):
+        raise InputError(
+            f"axes {axes!r}: letters of {_LETTERS}, each once, with Y and X are needed, such as "
+            "ZYX for slices"
+        )
 
 
 @dataclass(frozen=True)
-class PageOrder:
-    """How the pages of a series are ordered: one page a slice, or one page a channel."""
+class StoredAxes:
+    """The axes of a file that are longer than 1, in the order in which it stores their pixels."""
 
-    pages: np.ndarray  # int (z, pages of a slice): their numbers in the series
-    slice_shape: tuple[int, ...]  # what the series would be of one slice
+    stated: str  # axes and lengths as the file states them, for messages
+    before: Axes  # those of pages, then that of the planes of a page
+    after: Axes  # that of samples that lie side by side
+    n_pages: int
+    samples: int  # of a page, in `before` or `after`
+    full: tuple[Axes, Axes] = ((), ())  # before and after Y and X, with those of length 1
+
+    @classmethod
+    def of_series(cls, path: Path, series: Any) -> StoredAxes:
+        """Return the axes that a series declares; pages that are not (y, x) are refused."""
+        n_planes, _, height, width, n_beside = series.keyframe.shaped
+        stated = f"{series.axes} ({describe_size(series.shape)})"
+        axes = [(axis, n) for axis, n in zip(series.axes, series.shape, strict=True) if n != 1]
+        lengths = [("S", n_planes), ("Y", height), ("X", width), ("S", n_beside)]
+        page = [(axis, n) for axis, n in lengths if n != 1]
+        n_leading = len(axes) - len(page)
+        of_page = axes[max(n_leading, 0) :]
+        is_page = [n for _, n in of_page] == [n for _, n in page] and all(
+            axis == wanted for (axis, _), (wanted, _) in zip(of_page, page) if wanted in "YX"
+        )
+        end = n_leading + int(n_planes > 1)
+        stored = cls(
+            stated,
+            before=tuple(axes[:end]),
+            after=tuple(axes[len(axes) - int(n_beside > 1) :]),
+            n_pages=prod(n for _, n in axes[: max(n_leading, 0)]),
+            samples=n_planes * n_beside,
+            full=_full_axes(series),
+        )
+        if not is_page:
+            raise InputError(
+                f"{path}: has axes {stated}, but its pages are images of {height} × {width} px; "
+                f"--axes says what they are, for example --axes {stored.example}"
+            )
+        return stored
+
+    @classmethod
+    def of_pages(cls, keyframe: Any, leading: Axes) -> StoredAxes:
+        """Return the axes of pages of which nothing but the order is known."""
+        n_planes, _, height, width, n_beside = keyframe.shaped
+        axes = [*leading, ("S", n_planes), ("Y", height), ("X", width), ("S", n_beside)]
+        shown = [(axis, n) for axis, n in axes if n > 1 or axis in "YX"]
+        letters = "".join(axis for axis, _ in shown)
+        return cls(
+            stated=f"{letters} ({describe_size(tuple(n for _, n in shown))})",
+            before=tuple((axis, n) for axis, n in axes[:-3] if n > 1),
+            after=tuple((axis, n) for axis, n in axes[-1:] if n > 1),
+            n_pages=prod(n for _, n in leading),
+            samples=n_planes * n_beside,
+        )
+
+    @property
+    def example(self) -> str:
+        """Return letters that fit."""
+        n_before = len(self.before)
+        letters = _ORDER[n_before] if n_before < len(_ORDER) else "TZC"
+        return f"{letters}YX{'S' * len(self.after)}"
+
+    def named(self, path: Path, axes: str) -> StoredAxes:
+        """Return them with the letters of `axes`; those of length 1 may be left out or given."""
+        letters = tuple(axes.split("YX"))
+        for lengths in ((self.before, self.after), self.full):
+            pairs = list(zip(letters, lengths, strict=True)) if len(letters) == 2 else []
+            # Letters with no length left are axes of length 1.
+            if pairs and all(len(names) == len(part) or not part for names, part in pairs):
+                before, after = (
+                    tuple((axis, n) for axis, (_, n) in zip(names, part) if n > 1)
+                    for names, part in pairs
+                )
+                return replace(self, before=before, after=after)
+        raise InputError(
+            f"{path}: has axes {self.stated}, which {axes} does not fit; for example "
+            f"--axes {self.example} does"
+        )
+
+    def renamed(self, old: str, new: str) -> StoredAxes:
+        """Return them with another letter for one axis."""
+        before = tuple((new if axis == old else axis, n) for axis, n in self.before)
+        return replace(self, before=before)
+
+    @property
+    def are_planes_slices(self) -> bool:
+        """Tell whether the samples of a page are slices, not channels."""
+        of_samples = self.after or self.before[-1:]
+        return self.samples > 1 and of_samples[0][0] not in "CS"
 
 
-def page_order(
-    path: Path, series: Any, channels: int, *, palette: bool, imagej: dict[str, Any]
-) -> PageOrder:
-    """Find slices and channels of a series from the axes that the file declares.
+def _full_axes(series: Any) -> tuple[Axes, Axes]:
+    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    pairs = list(zip(axes, shape, strict=True))
+    y = axes.find("YX")
+    return (tuple(pairs[:y]), tuple(pairs[y + 2 :])) if y >= 0 else ((), ())
 
-    More than one channel are the samples of a page or the axis C. `palette` accepts pages of one
-    channel with a colour table; `imagej` is what ImageJ's description says, if there is one.
-    `InputError`: other channels, further axes besides slices, Y and X, no plain pixels.
+
+@dataclass(frozen=True)
+class PlaneOrder:
+    """How the planes of a file make slices."""
+
+    planes: np.ndarray  # int (z, planes of a slice)
+    depth_axes: Axes  # of the slices; their lengths make z
+
+
+def plane_order(path: Path, stored: StoredAxes, channels: int, *, is_colour: bool) -> PlaneOrder:
+    """Return the planes of each slice, in the order of the pages.
+
+    `is_colour` says that the samples of a page are a colour and opacity, which grey may be stored
+    as. `InputError`: other channels, or axes that are not known to be slices.
     """
-    if channels == 1:
-        _check_grey(path, series, imagej)
-    else:
-        _check_channels(path, series, channels)
-    _check_pixels(path, series, channels, palette)
-    page = series.keyframe
-    if channels == 1:
-        n_slices = prod(series.shape[:-2])
-        return PageOrder(np.arange(n_slices).reshape(n_slices, 1), series.shape[-2:])
-    leading = _leading(series)
-    lengths = [length for _, length in leading]
-    pages: np.ndarray = np.arange(prod(lengths)).reshape(lengths)
-    names = [axis for axis, _ in leading]
-    if "C" in names:
-        pages = np.moveaxis(pages, names.index("C"), -1).reshape(-1, channels)
-        return PageOrder(pages, (channels, *page.shape))
-    return PageOrder(pages.reshape(-1, 1), page.shape)
+    axes = stored.before + stored.after
+    of_channels = [i for i, (axis, _) in enumerate(axes) if axis in "CS"]
+    depth = tuple(axis for i, axis in enumerate(axes) if i not in of_channels)
+    found = [axes[i][1] for i in of_channels]
+    is_stored_as_colour = channels == 1 and is_colour and found == [stored.samples]
+    if found != [channels] and not is_stored_as_colour and (found or channels > 1):
+        raise InputError(_of_channels(path, stored, channels))
+    if len(depth) > 1 and {axis for axis, _ in depth} != {"T", "Z"}:
+        kind = "a grey stack of one page per slice (z, y, x) is needed"
+        if channels > 1:
+            kind = _needed(channels)
+        hint = f"; if they are times and slices, --axes {stored.example} says so"
+        is_likely = len(stored.before) == (2 if channels == 1 or stored.after else 3)
+        raise InputError(f"{path}: has axes {stored.stated}; {kind}{hint if is_likely else ''}")
+    numbers: np.ndarray = np.arange(prod(n for _, n in axes)).reshape([n for _, n in axes])
+    if of_channels:
+        numbers = np.moveaxis(numbers, of_channels[0], -1)
+    planes = numbers.reshape(-1, prod(found))
+    if len(depth) < 2:
+        depth = (("T" if depth and depth[0][0] == "T" else "Z", len(planes)),)
+    return PlaneOrder(planes, depth)
 
 
-def _leading(series: Any) -> list[tuple[str, int]]:
-    """Return the axes longer than 1 that run over the pages, with their lengths."""
-    n_leading = series.ndim - series.keyframe.ndim
-    axes = zip(series.axes, series.shape[:n_leading])
-    return [(axis, length) for axis, length in axes if length > 1]
+def as_written(depth_axes: Axes, slices: int) -> Axes:
+    """Return the axes of an output of so many slices: those of its source if all are there.
+
+    Examples
+    --------
+    >>> as_written((("T", 3), ("Z", 5)), 15), as_written((("T", 3), ("Z", 5)), 4)
+    ((('T', 3), ('Z', 5)), (('Z', 4),))
+    >>> as_written((("T", 30),), 4)
+    (('T', 4),)
+    """
+    if slices == prod(length for _, length in depth_axes):
+        return depth_axes
+    return ((depth_axes[0][0] if len(depth_axes) == 1 else "Z", slices),)
 
 
-def _check_grey(path: Path, series: Any, imagej: dict[str, Any]) -> None:
-    page = series.keyframe
-    # tifffile itself declares the pages of an array of three axes as grey ImageJ channels.
-    channel_axes = "S" if imagej.get("mode") == "grayscale" else "SC"
-    if page.samplesperpixel != 1 or set(channel_axes) & set(series.axes):
-        raise InputError(
-            f"{path}: has several channels (axes {series.axes}, {describe_size(series.shape)}); "
-            "a grey stack (z, y, x) is needed"
-        )
-
-
-def _check_channels(path: Path, series: Any, channels: int) -> None:
-    page = series.keyframe
-    leading = _leading(series)
-    found = [length for axis, length in leading if axis == "C"]
-    if page.samplesperpixel > 1:
-        found.append(page.samplesperpixel)
-    slice_axes = [axis for axis, _ in leading if axis != "C"]
-    n_leading = series.ndim - page.ndim
-    if (
-        found != [channels]
-        or len(slice_axes) > 1
-        or "S" in slice_axes
-        or series.shape[n_leading:] != page.shape
-        or page.shaped[1] != 1  # an axis of depth inside the page
-    ):
-        raise InputError(
-            f"{path}: has axes {series.axes} ({describe_size(series.shape)}); {channels} channels "
-            f"are needed, as an axis C or S of {channels}, and at most one axis besides them, Y "
-            "and X"
-        )
-
-
-def _check_pixels(path: Path, series: Any, channels: int, palette: bool) -> None:
-    page = series.keyframe
-    colour = tifffile.PHOTOMETRIC(page.photometric).name
-    allowed = {"MINISBLACK"}
+def _of_channels(path: Path, stored: StoredAxes, channels: int) -> str:
     if channels > 1:
-        allowed |= {"RGB", "YCBCR"} if page.compression in _JPEG else {"RGB"}
-    elif palette:
-        allowed |= {"PALETTE"}
-    if colour == "MINISWHITE":
-        raise InputError(f"{path}: stores white as 0; invert it and save black as 0")
-    if colour not in allowed:
-        kind = "grey" if channels == 1 else "grey or RGB"
-        raise InputError(f"{path}: is {colour}, not {kind}; convert it to {kind} values")
-    if series.dtype is None or series.dtype.kind not in "buif":
-        raise InputError(f"{path}: has pixels of type {series.dtype}, not numbers")
-    if channels == 1 and (not 2 <= series.ndim <= 3 or page.ndim != 2):
-        raise InputError(
-            f"{path}: has axes {series.axes} ({describe_size(series.shape)}); a grey stack of "
-            "one page per slice (z, y, x) is needed"
-        )
-    if 0 in series.shape:
-        raise InputError(f"{path}: holds no pixels ({describe_size(series.shape)})")
+        return f"{path}: has axes {stored.stated}; {_needed(channels)}"
+    slices = "" if not stored.before else f"; if these are slices, --axes {stored.example} says so"
+    return (
+        f"{path}: has several channels (axes {stored.stated}); a grey stack (z, y, x) is needed"
+        f"{slices}"
+    )
+
+
+def _needed(channels: int) -> str:
+    return (
+        f"{channels} channels are needed, as an axis C or S of {channels}, and at most the axes T "
+        "and Z besides them, Y and X"
+    )
 
 
 def describe_size(shape: tuple[int, ...]) -> str:

@@ -4,7 +4,7 @@ tifffile logs many defects and then fills with zeros; here each of them is an er
 """
 
 import os
-import struct
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,12 +14,15 @@ import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import as_input_errors, open_binary
-from unet_repro.images.tiff_axes import PageOrder, page_order
+from unet_repro.images.colour import as_grey
+from unet_repro.images.tiff_axes import Axes, PlaneOrder, plane_order
+from unet_repro.images.tiff_directories import ORIENTATION, read_directories
 from unet_repro.images.tiff_segments import SegmentReader
+from unet_repro.images.tiff_structure import Structure, StructureFinder
+from unet_repro.images.tiff_values import GreyScale, check_pixels, colour_of
 
 PathLike = str | os.PathLike[str]
 
-_ELSEWHERE = "they lie in other files, which are not read: save the stack as one file"
 _LARGE_PART_BYTES = 2**30
 _LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
 
@@ -28,90 +31,113 @@ class TiffPages:
     """Give the pages of a TIFF file as the slices of one stack; arguments as of `StackReader`.
 
     `InputError`: the file is not a TIFF, is truncated, or is not one stack of such pages.
+
+    Attributes
+    ----------
+    shape, dtype, channels
+        Of what is read, as those of `StackReader`.
+    depth_axes : tuple of (str, int)
+        The axes of the slices with their lengths, whose product is their number.
+    stored_channels : int
+        How many planes are read for a slice; three or four that are equal make one grey channel.
+    notes : tuple of str
+        How the file is read where that is not plain, without its name.
+    is_of_set : bool
+        Further slices of the same stack are said to lie in other files.
     """
 
     def __init__(
-        self, path: PathLike, *, palette: bool, channels: int | None, cache_bytes: int
+        self,
+        path: PathLike,
+        *,
+        as_labels: bool,
+        channels: int | None,
+        axes: str | None,
+        cache_bytes: int,
     ) -> None:
         self.path = Path(path)
         self.channels = channels or 1
+        self.notes: tuple[str, ...] = ()
         self._handle: BinaryIO = open_binary(self.path)
         try:
             with as_input_errors(self.path):
                 self._file = tifffile.TiffFile(self._handle, name=self.path.name)
-                n_pages = self._count_pages()
-                all_series = self._file.series  # what tifffile logs here comes before our checks
+                directories = read_directories(self.path, self._handle, self._file)
+            structure = StructureFinder(
+                self.path,
+                self._handle,
+                self._file,
+                directories,
+                as_labels=as_labels,
+                channels=self.channels,
+                axes=axes,
+            ).find()
             with as_input_errors(self.path):
-                self._open(n_pages, all_series, palette, cache_bytes)
+                check_pixels(self.path, self._file.pages.first, self.channels, as_labels=as_labels)
+                self._open(structure, cache_bytes)
+                turned = {value for value in directories.values(ORIENTATION) if value != 1}
+                self.notes += tuple(
+                    f"its orientation tag ({value}) is dropped: pixels are used as stored"
+                    for value in sorted(turned)
+                )
         except BaseException:
             self.close()
             raise
 
-    def _open(self, n_pages: int, all_series: list[Any], palette: bool, cache_bytes: int) -> None:
-        if not all_series or n_pages == 0:
-            raise InputError(f"{self.path}: holds no slices")
-        series = all_series[0]
+    def _open(self, structure: Structure, cache_bytes: int) -> None:
+        self._keyframe = page = self._file.pages.first
+        axes, colour = structure.axes, colour_of(page)
+        order = plane_order(self.path, axes, self.channels, is_colour=colour is not None)
+        self.depth_axes: Axes = order.depth_axes
+        self.is_of_set = structure.is_of_set
+        self._slices, self._samples = order.planes, axes.samples
+        self.stored_channels = order.planes.shape[1]
+        self.shape = (len(order.planes), *page.shaped[2:4])
+        assert page.dtype is not None
+        self._stored_dtype = page.dtype.newbyteorder("=")
         imagej = self._file.imagej_metadata or {}
-        order = page_order(self.path, series, self.channels, palette=palette, imagej=imagej)
-        self.dtype = series.dtype.newbyteorder("=")
-        self._keyframe = series.keyframe
-        self._slices = self._all_slices(all_series, order)
-        depth, n_together = self._slices.shape
-        self.shape = (depth, *self._keyframe.shaped[2:4])
-        # Where one block holds all slices, one directory may stand for all pages, as in ImageJ's
-        # files above 4 GiB.
-        block = series.dataoffset if len(all_series) == 1 else None
-        declared = max(depth, int(imagej.get("images", 1)) // n_together)
-        is_one_block = block is not None and n_pages == 1
-        if declared != depth or (n_pages != self._slices.size and not is_one_block):
-            self._refuse_count(declared, n_together, n_pages, n_resolutions=len(series.levels))
-        self._read_places(block, all_series)
-        # A strip or tile of each channel is kept in any case.
-        least = prod(self._keyframe.chunks[:2]) * self.channels * self.dtype.itemsize
-        self._reader = SegmentReader(
-            self.path, self._handle, self.dtype, cache_bytes=max(cache_bytes, least)
-        )
-
-    def _all_slices(self, all_series: list[Any], order: PageOrder) -> np.ndarray:
-        """Return the numbers of each slice's pages; after the first series comes one in each."""
-        first = all_series[0]
-        of_slice = first.keyframe.shape
-        # Pages written one by one are each a series of their own.
-        for series in all_series[1:]:
-            agrees = (series.shape, series.dtype) == (order.slice_shape, first.dtype)
-            if not agrees or series.keyframe.shape != of_slice:
-                raise InputError(
-                    f"{self.path}: its pages differ in shape or dtype; all slices of a stack must "
-                    "agree"
-                )
-        n_more, n_together = len(all_series) - 1, order.pages.shape[1]
-        more = order.pages.size + np.arange(n_more * n_together).reshape(n_more, n_together)
-        return np.concatenate([order.pages, more])
-
-    def _refuse_count(
-        self, declared: int, n_together: int, n_pages: int, *, n_resolutions: int
-    ) -> None:
-        if n_resolutions > 1:
-            raise InputError(
-                f"{self.path}: holds {n_resolutions} resolutions of one image; save the full one "
-                "alone"
+        self._scale = GreyScale.of(self.path, imagej, self._stored_dtype)
+        self.dtype = self._scale.dtype if self._scale else self._stored_dtype
+        self._hint = ""
+        if self.stored_channels != self.channels and not axes.after:
+            self._hint = (
+                "; tifffile stores 3 or 4 slices as planes of colours: if these are slices, --axes "
+                f"{axes.example} reads them"
             )
-        each = f" of {n_together} pages" if n_together > 1 else ""
-        raise InputError(
-            f"{self.path}: declares {declared} slices{each} but holds {n_pages} pages; it is "
-            f"truncated, or {_ELSEWHERE}"
+        self.notes = structure.notes + self._reading(order, colour)
+        self._read_places(structure, axes.n_pages)
+        # A strip or tile of each channel is kept in any case.
+        samples = max(self.stored_channels, page.shaped[4])
+        least = prod(page.chunks[:2]) * samples * self._stored_dtype.itemsize
+        self._reader = SegmentReader(
+            self.path, self._handle, self._stored_dtype, cache_bytes=max(cache_bytes, least)
         )
 
-    def _read_places(self, block: int | None, all_series: list[Any]) -> None:
+    def _reading(self, order: PlaneOrder, colour: str | None) -> tuple[str, ...]:
+        """Return in words what is made of what is stored."""
+        notes = []
+        if self.stored_channels != self.channels:
+            what = "opacity is checked to be full" if colour == "grey and opacity" else (
+                "R, G and B are checked to be equal"
+            )  # fmt: skip
+            notes.append(f"stored as {colour}; read as grey, every pixel's {what}")
+        if len(order.depth_axes) > 1:
+            names, lengths = zip(*order.depth_axes)
+            notes.append(
+                f"{' x '.join(names)} = {' x '.join(map(str, lengths))}: read as "
+                f"{prod(lengths)} slices in this order"
+            )
+        return (*notes, *([str(self._scale)] if self._scale else []))
+
+    def _read_places(self, structure: Structure, n_pages: int) -> None:
         """Note where the pixels of each page lie, and make sure that they do."""
-        page_bytes = prod(self._keyframe.shaped) * self.dtype.itemsize
-        self._pages: list[Any] = []
+        page_bytes = prod(self._keyframe.shaped) * self._stored_dtype.itemsize
+        self._pages = structure.pages
         self._plain: list[int | None]  # where the pixels of each page begin if they are not coded
-        if block is not None:
-            self._check_within(block, self._slices.size * page_bytes)
-            self._plain = [block + page * page_bytes for page in range(self._slices.size)]
+        if structure.block is not None:
+            self._check_within(structure.block, n_pages * page_bytes)
+            self._plain = [structure.block + page * page_bytes for page in range(n_pages)]
             return
-        self._pages = [page for series in all_series for page in series.pages]
         self._plain = []
         for page in self._pages:
             offsets, counts = self._segments(page)
@@ -120,30 +146,6 @@ class TiffPages:
             self._plain.append(int(offsets[0]) if is_plain else None)
             if is_plain:
                 self._check_within(int(offsets[0]), page_bytes, f"page {page.index} ")
-
-    def _count_pages(self) -> int:
-        # Own walk along the chain of directories: tifffile takes a link that leads out of the
-        # file for the end of the chain.
-        file, layout = self._file.filehandle, self._file.tiff
-        link = 8 if layout.is_bigtiff else 4
-        visited: set[int] = set()
-        while True:
-            (offset,) = self._unpack(layout.offsetformat, link)
-            if offset == 0:
-                return len(visited)
-            if offset in visited:
-                raise InputError(f"{self.path}: damaged, its pages are linked in a circle")
-            visited.add(offset)
-            (n_tags,) = self._unpack(layout.tagnoformat, offset)
-            link = offset + layout.tagnosize + n_tags * layout.tagsize
-            if link + layout.offsetsize > file.size:
-                raise InputError(f"{self.path}: truncated, page {len(visited)} is cut off")
-
-    def _unpack(self, form: str, offset: int) -> tuple[int, ...]:
-        size = struct.calcsize(form)
-        self._check_within(offset, size)
-        self._handle.seek(offset)
-        return struct.unpack(form, self._handle.read(size))
 
     def _check_within(self, offset: int, size: int, what: str = "") -> None:
         available = self._file.filehandle.size
@@ -154,10 +156,10 @@ class TiffPages:
 
     def _segments(self, page: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return offsets and sizes of the strips or tiles of a page, all of them in the file."""
-        if page is None or page.parent is not self._file:
+        if page is None or page.parent.filehandle.name != self._file.filehandle.name:
             raise InputError(
-                f"{self.path}: lacks pages that its metadata declare; it is truncated, or "
-                f"{_ELSEWHERE}"
+                f"{self.path}: lacks pages that its metadata declare; it is truncated, or they lie "
+                "in other files, which are not read: save the stack as one file"
             )
         offsets = np.array(page.dataoffsets, np.uint64)
         counts = np.array(page.databytecounts, np.uint64)
@@ -175,7 +177,7 @@ class TiffPages:
         row = -(-width * samples * page.keyframe.bitspersample // 8)  # rows end at whole bytes
         if page.compression == 1 and int(counts.sum()) < n_planes * height * row:
             raise InputError(f"{self.path}: damaged, page {page.index} has too few bytes")
-        part = prod(page.keyframe.chunks) * self.dtype.itemsize
+        part = prod(page.keyframe.chunks) * self._stored_dtype.itemsize
         if part > max(_LARGE_PART_BYTES, int(counts.min()) * _LARGEST_RATIO):
             raise InputError(
                 f"{self.path}: damaged, page {page.index} has a part of {int(counts.min())} bytes "
@@ -188,18 +190,41 @@ class TiffPages:
 
         `keep` keeps decoded strips and tiles. `InputError`: the pixels cannot be read or decoded.
         """
-        shape = (self.channels, rows.stop - rows.start, columns.stop - columns.start)
-        with as_input_errors(self.path, f"slice {z} "):
-            region = np.empty(shape, self.dtype)
-        pages = self._slices[z].tolist()
-        self._reader.keep_only(pages)  # memory must not grow with the slices
-        for number, out in zip(pages, np.split(region, len(pages))):
-            offset, what = self._plain[number], f"slice {z} "
+        what = f"slice {z} "
+        stored = self._read_stored(z, rows, columns, what, keep=keep)
+        if self.stored_channels != self.channels:
+            origin = rows.start, columns.start
+            try:
+                stored = as_grey(stored, f"{self.path}: {what.strip()}", origin=origin).copy()
+            except InputError as error:
+                raise InputError(f"{error}{self._hint}") from None
+        return stored if self._scale is None else self._scale.apply(stored)
+
+    def _read_stored(
+        self, z: int, rows: slice, columns: slice, what: str, *, keep: bool
+    ) -> np.ndarray:
+        """Copy a rectangle of all planes that are stored for a slice."""
+        shape = (self.stored_channels, rows.stop - rows.start, columns.stop - columns.start)
+        with as_input_errors(self.path, what):
+            region = np.empty(shape, self._stored_dtype)
+        places = [divmod(plane, self._samples) for plane in self._slices[z].tolist()]
+        self._reader.keep_only([number for number, _ in places])  # memory must not grow with z
+        top = 0
+        for number, group in groupby(places, key=lambda place: place[0]):
+            samples = [sample for _, sample in group]
+            wanted = range(samples[0], samples[-1] + 1)
+            out = region[top : top + len(samples)]
+            top += len(samples)
+            offset = self._plain[number]
             if offset is not None:
-                self._reader.read_plain(offset, self._keyframe, rows, columns, out, what=what)
+                self._reader.read_plain(
+                    offset, self._keyframe, wanted, rows, columns, out, what=what
+                )
             else:
                 page = self._pages[number]
-                self._reader.read_coded(number, page, rows, columns, out, what=what, keep=keep)
+                self._reader.read_coded(
+                    number, page, wanted, rows, columns, out, what=what, keep=keep
+                )
         return region
 
     def close(self) -> None:

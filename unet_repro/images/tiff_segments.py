@@ -12,6 +12,7 @@ import numpy as np
 from unet_repro.files.file_access import as_input_errors
 
 CACHE_BYTES = 2**27  # decoded strips and tiles that are kept: 128 MiB
+_CCITT = (2, 3, 4)  # compressions of bits, which are decoded to bytes of 0 and 1
 _READ_BYTES = 2**24  # how much of a plain page one read asks for
 
 
@@ -33,30 +34,41 @@ class SegmentReader:
         self._cache.keep_only(pages)
 
     def read_plain(
-        self, offset: int, keyframe: Any, rows: slice, columns: slice, out: np.ndarray, *, what: str
+        self,
+        offset: int,
+        keyframe: Any,
+        samples: range,
+        rows: slice,
+        columns: slice,
+        out: np.ndarray,
+        *,
+        what: str,
     ) -> None:
         """Read a rectangle of a page that lies uncoded, row by row, from `offset` on, into `out`.
 
-        `out` has shape (samples, h, w); `what` names the slice in errors (``"slice 3 "``).
+        `samples` are the wanted ones of the page, and `out` has shape (samples, h, w); `what` names
+        the slice in errors (``"slice 3 "``).
         """
-        n_planes, _, height, width, samples = keyframe.shaped
+        _, _, height, width, n_beside = keyframe.shaped
+        planes, beside = _planes_and_beside(keyframe, samples)
         stored = self._dtype.newbyteorder(keyframe.parent.byteorder)
-        pixel = samples * stored.itemsize
+        pixel = n_beside * stored.itemsize
         n_columns = columns.stop - columns.start
         at_once = max(1, _READ_BYTES // (width * pixel)) if n_columns == width else 1
         with as_input_errors(self._path, what):
-            for plane, y in product(range(n_planes), range(rows.start, rows.stop, at_once)):
+            for plane, y in product(planes, range(rows.start, rows.stop, at_once)):
                 n_rows = min(at_once, rows.stop - y)
                 start = offset + ((plane * height + y) * width + columns.start) * pixel
                 values = np.frombuffer(self._bytes(start, n_rows * n_columns * pixel), stored)
-                block = values.reshape(n_rows, n_columns, samples).transpose(2, 0, 1)
-                top = y - rows.start
-                out[plane : plane + samples, top : top + n_rows] = block
+                block = values.reshape(n_rows, n_columns, n_beside).transpose(2, 0, 1)[beside]
+                first, top = plane - planes.start, y - rows.start
+                out[first : first + len(block), top : top + n_rows] = block
 
     def read_coded(
         self,
         number: int,
         page: Any,
+        samples: range,
         rows: slice,
         columns: slice,
         out: np.ndarray,
@@ -69,15 +81,16 @@ class SegmentReader:
         `number` tells the page from the others; `keep` keeps what is decoded for the rectangles to
         come; the rest is as in `read_plain`. Errors say where the strip or tile lies.
         """
-        for index, plane, y, x in _touched(page.keyframe, rows, columns):
+        planes, beside = _planes_and_beside(page.keyframe, samples)
+        for index, plane, y, x in _touched(page.keyframe, planes, rows, columns):
             with as_input_errors(self._path, f"{what}at y = {y}, x = {x} "):
-                segment = self._segment(number, page, index, keep=keep)
-                samples = len(segment)
+                segment = self._segment(number, page, index, keep=keep)[beside]
+                first = plane - planes.start
                 top, left = max(rows.start - y, 0), max(columns.start - x, 0)
                 part = segment[:, top : rows.stop - y, left : columns.stop - x]
                 top, left = y + top - rows.start, x + left - columns.start
                 bottom, right = top + part.shape[1], left + part.shape[2]
-                out[plane : plane + samples, top:bottom, left:right] = part
+                out[first : first + len(part), top:bottom, left:right] = part
 
     def _segment(self, number: int, page: Any, index: int, *, keep: bool) -> np.ndarray:
         known = self._cache.get((number, index))
@@ -89,6 +102,8 @@ class SegmentReader:
             decode: Callable[..., Any] = keyframe.decode  # made at the first access
         tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
         decoded, position, shape = decode(coded, index, **tables)
+        if keyframe.compression in _CCITT and self._dtype.kind == "b":
+            decoded = decoded != 0
         if decoded.dtype != self._dtype:
             raise ValueError(f"it decodes to {decoded.dtype}, but the tags say {self._dtype}")
         _, _, height, width, _ = keyframe.shaped
@@ -113,9 +128,18 @@ class SegmentReader:
         return content
 
 
-def _touched(keyframe: Any, rows: slice, columns: slice) -> Iterator[tuple[int, int, int, int]]:
+def _planes_and_beside(keyframe: Any, samples: range) -> tuple[range, slice]:
+    """Return the planes that hold the samples, and which ones in each plane."""
+    if keyframe.shaped[0] > 1:
+        return samples, slice(None)
+    return range(1), slice(samples.start, samples.stop)
+
+
+def _touched(
+    keyframe: Any, planes: range, rows: slice, columns: slice
+) -> Iterator[tuple[int, int, int, int]]:
     """Give number, plane, top and left of each strip or tile that meets a rectangle."""
-    n_planes, _, height, width, _ = keyframe.shaped
+    _, _, height, width, _ = keyframe.shaped
     if keyframe.is_tiled:
         segment_height, segment_width = keyframe.tilelength, keyframe.tilewidth
     else:
@@ -123,7 +147,7 @@ def _touched(keyframe: Any, rows: slice, columns: slice) -> Iterator[tuple[int, 
     n_down, n_across = -(-height // segment_height), -(-width // segment_width)
     down = range(rows.start // segment_height, -(-rows.stop // segment_height))
     across = range(columns.start // segment_width, -(-columns.stop // segment_width))
-    for plane, i, j in product(range(n_planes), down, across):
+    for plane, i, j in product(planes, down, across):
         index = (plane * n_down + i) * n_across + j
         yield index, plane, i * segment_height, j * segment_width
 

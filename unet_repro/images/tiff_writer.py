@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.images.calibration import UNCALIBRATED, Calibration
+from unet_repro.images.units import is_ome_length, plain_unit, symbol
 from unet_repro.threads import in_order
 
 Compression = Literal["zlib", "zstd", "lzw", "none"]
 Layout = Literal["strips", "tiles"]
 PathLike = str | os.PathLike[str]
 
-_AXES = ("ZYX", "TYX", "ZCYX", "TCYX")
+_AXES = ("ZYX", "TYX", "ZCYX", "TCYX", "TZYX", "TZCYX", "ZTYX", "ZTCYX")
 _DTYPES = ("uint8", "uint16", "float16", "float32")
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_PAGE_PX = 2**31 - 1  # an array of Java
@@ -44,22 +45,19 @@ _WORST_CASE = {
     "lzw": 1.5,
     "none": 1.0,
 }  # bytes out per byte in, of what ImageJ reads
-_OME_UNITS = {
-    **{name: "µm" for name in ("um", "µm", r"\u00B5m", "micron", "microns", "micrometer")},
-    **{name: "in" for name in ("in", "inch", "inches")},
-    **{name: "pixel" for name in ("px", "pixel", "pixels")},
-    **{name: name for name in ("pm", "nm", "mm", "cm", "m", "km")},
-}
-_TAG_UNITS = {2: "in", 3: "cm"}  # values of the tag ResolutionUnit
 
 
 def layout_of(
-    shape: tuple[int, ...], dtype: npt.DTypeLike, compression: Compression = "zlib"
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    compression: Compression = "zlib",
+    axes: str = "ZYX",
 ) -> Layout:
     """Return the layout that `write_pages` gives a file: "strips" where ImageJ can read it.
 
-    Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), pages of less
-    than 2**31 pixels, and a file below 4 GiB even if its pixels do not compress at all.
+    Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), its order of
+    axes (TZCYX), pages of less than 2**31 pixels, and a file below 4 GiB even if its pixels do not
+    compress at all.
 
     Examples
     --------
@@ -67,7 +65,8 @@ def layout_of(
     ('strips', 'tiles')
     """
     imagej_reads = np.dtype(dtype).name in _IMAGEJ_DTYPES and compression in _WORST_CASE
-    return "strips" if imagej_reads and _fits_imagej(shape, dtype, compression) else "tiles"
+    fits = "ZT" not in axes and _fits_imagej(shape, dtype, compression)
+    return "strips" if imagej_reads and fits else "tiles"
 
 
 def _fits_imagej(shape: tuple[int, ...], dtype: npt.DTypeLike, compression: Compression) -> bool:
@@ -105,9 +104,11 @@ def write_pages(
         band may be overwritten when the next is asked for.
     shape : tuple of int
         (z, y, x) or (z, c, y, x), no side 0; c channels, such as classes, are pages of their own.
+        With times and slices (t, z, y, x) or (t, z, c, y, x), or z before t.
     dtype : uint8, uint16, float16 or float32
     axes : str
-        "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series. `calibration.axes` is not used.
+        "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series; "TZYX", "TZCYX", "ZTYX", "ZTCYX".
+
     calibration : Calibration
         Scale to record. OME has a closed list of units: another one becomes "reference frame".
     layout : "strips" or "tiles", optional
@@ -142,7 +143,7 @@ def write_pages(
     """
     dtype = np.dtype(dtype)
     _check_options(path, shape, dtype, axes, layout, compression)
-    layout = layout or layout_of(shape, dtype, compression)
+    layout = layout or layout_of(shape, dtype, compression, axes)
     segment_shape = _segment_shape(shape, dtype, layout)
     is_tiled = layout == "tiles"
     is_ome = is_tiled and dtype.name in _IMAGEJ_DTYPES
@@ -187,6 +188,8 @@ def _check_options(
             raise InputError(f"{path}: {name} {value!r}: one of {', '.join(choices)} is needed")
     if layout == "strips" and dtype.name not in _IMAGEJ_DTYPES:
         raise InputError(f"{path}: ImageJ's strips cannot hold {dtype}; tiles can")
+    if layout == "strips" and "ZT" in axes:
+        raise InputError(f"{path}: ImageJ's strips cannot hold axes {axes}; tiles can")
     if layout == "strips" and not _fits_imagej(shape, dtype, compression):
         size = " × ".join(map(str, shape))
         raise InputError(f"{path}: {size} {dtype} is too large for ImageJ's strips; tiles hold it")
@@ -225,8 +228,6 @@ def _description(
 def _ome_texts(
     shape: tuple[int, ...], dtype: np.dtype, axes: str, calibration: Calibration, info: str
 ) -> dict[str, Any]:
-    named = _OME_UNITS.get(calibration.unit or "")
-    in_plane = _TAG_UNITS.get(calibration.resolution_unit, named) or "reference frame"
     texts: dict[str, Any] = {
         "axes": axes,
         "Creator": "unet_repro",
@@ -235,13 +236,25 @@ def _ome_texts(
         "Description": info or None,
     }
     if calibration.resolution is not None:
+        in_plane = _ome_unit(calibration.plane_unit)
         for axis, resolution in zip("XY", calibration.resolution, strict=True):
             texts |= {f"PhysicalSize{axis}": 1 / resolution, f"PhysicalSize{axis}Unit": in_plane}
     if calibration.spacing is not None:
-        texts |= {"PhysicalSizeZ": calibration.spacing, "PhysicalSizeZUnit": named or in_plane}
+        unit = _ome_unit(calibration.unit or calibration.plane_unit)
+        texts |= {"PhysicalSizeZ": calibration.spacing, "PhysicalSizeZUnit": unit}
     if calibration.interval is not None:
         texts |= {"TimeIncrement": calibration.interval, "TimeIncrementUnit": "s"}
     return {key: value for key, value in texts.items() if value is not None}
+
+
+def _ome_unit(unit: str | None) -> str:
+    """Return the symbol of a unit; OME's own word for one that it has not, which is noted."""
+    if unit and is_ome_length(unit):
+        return symbol(unit)
+    if unit:
+        name = plain_unit(unit)
+        note(f"OME-TIFF has no unit {name!r}: the sizes are recorded in units of their own")
+    return "reference frame"
 
 
 def _regroup(

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_repro.files.atomic import check_folder
 from unet_repro.images.calibration import Calibration
+from unet_repro.images.png_files import encode_png
+from unet_repro.images.tiff_axes import Axes, as_written
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
 from unet_repro.prediction.values import Values
 
@@ -28,6 +29,7 @@ class Destination:
     path: Path  # as given by the user
     names: tuple[str, ...]  # of the slices' files in a folder; empty for one file
     shape: tuple[int, int, int]  # slices, height, width
+    depth_axes: Axes  # of all slices of the source
     planes: int  # values per pixel
     dtype: str
     calibration: Calibration  # carried over
@@ -35,9 +37,16 @@ class Destination:
 
     @property
     def page_shape(self) -> tuple[int, ...]:
-        """Shape of the TIFF: (z, y, x), or (z, class, y, x)."""
-        slices, height, width = self.shape
-        return (slices, height, width) if self.planes == 1 else (slices, self.planes, height, width)
+        """Shape of the TIFF: (z, y, x), or (z, class, y, x); z may be t and z."""
+        return self._shape(self.shape[0])
+
+    def _shape(self, slices: int) -> tuple[int, ...]:
+        depths = tuple(length for _, length in as_written(self.depth_axes, slices))
+        return (*depths, *((self.planes,) if self.planes > 1 else ()), *self.shape[1:])
+
+    def _axes(self, slices: int) -> str:
+        letters = "".join(axis for axis, _ in as_written(self.depth_axes, slices))
+        return f"{letters}{'C' if self.planes > 1 else ''}YX"
 
     @property
     def n_bytes(self) -> int:
@@ -47,8 +56,9 @@ class Destination:
     @property
     def layout(self) -> str:
         """What the pages are stored as, in words."""
-        shape = (1, *self.page_shape[1:]) if self.names else self.page_shape
-        is_strips = layout_of(shape, self.dtype, self.compression) == "strips"
+        slices = 1 if self.names else self.shape[0]
+        shape, axes = self._shape(slices), self._axes(slices)
+        is_strips = layout_of(shape, self.dtype, self.compression, axes) == "strips"
         kind = "ImageJ TIFF in strips" if is_strips else "BigTIFF in tiles, OME metadata"
         if not self.names:
             return "PNG" if _is_png(self.path.name) else kind
@@ -74,18 +84,17 @@ class Destination:
     def _write_file(self, path: Path, slices: range, bands: Bands, info: str) -> None:
         if _is_png(path.name):
             image = np.concatenate(list(bands(slices.start, 0)))
-            path.write_bytes(imagecodecs.png_encode(image))
+            path.write_bytes(encode_png(image, self.calibration.pixels_per_metre))
         else:
             self._write_tiff(path, slices, bands, info)
 
     def _write_tiff(self, path: Path, slices: range, bands: Bands, info: str) -> None:
-        axes = self.calibration.axes
         write_pages(
             path,
             (band for z in slices for plane in range(self.planes) for band in bands(z, plane)),
-            shape=(len(slices), *self.page_shape[1:]),
+            shape=self._shape(len(slices)),
             dtype=self.dtype,
-            axes=axes if self.planes == 1 else f"{axes[0]}C{axes[1:]}",
+            axes=self._axes(len(slices)),
             calibration=self.calibration,
             compression=self.compression,
             info=info,
@@ -99,14 +108,16 @@ def _is_png(name: str) -> bool:
 def names_in_folder(out: Path, source_names: list[str], values: Values) -> tuple[str, ...]:
     """Return the files to make of a folder's images, or nothing if `out` is one TIFF file.
 
-    The names stay. PNG files stay PNG where they can hold the values, else they become TIFF.
+    The names stay but for their endings. TIFF files stay TIFF; PNG stays PNG where it can hold the
+    values, and JPEG, which cannot, becomes PNG there; else they become TIFF. Two of one folder
+    differ in more than the suffix, and so do the outputs.
     """
     if out.suffix.lower() in _TIFF_SUFFIXES:
         return ()
-    is_png = values.planes == 1 and values.dtype in ("uint8", "uint16")
-    names = []
-    for name in source_names:
-        stem, _, suffix = name.rpartition(".")
-        keeps = f".{suffix.lower()}" in _TIFF_SUFFIXES or is_png
-        names.append(name if keeps else f"{stem}.tif")
-    return tuple(names)
+    fits_png = values.planes == 1 and values.dtype in ("uint8", "uint16")
+    kept = (*_TIFF_SUFFIXES, ".png") if fits_png else _TIFF_SUFFIXES
+    other = ".png" if fits_png else ".tif"
+    return tuple(
+        name if name.lower().endswith(kept) else f"{name.rpartition('.')[0]}{other}"
+        for name in source_names
+    )

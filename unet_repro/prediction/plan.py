@@ -32,7 +32,8 @@ class Buffers:
 
     source: tuple[int, int]  # rows and columns of a page
     channels: int
-    pixel_bytes: int
+    read_bytes: int  # what reading takes for each pixel of a window
+    stored_bytes: int  # what the file keeps for it
     cache_bytes: int
     output: tuple[int, int]  # rows and columns that are predicted
     classes: int
@@ -46,7 +47,8 @@ class Buffers:
         return cls(
             source=source.shape[1:],
             channels=source.channels,
-            pixel_bytes=source.dtype.itemsize,
+            read_bytes=source.read_bytes,
+            stored_bytes=source.stored_bytes,
             cache_bytes=cache_bytes,
             output=destination.shape[1:],
             classes=classes,
@@ -57,12 +59,12 @@ class Buffers:
     def __call__(self, windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
         sides = (*windows, *kept)
         height, width, rows, columns = (np.asarray(side, float) for side in sides)  # no overflow
-        window = height * width * self.channels * (4 + self.pixel_bytes)
+        window = height * width * (4 * self.channels + self.read_bytes)
         values = rows * columns * self.classes * 4
         row_of_tiles = rows * self.output[1] * self.value_bytes * (self.planes + 1)
         row_of_segments = min(512, self.output[0]) * self.output[1] * self.value_bytes
         touched = np.minimum(self.source[0], height + self.output[0]) * self.source[1]
-        cache = np.minimum(self.cache_bytes, touched * self.channels * self.pixel_bytes)
+        cache = np.minimum(self.cache_bytes, touched * self.stored_bytes)
         at_work = BLOCKS_AT_WORK * (window + values)
         return at_work + row_of_tiles + row_of_segments + cache + _THREADS
 

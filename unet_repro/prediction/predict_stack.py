@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from unet_repro.config import keywords_from
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.readers import range_of, sizes_in_folder
@@ -119,7 +119,7 @@ def prepared(
     memory = settings.memory_bytes or predictor.default_memory()
     planner = _Planner(predictor, settings, values, memory, _sha256(network))
     source, channels = Path(source), network.config.in_channels
-    several = sizes_in_folder(source, channels=channels)
+    several = sizes_in_folder(source, channels=channels, axes=settings.axes or None)
     if several:
         yield _of_several_sizes(source, Path(out), planner, several)
         return
@@ -149,6 +149,7 @@ class _Planner:
         return StackReader(
             source,
             channels=self.predictor.in_channels,
+            axes=self.settings.axes or None,
             cache_bytes=self.cache_bytes,
             files=None if file is None else [file],
         )
@@ -168,11 +169,15 @@ class _Planner:
             out,
             names,
             (len(slices), len(rows), len(columns)),
+            reader.depth_axes,
             values.planes,
             values.dtype,
             read_calibration(file or reader.path),
             self.settings.compression,
         )
+        if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
+            axes = " x ".join(axis for axis, _ in reader.depth_axes)
+            note(f"{out}: a part of the slices of {axes} is written as plain slices, axes ZYX")
         buffers = Buffers.of(reader, self.cache_bytes, destination, values.classes)
         plan = self.plans.get(size)
         if plan is None:

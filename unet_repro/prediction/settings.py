@@ -35,6 +35,8 @@ class PredictionSettings:
     memory
         What the prediction may take beyond what the process holds before, such as 8GiB; empty for
         half of what is free, on a CPU at most 2 GiB (1 GiB in bfloat16).
+    axes
+        Of the stack, in place of those that the file declares, such as ZYX.
     z
         Slices a:b only (a ... b-1).
     roi
@@ -54,6 +56,7 @@ class PredictionSettings:
     average: Average = "none"
     tile: int | Literal["auto"] = "auto"
     memory: int | str = ""
+    axes: str = ""
     z: str = ""
     roi: str = ""
     precision: Literal["auto"] | Precision = "float32"

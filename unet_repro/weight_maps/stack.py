@@ -30,6 +30,7 @@ from unet_repro.images.labels import (
 )
 from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_axes import Axes
 from unet_repro.images.tiff_writer import Compression, write_pages
 from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
@@ -66,6 +67,8 @@ class WeightMapSettings:
         paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
     label_kind, ignore_label
         As in `LabelSettings`; unknown pixels weigh 0.
+    axes
+        Of the labels, in place of those that the file declares, such as ZYX.
     separate_touching
         Weight a ridge between touching cells as background.
     separation_px
@@ -82,6 +85,7 @@ class WeightMapSettings:
     ignore_label: int | None = None
     separate_touching: bool = False
     separation_px: float = 1.0
+    axes: str = ""
     compression: Compression = "none"
 
     def __post_init__(self) -> None:
@@ -178,7 +182,7 @@ def write_weight_map(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    with _opened(labels_path) as labels:
+    with _opened(labels_path, settings.axes or None) as labels:
         check_apart(out, labels.path)
         if labels.dtype.kind == "f":
             note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
@@ -218,11 +222,11 @@ def write_weight_map(
             store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
 
 
-def _opened(path: PathLike) -> AbstractContextManager[StackReader | ImagesReader]:
-    several = sizes_in_folder(path, palette=True)
+def _opened(path: PathLike, axes: str | None) -> AbstractContextManager[StackReader | ImagesReader]:
+    several = sizes_in_folder(path, as_labels=True, axes=axes)
     if several:
-        return nullcontext(ImagesReader(path, several, palette=True))
-    return StackReader(path, palette=True)
+        return nullcontext(ImagesReader(path, several, as_labels=True, axes=axes))
+    return StackReader(path, as_labels=True, axes=axes)
 
 
 def _files(labels: StackReader | ImagesReader, out: Path) -> list[str]:
@@ -269,8 +273,9 @@ def _weigh_folder(
         z, image = item
         weights = weigh(image[None], reading, **options, workers=threads_an_image)
         source = labels.path / labels.names[z]
+        one = (("Z", 1),)
         _write(
-            store.whole / files[z], [weights[0]], weights.shape, source, record, threads_an_image
+            store.whole / files[z], weights, weights.shape, one, source, record, threads_an_image
         )
         store.write((z,), np.ones(1, np.uint8))
 
@@ -398,26 +403,26 @@ def _assemble(
 ) -> None:
     slices = (store.read((z, 0, 0))[0] for z in range(labels.shape[0]))
     pages = _bar(slices, "writing", labels.shape[0], progress=progress)
-    _write(path, pages, labels.shape, labels.path, record, workers)
+    _write(path, pages, labels.shape, labels.depth_axes, labels.path, record, workers)
 
 
 def _write(
     path: Path,
     pages: Iterable[np.ndarray],
     shape: tuple[int, ...],
+    depth_axes: Axes,
     source: Path,
     record: dict[str, Any],
     workers: int,
 ) -> None:
     """Write the weights of a stack or an image, with axes and scale of its labels."""
-    calibration = read_calibration(source)
     write_pages(
         path,
         pages,
-        shape=shape,
+        shape=(*(length for _, length in depth_axes), *shape[1:]),
         dtype=np.float32,
-        axes=calibration.axes,
-        calibration=calibration,
+        axes="".join(axis for axis, _ in depth_axes) + "YX",
+        calibration=read_calibration(source),
         compression=record["settings"]["compression"],
         info=_info(record),
         workers=workers,

@@ -1,0 +1,218 @@
+"""Which pages a TIFF file holds and what its descriptions say of them; they may be out of date.
+
+Programs that copy pages, such as libtiff's tiffcp and tiffsplit, copy the description as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+
+from unet_repro.errors import InputError
+from unet_repro.files.file_access import as_input_errors
+from unet_repro.images.tiff_axes import StoredAxes
+from unet_repro.images.tiff_directories import PHOTOMETRIC, Directories
+from unet_repro.images.tiff_values import white_is_zero
+
+_REST_BYTES, _ALIGNMENT = 1024, 16  # what programs leave unused in a file, and before each page
+_MINISWHITE, _MINISBLACK, _PALETTE = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The pages of a file and their axes."""
+
+    axes: StoredAxes
+    pages: list[Any]  # of tifffile, in the order of the axes; none where `block` holds them all
+    block: int | None = None  # where the pixels of all pages begin, if they lie together, uncoded
+    notes: tuple[str, ...] = ()
+    is_of_set: bool = False  # other pages of the same stack are said to lie in other files
+
+
+class StructureFinder:
+    """Find out which pages a file holds; `InputError`: they differ, are not all there, or no stack.
+
+    `axes` are the letters that the user gives.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        handle: BinaryIO,
+        file: tifffile.TiffFile,
+        directories: Directories,
+        *,
+        as_labels: bool,
+        channels: int,
+        axes: str | None,
+    ) -> None:
+        self._path, self._handle, self._file, self._directories = path, handle, file, directories
+        self._as_labels, self._channels, self._axes = as_labels, channels, axes
+        self._imagej: dict[str, Any] = file.imagej_metadata or {}
+
+    def find(self) -> Structure:
+        """Return the pages and their axes."""
+        try:
+            with as_input_errors(self._path):  # what tifffile logs comes before our checks
+                all_series = self._file.series
+        except InputError:
+            with as_input_errors(self._path):
+                self._check_agreement(1)
+                images, samples = self._imagej.get("images"), self._chain[0].samplesperpixel
+                if samples > 1 and images == len(self._chain) * samples:
+                    # Of 3 or 4 slices tifffile makes planes of one page, ImageJ's text or not.
+                    axes = StoredAxes.of_pages(self._chain[0], (("I", len(self._chain)),))
+                    return Structure(self._named(axes), self._chain)
+                if self._are_pages_whole():
+                    return self._of_pages(images)
+            raise
+        with as_input_errors(self._path):
+            if not all_series:
+                raise InputError(f"{self._path}: holds no slices")
+            self._check_agreement(max(len(series.levels) for series in all_series))
+            return self._of_one(all_series[0]) if len(all_series) == 1 else self._of(all_series)
+
+    def _check_agreement(self, n_resolutions: int) -> None:
+        """Refuse pages that differ in more than how they are cut and compressed."""
+        path, together = self._path, "all slices of a stack must agree"
+        if n_resolutions > 1:
+            raise InputError(
+                f"{path}: holds {n_resolutions} resolutions of one image; save the full one alone"
+            )
+        other = self._directories.first_of_other_shape()
+        if other is not None:
+            raise InputError(
+                f"{path}: its pages differ in shape or dtype, such as 0 and {other}; {together}"
+            )
+        shown = self._directories.values(PHOTOMETRIC)
+        if self._as_labels:  # colour tables are for display
+            shown = [_MINISBLACK if value == _PALETTE else value for value in shown]
+        other = next((page for page, value in enumerate(shown) if value != shown[0]), None)
+        if other is not None and _MINISWHITE in shown:
+            page, cause = shown.index(_MINISWHITE), white_is_zero(as_labels=self._as_labels)
+            raise InputError(f"{path}: page {page}, unlike others, {cause}")
+        if other is not None:
+            raise InputError(f"{path}: page {other} has other colours than page 0; {together}")
+
+    def _of_one(self, series: Any) -> Structure:
+        """Return the structure of a file whose pages are one series, or are said to be."""
+        n_pages = len(self._directories)
+        try:
+            axes = StoredAxes.of_series(self._path, series)
+        except InputError:
+            if self._axes is None:
+                raise
+            axes = StoredAxes.of_pages(series.keyframe, (("I", n_pages),))
+        declared, images = axes.n_pages, self._imagej.get("images")
+        if isinstance(images, int) and images > 0 and images != declared * axes.samples:
+            declared = images  # tifffile does without what it cannot find
+        are_alike = self._directories.are_coded_alike
+        block = series.dataoffset if are_alike else None
+        if declared == n_pages:
+            pages: list[Any] = [] if block is not None else list(series.pages)
+            if not are_alike:
+                pages = [page and self._chain[page.index] for page in pages]
+            return Structure(self._named(axes), pages, block)
+        if self._are_pages_whole():
+            return self._of_pages(declared)
+        if n_pages == 1 and block is not None and declared == axes.n_pages:
+            # Where one block holds all slices, one directory may stand for all pages, as in
+            # ImageJ's files above 4 GiB.
+            return Structure(self._named(axes), [], block)
+        raise self._wrong_count(declared)
+
+    def _of(self, all_series: list[Any]) -> Structure:
+        """Return the structure of pages that were written one by one, or block by block."""
+        n_pages, first = len(self._directories), all_series[0]
+        declared = sum(prod(series.shape) // prod(series.keyframe.shape) for series in all_series)
+        if declared != n_pages:
+            if self._are_pages_whole():
+                return self._of_pages(declared)
+            raise self._wrong_count(declared)
+        axes = StoredAxes.of_series(self._path, first)
+        last = axes.before[-1:]
+        n_channels = last[0][1] if last and last[0][0] == "C" and axes.samples == 1 else 1
+        leading = (("I", n_pages // n_channels), ("C", n_channels))
+        if any(series.axes[-3:] != first.axes[-3:] for series in all_series):
+            leading = (("I", n_pages), ("C", 1))
+        return Structure(self._named(StoredAxes.of_pages(first.keyframe, leading)), self._chain)
+
+    def _of_pages(self, declared: Any) -> Structure:
+        """Return the structure of pages that a description does not describe."""
+        n_pages, kind = len(self._directories), self._description
+        axes = StoredAxes.of_pages(self._chain[0], (("I", n_pages),))
+        said = f"declares {declared} images" if isinstance(declared, int) else "is of others"
+        held = (
+            "the one page that it holds is" if n_pages == 1 else f"the {n_pages} pages it holds are"
+        )
+        others = re.findall(r'FileName="([^"]*)"', self._file.ome_metadata or "")
+        return Structure(
+            self._named(axes),
+            self._chain,
+            notes=(f"its {kind} description {said}; {held} read",),
+            is_of_set=bool(set(others) - {self._path.name}),
+        )
+
+    def _named(self, axes: StoredAxes) -> StoredAxes:
+        """Return axes with the letters that the user gives, or else ImageJ."""
+        if self._axes is not None:
+            return axes.named(self._path, self._axes)
+        imagej = self._imagej
+        if axes.samples == 1 or axes.after:
+            # tifffile itself declares the pages of an array of three axes as grey ImageJ channels.
+            is_grey = self._channels == 1 and imagej.get("mode") == "grayscale"
+            return axes.renamed("C", "I") if is_grey else axes
+        if imagej.get("channels", 1) == 1:  # tifffile stores 3 or 4 slices as planes of a page
+            for name, letter in (("slices", "Z"), ("frames", "T")):
+                if imagej.get(name) == axes.samples:
+                    return axes.renamed("S", letter)
+        return axes
+
+    @property
+    def _description(self) -> str:
+        """Return whose description says which pages there are."""
+        file = self._file
+        kinds = {"ImageJ": file.is_imagej, "OME": file.is_ome, "tifffile": file.is_shaped}
+        return next((kind for kind, is_it in kinds.items() if is_it), "")
+
+    @cached_property
+    def _chain(self) -> list[Any]:
+        """All pages in the order of their directories."""
+        self._handle.seek(0)
+        pages = tifffile.TiffFile(self._handle, name=self._path.name).pages
+        if self._directories.are_coded_alike:
+            pages.useframes = True  # these need less time and memory
+            pages.set_keyframe(0)
+        return list(pages)
+
+    def _are_pages_whole(self) -> bool:
+        """Tell whether a file that declares other pages holds those of its directories alone.
+
+        A file that is cut off, or holds more pixels than directories point to, does not.
+        """
+        if not self._description:
+            return False
+        page = self._chain[0]
+        pixels = sum(int(np.sum(page.databytecounts)) for page in self._chain)
+        rest = self._file.filehandle.size - self._directories.n_bytes - pixels
+        allowed = min(_REST_BYTES, page.nbytes // 2) + _ALIGNMENT * len(self._chain)
+        if rest > allowed:
+            return False
+        # One directory before the pixels could be that of a whole stack, cut off behind a page.
+        end = max((a + b for a, b in zip(page.dataoffsets, page.databytecounts)), default=0)
+        is_cut_off = page.compression == 1 and self._directories.first < end
+        return len(self._chain) > 1 or self._description == "OME" or not is_cut_off
+
+    def _wrong_count(self, declared: int) -> InputError:
+        n_pages = len(self._directories)
+        return InputError(
+            f"{self._path}: declares {declared} slices but holds {n_pages} pages; it is truncated, "
+            "or they lie in other files, which are not read: save the stack as one file"
+        )
