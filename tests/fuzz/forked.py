@@ -36,6 +36,7 @@ class Outcome:
             part
             for part in re.split(r"[\r\n]+", self.error)
             if part.strip() and not _BAR.search(part) and not part.startswith(_LIBRARY)
+            if not (part.startswith("note: ") and part.isprintable())  # how input was read
         ]
         if self.signal:
             return f"killed by {signal.Signals(self.signal).name}"

@@ -24,6 +24,7 @@ from unet_repro.images.tiff_values import GreyScale, check_pixels, colour_of
 PathLike = str | os.PathLike[str]
 
 _LARGE_PART_BYTES = 2**30
+_TURNED = set(range(2, 9))  # values of the tag Orientation but for 1, the plain one
 _LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
 
 
@@ -74,7 +75,7 @@ class TiffPages:
             with as_input_errors(self.path):
                 check_pixels(self.path, self._file.pages.first, self.channels, as_labels=as_labels)
                 self._open(structure, cache_bytes)
-                turned = {value for value in directories.values(ORIENTATION) if value != 1}
+                turned = set(directories.values(ORIENTATION)) & _TURNED
                 self.notes += tuple(
                     f"its orientation tag ({value}) is dropped: pixels are used as stored"
                     for value in sorted(turned)

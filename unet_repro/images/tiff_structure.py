@@ -17,7 +17,7 @@ import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import as_input_errors
-from unet_repro.images.tiff_axes import StoredAxes
+from unet_repro.images.tiff_axes import Axes, StoredAxes
 from unet_repro.images.tiff_directories import PHOTOMETRIC, Directories
 from unet_repro.images.tiff_values import white_is_zero
 
@@ -111,8 +111,8 @@ class StructureFinder:
                 raise
             axes = StoredAxes.of_pages(series.keyframe, (("I", n_pages),))
         declared, images = axes.n_pages, self._imagej.get("images")
-        if isinstance(images, int) and images > 0 and images != declared * axes.samples:
-            declared = images  # tifffile does without what it cannot find
+        if isinstance(images, int) and images != declared * axes.samples:
+            declared = max(declared, images)  # tifffile does without what it cannot find
         are_alike = self._directories.are_coded_alike
         block = series.dataoffset if are_alike else None
         if declared == n_pages:
@@ -136,12 +136,12 @@ class StructureFinder:
             if self._are_pages_whole():
                 return self._of_pages(declared)
             raise self._wrong_count(declared)
-        axes = StoredAxes.of_series(self._path, first)
-        last = axes.before[-1:]
-        n_channels = last[0][1] if last and last[0][0] == "C" and axes.samples == 1 else 1
-        leading = (("I", n_pages // n_channels), ("C", n_channels))
-        if any(series.axes[-3:] != first.axes[-3:] for series in all_series):
-            leading = (("I", n_pages), ("C", 1))
+        leading: Axes = (("I", n_pages),)
+        innermost = {StoredAxes.of_series(self._path, series).before[-1:] for series in all_series}
+        if len(innermost) == 1:
+            for axis, length in innermost.pop():
+                if axis == "C" and first.keyframe.samplesperpixel == 1:
+                    leading = (("I", n_pages // length), (axis, length))
         return Structure(self._named(StoredAxes.of_pages(first.keyframe, leading)), self._chain)
 
     def _of_pages(self, declared: Any) -> Structure:
