@@ -135,12 +135,10 @@ class StackReader:
     def _open_file(self) -> list[str]:
         """Open the one file; return how it is read where that is not plain."""
         self._image = image = open_file(self.path, **self._options)
-        if getattr(image, "is_of_set", False):
+        elsewhere = getattr(image, "elsewhere", "")  # of a TIFF
+        if elsewhere:
             image.close()
-            raise InputError(
-                f"{self.path}: declares slices that lie in other files; give the folder that holds "
-                "them, or save the stack as one file"
-            )
+            raise InputError(f"{self.path}: {elsewhere}")
         self.shape, self.dtype = image.shape, image.dtype
         self.depth_axes = getattr(image, "depth_axes", (("Z", self.shape[0]),))
         self.names = [f"slice {z}" for z in range(self.shape[0])]

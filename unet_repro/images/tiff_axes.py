@@ -190,7 +190,11 @@ def as_written(depth_axes: Axes, slices: int) -> Axes:
 def _of_channels(path: Path, stored: StoredAxes, channels: int) -> str:
     if channels > 1:
         return f"{path}: has axes {stored.stated}; {_needed(channels)}"
-    slices = "" if not stored.before else f"; if these are slices, --axes {stored.example} says so"
+    slices = (
+        ""
+        if len(stored.before) not in (1, 2)
+        else f"; if these are slices, --axes {stored.example} says so"
+    )
     return (
         f"{path}: has several channels (axes {stored.stated}); a grey stack (z, y, x) is needed"
         f"{slices}"

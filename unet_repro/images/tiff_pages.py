@@ -43,8 +43,8 @@ class TiffPages:
         How many planes are read for a slice; three or four that are equal make one grey channel.
     notes : tuple of str
         How the file is read where that is not plain, without its name.
-    is_of_set : bool
-        Further slices of the same stack are said to lie in other files.
+    elsewhere : str
+        Why it is no whole stack, if slices of it are said to lie in other files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TiffPages:
         axes, colour = structure.axes, colour_of(page)
         order = plane_order(self.path, axes, self.channels, is_colour=colour is not None)
         self.depth_axes: Axes = order.depth_axes
-        self.is_of_set = structure.is_of_set
+        self.elsewhere = structure.elsewhere
         self._slices, self._samples = order.planes, axes.samples
         self.stored_channels = order.planes.shape[1]
         self.shape = (len(order.planes), *page.shaped[2:4])
