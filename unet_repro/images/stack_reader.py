@@ -168,14 +168,16 @@ class StackReader:
             return
         image = self._image_of(0) if self._is_folder else self._image
         assert image is not None
-        _, height, width = self.shape
-        top, left = (max(0, (side - _TRIAL_PX) // 2) for side in (height, width))
-        rows = slice(top, min(height, top + _TRIAL_PX))
-        image.read_region(0, rows, slice(left, min(width, left + _TRIAL_PX)), keep=False)
         # Of a folder each image may be stored in another way, RGBA at most.
         channels = 4 if self._is_folder else getattr(image, "stored_channels", self.channels)
         self.stored_bytes = max(channels, self.channels) * self.dtype.itemsize
         self.read_bytes = 2 * self.stored_bytes + 4 * self.channels  # and copies as they change
+        if channels != self.channels:
+            rows, columns = (
+                slice(max(0, (side - _TRIAL_PX) // 2), min(side, (side + _TRIAL_PX) // 2))
+                for side in self.shape[1:]
+            )
+            image.read_region(0, rows, columns, keep=False)
 
     def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
         """Copy a rectangle (channels, h, w) of slice `z`; of a TIFF, only what it touches is read.
@@ -248,6 +250,7 @@ class StackReader:
             "shape": list(self.shape),
             "channels": self.channels,
             "dtype": self.dtype.name,
+            **({"axes": self._options["axes"]} if self._options["axes"] else {}),
         }
 
     def check_unchanged(self, z: int | None = None) -> None:
