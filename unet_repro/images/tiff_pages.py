@@ -95,7 +95,8 @@ class TiffPages:
         self.shape = (len(order.planes), *page.shaped[2:4])
         assert page.dtype is not None
         self._stored_dtype = page.dtype.newbyteorder("=")
-        imagej = self._file.imagej_metadata or {}
+        is_grey = axes.samples == 1 or axes.are_planes_slices  # colours have no scale in ImageJ
+        imagej = (self._file.imagej_metadata or {}) if is_grey else {}
         self._scale = GreyScale.of(self.path, imagej, self._stored_dtype)
         self.dtype = self._scale.dtype if self._scale else self._stored_dtype
         self._hint = ""

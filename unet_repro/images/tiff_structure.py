@@ -113,7 +113,7 @@ class StructureFinder:
         except InputError:
             if self._axes is None:
                 raise
-            axes = StoredAxes.of_pages(series.keyframe, (("I", n_pages),))
+            axes = StoredAxes.of_pages(series.keyframe, (("I", _n_pages(series)),))
         declared, images = axes.n_pages, self._imagej.get("images")
         if isinstance(images, int) and images != declared * axes.samples:
             declared = max(declared, images)  # tifffile does without what it cannot find
@@ -135,7 +135,7 @@ class StructureFinder:
     def _of(self, all_series: list[Any]) -> Structure:
         """Return the structure of pages that were written one by one, or block by block."""
         n_pages, first = len(self._directories), all_series[0]
-        declared = sum(prod(series.shape) // prod(series.keyframe.shape) for series in all_series)
+        declared = sum(map(_n_pages, all_series))
         if declared != n_pages:
             if self._are_pages_whole():
                 return self._of_pages(declared)
@@ -224,3 +224,8 @@ class StructureFinder:
             "or they lie in other files, which are not read, or its description is that of another "
             "file: save the stack as one file"
         )
+
+
+def _n_pages(series: Any) -> int:
+    """Return how many pages a series declares."""
+    return prod(series.shape) // prod(series.keyframe.shape)
