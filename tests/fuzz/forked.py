@@ -39,6 +39,7 @@ class Outcome:
             part
             for part in re.split(r"[\r\n]+", self.error)
             if part.strip() and not _BAR.search(part) and not part.startswith(_LIBRARY)
+            if not (part.startswith("note: ") and part.isprintable())  # how input was read
         ]
         notes = [part for part in said if part.startswith("note: ")]
         said = [part for part in said if part not in notes]

@@ -426,6 +426,16 @@ def test_fingerprint_is_of_the_files_as_they_were_opened(tmp_path):
         }
 
 
+def test_fingerprint_tells_axes_that_are_given(tmp_path):
+    pixels = noise((3, 3, 20, 30))
+    tifffile.imwrite(tmp_path / "s.tif", pixels, photometric="minisblack")
+    found = []
+    for axes in ("CZYX", "ZCYX"):
+        with StackReader(tmp_path / "s.tif", channels=3, axes=axes) as reader:
+            found.append(reader.fingerprint())
+    assert found[0] != found[1] and found[0]["axes"] == "CZYX"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -232,6 +232,15 @@ def test_declared_axes_that_do_not_end_in_y_and_x_are_refused(tmp_path):
     np.testing.assert_array_equal(read_stack(tmp_path / "s.tif", axes="ZYX"), stack)
 
 
+def test_axes_of_slices_behind_one_directory(tmp_path):
+    stack = noise((7, 20, 5))
+    options = {"photometric": "minisblack", "metadata": {"axes": "YXZ"}, "truncate": True}
+    tifffile.imwrite(tmp_path / "s.tif", stack, **options)
+    with tifffile.TiffFile(tmp_path / "s.tif") as file:
+        assert len(file.pages) == 1
+    np.testing.assert_array_equal(read_stack(tmp_path / "s.tif", axes="ZYX"), stack)
+
+
 def test_four_axes_of_no_name_need_names(tmp_path):
     stack = noise((3, 5, 20, 30))
     tifffile.imwrite(tmp_path / "s.tif", stack)

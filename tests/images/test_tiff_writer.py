@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 import tracemalloc
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ from PIL import Image
 from unet_repro.errors import InputError, InputNote
 from unet_repro.images import tiff_writer as tiff_output
 from unet_repro.images.calibration import Calibration, read_calibration, read_info
+from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import layout_of, write_pages
 
 DTYPES = ["uint8", "uint16", "float16", "float32"]
@@ -81,10 +83,17 @@ def read_pages(path):
         return np.stack([page.asarray() for page in file.pages])
 
 
+AXES = {
+    3: ["ZYX", "TYX"],
+    4: ["ZCYX", "TCYX", "TZYX", "ZTYX"],
+    5: ["TZCYX", "ZTCYX"],
+}
+
+
 @st.composite
 def cases(draw):
     side = st.one_of(st.integers(1, 40), st.sampled_from([1, 512, 513]))
-    shape = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)))
+    shape = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
     array = noise((*shape, draw(side), draw(side)), draw(st.sampled_from(DTYPES)))
     pages = array.reshape(-1, *array.shape[-2:])
     bands = []
@@ -92,9 +101,11 @@ def cases(draw):
         cuts = draw(st.lists(st.integers(0, len(page)), max_size=3))
         edges = [0, *sorted(cuts), len(page)]
         bands += [page[a:b] for a, b in pairwise(edges)]
-    layouts = ["tiles"] if array.dtype == np.float16 else ["strips", "tiles"]
+    axes = draw(st.sampled_from(AXES[array.ndim]))
+    is_tiled = array.dtype == np.float16 or axes.startswith("ZT")  # not ImageJ's
+    layouts = ["tiles"] if is_tiled else ["strips", "tiles"]
     options = {
-        "axes": draw(st.sampled_from(["ZYX", "TYX"] if array.ndim == 3 else ["ZCYX", "TCYX"])),
+        "axes": axes,
         "layout": draw(st.sampled_from(layouts)),
         "compression": draw(st.sampled_from(COMPRESSIONS)),
         "info": draw(st.sampled_from(["", INFO])),
@@ -295,6 +306,10 @@ def test_bands_that_do_not_tile_the_pages_are_errors(tmp_path, bands, message, l
         ({"compression": "jpeg"}, "compression 'jpeg': one of zlib, zstd, lzw, none is needed"),
         ({"layout": "rows"}, "layout 'rows': one of strips, tiles is needed"),
         ({"dtype": "float16", "layout": "strips"}, "cannot hold float16; tiles can"),
+        (
+            {"shape": (2, 2, 5, 4), "axes": "ZTYX", "layout": "strips"},
+            "cannot hold axes ZTYX; tiles can",
+        ),
         ({"shape": (1, 2**16, 2**16), "layout": "strips"}, "1 × 65536 × 65536 uint8 is too large"),
     ],
 )
@@ -382,6 +397,25 @@ def test_full_disc_is_an_error_and_no_hang(monkeypatch, is_late, layout, compres
     assert threading.active_count() == threads
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
+@pytest.mark.parametrize("axes", [*AXES[4], *AXES[5]])
+def test_axes_are_read_back(tmp_path, axes, dtype):
+    lengths = {"T": 3, "Z": 5, "C": 2, "Y": 20, "X": 30}
+    array = noise([lengths[axis] for axis in axes], dtype)
+    write(tmp_path / "a.tif", array, axes=axes)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert (file.series[0].axes, file.series[0].shape) == (axes, array.shape)
+        assert file.is_imagej == (dtype != "float16" and not axes.startswith("ZT"))
+        assert file.is_ome == (dtype != "float16" and axes.startswith("ZT"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputNote)
+        reader = StackReader(tmp_path / "a.tif", channels=lengths["C"] if "C" in axes else 1)
+    with reader:
+        assert reader.depth_axes == tuple((axis, lengths[axis]) for axis in axes if axis in "TZ")
+        read = [reader.read_region(z, slice(None), slice(None)) for z in range(reader.shape[0])]
+    np.testing.assert_array_equal(np.reshape(read, array.shape), array)
+
+
 CLIENT_CASES = [
     ("uint8", "strips", "zlib", (3, 70, 530), "ZYX"),
     ("uint16", "strips", "lzw", (1, 300, 530), "ZYX"),
@@ -391,6 +425,9 @@ CLIENT_CASES = [
     ("uint8", "tiles", "zlib", (2, 3, 300, 530), "ZCYX"),
     ("uint16", "tiles", "none", (3, 520, 530), "ZYX"),
     ("float32", "tiles", "zlib", (1, 300, 530), "ZYX"),
+    ("uint8", "strips", "zlib", (2, 3, 70, 53), "TZYX"),
+    ("float32", "strips", "zlib", (2, 3, 2, 70, 53), "TZCYX"),
+    ("uint8", "tiles", "zlib", (2, 3, 2, 70, 53), "ZTCYX"),
 ]
 
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unet_repro.config import UNetConfig
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.png_files import encode_png, pixels_per_metre
 from unet_repro.images.stacks import read_stack, write_stack
@@ -99,6 +100,68 @@ def test_several_channels_in(tmp_path: Path) -> None:
     out = predict_stack(tmp_path / "rgb.tif", model, tmp_path / "p.tif", **TILE)
     expected = OverlapTilePredictor(model)(np.moveaxis(image, 2, 0))[1]
     np.testing.assert_allclose(tifffile.imread(out), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", ["TZYX", "ZTYX"])
+@pytest.mark.parametrize("kind", ["probability", "logits"])
+def test_times_and_slices_are_written_as_they_were_read(
+    tmp_path: Path, axes: str, kind: Any
+) -> None:
+    model, stack, source = network(), grey_stack(2, 3, 40, 50), tmp_path / "s.tif"
+    options = {"ome": True, "photometric": "minisblack", "metadata": {"axes": axes}}
+    tifffile.imwrite(source, stack, **options)
+    write_stack(tmp_path / "plain.tif", stack.reshape(6, 40, 50))
+    plain = predict_stack(tmp_path / "plain.tif", model, tmp_path / "p.tif", kind=kind)
+    with pytest.warns(InputNote, match=f"{axes[0]} x {axes[1]} = 2 x 3: read as 6 slices") as notes:
+        predict_stack(source, model, tmp_path / "o.tif", kind=kind)
+    assert len(notes) == 1
+    classes = (2,) if kind == "logits" else ()
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        series = file.series[0]
+        assert series.axes == (f"{axes[:2]}CYX" if classes else axes)
+        assert series.shape == (2, 3, *classes, 40, 50)
+        pixels = file.asarray()
+    np.testing.assert_array_equal(pixels.reshape(6, *classes, 40, 50), tifffile.imread(plain))
+    with (
+        pytest.warns(InputNote, match="read as 6 slices"),
+        pytest.warns(InputNote, match=r"a part of the slices .* is written as plain slices"),
+    ):
+        predict_stack(source, model, tmp_path / "part.tif", kind=kind, z="1:4")
+    with tifffile.TiffFile(tmp_path / "part.tif") as file:
+        assert file.series[0].axes == ("ZCYX" if classes else "ZYX")
+        part = file.asarray()
+    np.testing.assert_array_equal(part, tifffile.imread(plain)[1:4])
+
+
+def test_grey_stored_as_colour_is_predicted_as_grey_and_takes_more_memory(tmp_path: Path) -> None:
+    model, stack = network(), grey_stack(2, 300, 200)
+    write_stack(tmp_path / "grey.tif", stack)
+    tifffile.imwrite(tmp_path / "rgb.tif", np.stack([stack] * 3, -1), photometric="rgb")
+    predicted, peaks = [], []
+    for name in ("grey", "rgb"):
+        is_noted = (
+            pytest.warns(InputNote, match="stored as RGB") if name == "rgb" else nullcontext()
+        )
+        with is_noted:
+            source, out = tmp_path / f"{name}.tif", tmp_path / f"{name}_p.tif"
+            predicted.append(tifffile.imread(predict_stack(source, model, out, **TILE)))
+            with prepared(source, model, out, PredictionSettings(**TILE)) as job:
+                peaks.append(job.plan.peak_bytes)
+    np.testing.assert_array_equal(predicted[0], predicted[1])
+    assert peaks[1] - peaks[0] > 5 * 76**2  # of five blocks at work, a byte a pixel at least
+
+
+def test_signed_numbers_of_imagej_are_predicted_as_such(tmp_path: Path) -> None:
+    model, stack = network(), grey_stack(2, 40, 50, dtype="int16") - 100
+    text = "ImageJ=1.54f\nimages=2\nslices=2\ncf=0\nc0=-32768.0\nc1=1.0\n"
+    options = {"photometric": "minisblack", "metadata": None}
+    stored = (stack.astype(int) + 32768).astype("uint16")
+    tifffile.imwrite(tmp_path / "s.tif", stored, description=text, **options)
+    tifffile.imwrite(tmp_path / "plain.tif", stack, **options)
+    plain = predict_stack(tmp_path / "plain.tif", model, tmp_path / "p.tif")
+    with pytest.warns(InputNote, match="ImageJ's calibration -32768"):
+        out = predict_stack(tmp_path / "s.tif", model, tmp_path / "o.tif")
+    np.testing.assert_array_equal(tifffile.imread(out), tifffile.imread(plain))
 
 
 def test_scale_and_settings_are_carried_over(stack_file: Path, tmp_path: Path) -> None:

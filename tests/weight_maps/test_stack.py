@@ -103,6 +103,21 @@ def test_equals_the_weight_map_of_the_whole_stack(tmp_path, case):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["labels.tif", "w.tif"]
 
 
+@pytest.mark.parametrize("axes", ["TZYX", "ZTYX"])
+def test_times_and_slices_are_written_as_they_were_read(tmp_path, axes):
+    stack = ids(6).reshape(2, 3, 40, 40)
+    save(tmp_path / "l.tif", stack, ome=True, metadata={"axes": axes, "PhysicalSizeX": 0.5})
+    save(tmp_path / "plain.tif", stack.reshape(6, 40, 40))
+    said = f"{axes[0]} x {axes[1]} = 2 x 3: read as 6 slices"
+    with pytest.warns(InputNote, match=said):
+        write_weight_map(tmp_path / "l.tif", tmp_path / "w.tif", progress=False)
+    write_weight_map(tmp_path / "plain.tif", tmp_path / "p.tif", progress=False)
+    with tifffile.TiffFile(tmp_path / "w.tif") as file:
+        assert (file.series[0].axes, file.series[0].shape) == (axes, stack.shape)
+        written = file.asarray().reshape(6, 40, 40)
+    np.testing.assert_array_equal(written, read_stack(tmp_path / "p.tif"))
+
+
 def test_scale_compression_and_settings_are_in_the_file(tmp_path):
     metadata = {"axes": "TYX", "unit": "nm", "finterval": 1.5}
     labels = tmp_path / "labels.tif"
@@ -123,6 +138,7 @@ def test_scale_compression_and_settings_are_in_the_file(tmp_path):
         "ignore_label": None,
         "separate_touching": False,
         "separation_px": 1.0,
+        "axes": "",
         "compression": "lzw",
     }
     assert record["labels"]["name"] == "labels.tif" and len(record["labels"]["sha256"]) == 64

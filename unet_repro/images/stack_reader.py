@@ -140,12 +140,10 @@ class StackReader:
     def _open_file(self) -> list[str]:
         """Open the one file; return how it is read where that is not plain."""
         self._image = image = open_file(self.path, **self._options)
-        if getattr(image, "is_of_set", False):
+        elsewhere = getattr(image, "elsewhere", "")  # of a TIFF
+        if elsewhere:
             image.close()
-            raise InputError(
-                f"{self.path}: declares slices that lie in other files; give the folder that holds "
-                "them, or save the stack as one file"
-            )
+            raise InputError(f"{self.path}: {elsewhere}")
         self.shape, self.dtype = image.shape, image.dtype
         self.depth_axes = getattr(image, "depth_axes", (("Z", self.shape[0]),))
         self.names = [f"slice {z}" for z in range(self.shape[0])]
@@ -175,14 +173,16 @@ class StackReader:
             return
         image = self._image_of(0) if self._is_folder else self._image
         assert image is not None
-        _, height, width = self.shape
-        top, left = (max(0, (side - _TRIAL_PX) // 2) for side in (height, width))
-        rows = slice(top, min(height, top + _TRIAL_PX))
-        image.read_region(0, rows, slice(left, min(width, left + _TRIAL_PX)), keep=False)
         # Of a folder each image may be stored in another way, RGBA at most.
         channels = 4 if self._is_folder else getattr(image, "stored_channels", self.channels)
         self.stored_bytes = max(channels, self.channels) * self.dtype.itemsize
         self.read_bytes = 2 * self.stored_bytes + 4 * self.channels  # and copies as they change
+        if channels != self.channels:
+            rows, columns = (
+                slice(max(0, (side - _TRIAL_PX) // 2), min(side, (side + _TRIAL_PX) // 2))
+                for side in self.shape[1:]
+            )
+            image.read_region(0, rows, columns, keep=False)
 
     def read_region(self, z: int, rows: slice, columns: slice) -> np.ndarray:
         """Copy a rectangle (channels, h, w) of slice `z`; of a TIFF, only what it touches is read.
@@ -255,6 +255,7 @@ class StackReader:
             "shape": list(self.shape),
             "channels": self.channels,
             "dtype": self.dtype.name,
+            **({"axes": self._options["axes"]} if self._options["axes"] else {}),
         }
 
     def check_unchanged(self, z: int | None = None) -> None:

@@ -155,7 +155,7 @@ def plane_order(path: Path, stored: StoredAxes, channels: int, *, is_colour: boo
     found = [axes[i][1] for i in of_channels]
     is_stored_as_colour = channels == 1 and is_colour and found == [stored.samples]
     if found != [channels] and not is_stored_as_colour and (found or channels > 1):
-        raise InputError(_of_channels(path, stored, channels))
+        raise InputError(_of_channels(path, stored, channels, is_colour=is_colour))
     if len(depth) > 1 and {axis for axis, _ in depth} != {"T", "Z"}:
         kind = "a grey stack of one page per slice (z, y, x) is needed"
         if channels > 1:
@@ -187,10 +187,11 @@ def as_written(depth_axes: Axes, slices: int) -> Axes:
     return ((depth_axes[0][0] if len(depth_axes) == 1 else "Z", slices),)
 
 
-def _of_channels(path: Path, stored: StoredAxes, channels: int) -> str:
+def _of_channels(path: Path, stored: StoredAxes, channels: int, *, is_colour: bool) -> str:
     if channels > 1:
         return f"{path}: has axes {stored.stated}; {_needed(channels)}"
-    slices = "" if not stored.before else f"; if these are slices, --axes {stored.example} says so"
+    may_be_slices = len(stored.before) in (1, 2) and (is_colour or not stored.after)
+    slices = f"; if these are slices, --axes {stored.example} says so" if may_be_slices else ""
     return (
         f"{path}: has several channels (axes {stored.stated}); a grey stack (z, y, x) is needed"
         f"{slices}"

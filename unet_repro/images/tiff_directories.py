@@ -111,10 +111,11 @@ class _Walk:
             besides += 0 if is_inside else size
             if code not in _READ or kind not in _WHOLE or not count:
                 continue
-            place = start + at + head
-            if not is_inside:
+            if is_inside:
+                (found[code],) = struct.unpack_from(order + _WHOLE[kind], content, at + head)
+            else:
                 (place,) = struct.unpack_from(layout.offsetformat, content, at + head)
-            (found[code],) = self._unpack(order + _WHOLE[kind], place)
+                (found[code],) = self._unpack(order + _WHOLE[kind], place)
         return found, besides
 
     def _unpack(self, form: str, offset: int) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from unet_repro.images.tiff_values import GreyScale, check_pixels, colour_of
 PathLike = str | os.PathLike[str]
 
 _LARGE_PART_BYTES = 2**30
+_TURNED = set(range(2, 9))  # values of the tag Orientation but for 1, the plain one
 _LARGEST_RATIO = 100_000  # no scheme reaches it with pixels that differ
 
 
@@ -42,8 +43,8 @@ class TiffPages:
         How many planes are read for a slice; three or four that are equal make one grey channel.
     notes : tuple of str
         How the file is read where that is not plain, without its name.
-    is_of_set : bool
-        Further slices of the same stack are said to lie in other files.
+    elsewhere : str
+        Why it is no whole stack, if slices of it are said to lie in other files.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class TiffPages:
             with as_input_errors(self.path):
                 check_pixels(self.path, self._file.pages.first, self.channels, as_labels=as_labels)
                 self._open(structure, cache_bytes)
-                turned = {value for value in directories.values(ORIENTATION) if value != 1}
+                turned = set(directories.values(ORIENTATION)) & _TURNED
                 self.notes += tuple(
                     f"its orientation tag ({value}) is dropped: pixels are used as stored"
                     for value in sorted(turned)
@@ -89,13 +90,14 @@ class TiffPages:
         axes, colour = structure.axes, colour_of(page)
         order = plane_order(self.path, axes, self.channels, is_colour=colour is not None)
         self.depth_axes: Axes = order.depth_axes
-        self.is_of_set = structure.is_of_set
+        self.elsewhere = structure.elsewhere
         self._slices, self._samples = order.planes, axes.samples
         self.stored_channels = order.planes.shape[1]
         self.shape = (len(order.planes), *page.shaped[2:4])
         assert page.dtype is not None
         self._stored_dtype = page.dtype.newbyteorder("=")
-        imagej = self._file.imagej_metadata or {}
+        is_grey = axes.samples == 1 or axes.are_planes_slices  # colours have no scale in ImageJ
+        imagej = (self._file.imagej_metadata or {}) if is_grey else {}
         self._scale = GreyScale.of(self.path, imagej, self._stored_dtype)
         self.dtype = self._scale.dtype if self._scale else self._stored_dtype
         self._hint = ""

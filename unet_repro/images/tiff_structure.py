@@ -17,7 +17,7 @@ import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import as_input_errors
-from unet_repro.images.tiff_axes import StoredAxes
+from unet_repro.images.tiff_axes import Axes, StoredAxes
 from unet_repro.images.tiff_directories import PHOTOMETRIC, Directories
 from unet_repro.images.tiff_values import white_is_zero
 
@@ -33,7 +33,7 @@ class Structure:
     pages: list[Any]  # of tifffile, in the order of the axes; none where `block` holds them all
     block: int | None = None  # where the pixels of all pages begin, if they lie together, uncoded
     notes: tuple[str, ...] = ()
-    is_of_set: bool = False  # other pages of the same stack are said to lie in other files
+    elsewhere: str = ""  # why it is no whole stack, if pages of it are said to lie in other files
 
 
 class StructureFinder:
@@ -72,6 +72,8 @@ class StructureFinder:
                     return Structure(self._named(axes), self._chain)
                 if self._are_pages_whole():
                     return self._of_pages(images)
+                if isinstance(images, int) and images > len(self._chain):
+                    raise self._wrong_count(images) from None
             raise
         with as_input_errors(self._path):
             if not all_series:
@@ -82,6 +84,8 @@ class StructureFinder:
     def _check_agreement(self, n_resolutions: int) -> None:
         """Refuse pages that differ in more than how they are cut and compressed."""
         path, together = self._path, "all slices of a stack must agree"
+        if self._file.pages.first.shaped[1] != 1:
+            raise InputError(f"{path}: has pages that are volumes; one page per slice is needed")
         if n_resolutions > 1:
             raise InputError(
                 f"{path}: holds {n_resolutions} resolutions of one image; save the full one alone"
@@ -109,10 +113,10 @@ class StructureFinder:
         except InputError:
             if self._axes is None:
                 raise
-            axes = StoredAxes.of_pages(series.keyframe, (("I", n_pages),))
+            axes = StoredAxes.of_pages(series.keyframe, (("I", _n_pages(series)),))
         declared, images = axes.n_pages, self._imagej.get("images")
-        if isinstance(images, int) and images > 0 and images != declared * axes.samples:
-            declared = images  # tifffile does without what it cannot find
+        if isinstance(images, int) and images != declared * axes.samples:
+            declared = max(declared, images)  # tifffile does without what it cannot find
         are_alike = self._directories.are_coded_alike
         block = series.dataoffset if are_alike else None
         if declared == n_pages:
@@ -131,34 +135,37 @@ class StructureFinder:
     def _of(self, all_series: list[Any]) -> Structure:
         """Return the structure of pages that were written one by one, or block by block."""
         n_pages, first = len(self._directories), all_series[0]
-        declared = sum(prod(series.shape) // prod(series.keyframe.shape) for series in all_series)
+        declared = sum(map(_n_pages, all_series))
         if declared != n_pages:
             if self._are_pages_whole():
                 return self._of_pages(declared)
             raise self._wrong_count(declared)
-        axes = StoredAxes.of_series(self._path, first)
-        last = axes.before[-1:]
-        n_channels = last[0][1] if last and last[0][0] == "C" and axes.samples == 1 else 1
-        leading = (("I", n_pages // n_channels), ("C", n_channels))
-        if any(series.axes[-3:] != first.axes[-3:] for series in all_series):
-            leading = (("I", n_pages), ("C", 1))
+        leading: Axes = (("I", n_pages),)
+        innermost = {StoredAxes.of_series(self._path, series).before[-1:] for series in all_series}
+        if len(innermost) == 1:
+            for axis, length in innermost.pop():
+                if axis == "C" and first.keyframe.samplesperpixel == 1:
+                    leading = (("I", n_pages // length), (axis, length))
         return Structure(self._named(StoredAxes.of_pages(first.keyframe, leading)), self._chain)
 
     def _of_pages(self, declared: Any) -> Structure:
         """Return the structure of pages that a description does not describe."""
         n_pages, kind = len(self._directories), self._description
         axes = StoredAxes.of_pages(self._chain[0], (("I", n_pages),))
-        said = f"declares {declared} images" if isinstance(declared, int) else "is of others"
-        held = (
-            "the one page that it holds is" if n_pages == 1 else f"the {n_pages} pages it holds are"
-        )
-        others = re.findall(r'FileName="([^"]*)"', self._file.ome_metadata or "")
-        return Structure(
-            self._named(axes),
-            self._chain,
-            notes=(f"its {kind} description {said}; {held} read",),
-            is_of_set=bool(set(others) - {self._path.name}),
-        )
+        number = declared if isinstance(declared, int) else "other"
+        held = "the one page that it holds is"
+        if n_pages > 1:
+            held = f"the {n_pages} pages it holds are"
+        elsewhere = ""
+        if set(re.findall(r'FileName="([^"]*)"', self._file.ome_metadata or "")) - {
+            self._path.name
+        }:
+            elsewhere = (
+                f"declares {number} slices but holds {n_pages} pages, and the rest lies in other "
+                "files; give the folder that holds them, or save the stack as one file"
+            )
+        note = f"its {kind} description declares {number} images; {held} read"
+        return Structure(self._named(axes), self._chain, notes=(note,), elsewhere=elsewhere)
 
     def _named(self, axes: StoredAxes) -> StoredAxes:
         """Return axes with the letters that the user gives, or else ImageJ."""
@@ -214,5 +221,11 @@ class StructureFinder:
         n_pages = len(self._directories)
         return InputError(
             f"{self._path}: declares {declared} slices but holds {n_pages} pages; it is truncated, "
-            "or they lie in other files, which are not read: save the stack as one file"
+            "or they lie in other files, which are not read, or its description is that of another "
+            "file: save the stack as one file"
         )
+
+
+def _n_pages(series: Any) -> int:
+    """Return how many pages a series declares."""
+    return prod(series.shape) // prod(series.keyframe.shape)

@@ -45,8 +45,6 @@ def check_pixels(path: Path, page: Any, channels: int, *, as_labels: bool) -> No
         raise InputError(f"{path}: has pixels of type {page.dtype}, not numbers")
     if 0 in page.shaped:
         raise InputError(f"{path}: holds no pixels ({describe_size(page.shape)})")
-    if page.shaped[1] != 1:
-        raise InputError(f"{path}: has pages that are volumes; one page per slice is needed")
 
 
 def white_is_zero(*, as_labels: bool) -> str:

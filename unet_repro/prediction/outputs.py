@@ -32,7 +32,7 @@ class Destination:
     depth_axes: Axes  # of all slices of the source
     planes: int  # values per pixel
     dtype: str
-    calibration: Calibration  # carried over
+    calibrations: tuple[Calibration, ...]  # carried over, one for each file
     compression: Compression  # of TIFF files
 
     @property
@@ -75,27 +75,26 @@ class Destination:
     def write(self, path: Path, bands: Bands, *, info: str) -> None:
         """Write everything to `path`, from bands that come when they are ready."""
         if not self.names:
-            self._write_file(path, range(self.shape[0]), bands, info)
+            self._write_file(path, range(self.shape[0]), bands, self.calibrations[0], info)
             return
         path.mkdir(exist_ok=True)
-        for z, name in enumerate(self.names):
-            self._write_file(path / name, range(z, z + 1), bands, info)
+        for z, (name, calibration) in enumerate(zip(self.names, self.calibrations)):
+            self._write_file(path / name, range(z, z + 1), bands, calibration, info)
 
-    def _write_file(self, path: Path, slices: range, bands: Bands, info: str) -> None:
+    def _write_file(
+        self, path: Path, slices: range, bands: Bands, calibration: Calibration, info: str
+    ) -> None:
         if _is_png(path.name):
             image = np.concatenate(list(bands(slices.start, 0)))
-            path.write_bytes(encode_png(image, self.calibration.pixels_per_metre))
-        else:
-            self._write_tiff(path, slices, bands, info)
-
-    def _write_tiff(self, path: Path, slices: range, bands: Bands, info: str) -> None:
+            path.write_bytes(encode_png(image, calibration.pixels_per_metre))
+            return
         write_pages(
             path,
             (band for z in slices for plane in range(self.planes) for band in bands(z, plane)),
             shape=self._shape(len(slices)),
             dtype=self.dtype,
             axes=self._axes(len(slices)),
-            calibration=self.calibration,
+            calibration=calibration,
             compression=self.compression,
             info=info,
         )

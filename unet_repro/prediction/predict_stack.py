@@ -165,6 +165,9 @@ class _Planner:
         """Plan the prediction of some slices of one size; of one image of a folder, say which."""
         predictor, values, size = self.predictor, self.values, reader.shape[1:]
         rows, columns = self.settings.region(*size)
+        sources = (
+            [reader.path / reader.names[z] for z in slices] if names else [file or reader.path]
+        )
         destination = Destination(
             out,
             names,
@@ -172,7 +175,7 @@ class _Planner:
             reader.depth_axes,
             values.planes,
             values.dtype,
-            read_calibration(file or reader.path),
+            tuple(map(read_calibration, sources)),
             self.settings.compression,
         )
         if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
