@@ -238,7 +238,10 @@ def _write_folder(
         store.whole.mkdir(exist_ok=True)
     except OSError as error:
         raise store.unwritable(error) from error
-    missing = [z for (z,) in store.missing((z,) for z in range(total))]
+    unmarked = store.missing((z,) for z in range(total))
+    missing = [
+        z for z in range(total) if (z,) in unmarked or not (store.whole / files[z]).is_file()
+    ]
     threads_an_image = -(-workers // total)
 
     def weigh(item: tuple[int, np.ndarray]) -> None:
