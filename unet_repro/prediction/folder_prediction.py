@@ -88,7 +88,9 @@ class FolderPrediction:
         progress: bool,
     ) -> None:
         """Predict the images that are not there yet, into the store's private folder."""
-        missing = [k for (k,) in store.missing((k,) for k in range(len(images)))]
+        files = [store.whole / image.destination.path.name for image in images]
+        unmarked = store.missing((k,) for k in range(len(images)))
+        missing = [k for k, file in enumerate(files) if (k,) in unmarked or not file.is_file()]
         tiles = [len(image.job.tiles) for image in images]
         done = sum(tiles) - sum(tiles[k] for k in missing)
         try:

@@ -294,7 +294,9 @@ def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
     if not is_number(threshold):
         return []
     if not all(((0 <= piece) & (piece <= 1)).all() for piece in pieces(run.probability)):
-        raise InputError(f"{run.folder}: heldout_probability holds values outside 0 to 1")
+        suffix = ".tif" if isinstance(run.probability, np.ndarray) else ""
+        path = run.folder / f"heldout_probability{suffix}"
+        raise InputError(f"{path}: holds values outside 0 to 1")
     order = evaluation.worst_first(value["slices"])
     wanted = {"best": order[-1]}
     if len(order) > 2:

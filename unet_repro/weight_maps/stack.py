@@ -266,7 +266,10 @@ def _weigh_folder(
         store.whole.mkdir(exist_ok=True)
     except OSError as error:
         raise store.unwritable(error) from error
-    missing = [z for (z,) in store.missing((z,) for z in range(total))]
+    unmarked = store.missing((z,) for z in range(total))
+    missing = [
+        z for z in range(total) if (z,) in unmarked or not (store.whole / files[z]).is_file()
+    ]
     threads_an_image = -(-workers // total)
 
     def weigh_image(item: tuple[int, np.ndarray]) -> None:
