@@ -8,6 +8,7 @@ import torch
 
 from unet_repro.errors import InputError
 from unet_repro.files.lock import exclusive, run_lock
+from unet_repro.images.labels import LabelSettings
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model_file import load_model, read_metadata
 from unet_repro.reports import drawing
@@ -83,6 +84,7 @@ def test_held_out_slices_of_several_sizes_are_files_of_their_own(data, tiny, tmp
             np.where(one[:y, :x] > 0, 70_000 * (z + 1), 0)
             for z, (one, (y, x)) in enumerate(zip(data.labels, sizes))
         ],
+        how=LabelSettings("ids"),
     )
     settings = replace(tiny, val="1:3", iterations=2, validate_every=2)
     start_run(several, settings, tmp_path, is_quiet=True)

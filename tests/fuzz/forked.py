@@ -39,9 +39,8 @@ class Outcome:
             part
             for part in re.split(r"[\r\n]+", self.error)
             if part.strip() and not _BAR.search(part) and not part.startswith(_LIBRARY)
-            if not (part.startswith("note: ") and part.isprintable())  # how input was read
         ]
-        notes = [part for part in said if part.startswith("note: ")]
+        notes = [part for part in said if part.startswith(("note: ", "labels: ", "prediction: "))]
         said = [part for part in said if part not in notes]
         if self.signal:
             return f"killed by {signal.Signals(self.signal).name}"

@@ -357,7 +357,7 @@ WRONG = {
     "of 4 held-out slices, but the stacks have 3": stacks(
         lambda all_: {name: stack[:3] for name, stack in all_.items()}
     ),
-    "heldout_probability holds values outside 0 to 1": stacks(
+    "heldout_probability.tif: holds values outside 0 to 1": stacks(
         lambda all_: {"probability": 300 * all_["probability"]}
     ),
     "one of its files cannot be understood": without_a_field_of_the_rule,

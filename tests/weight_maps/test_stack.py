@@ -106,7 +106,7 @@ def test_equals_the_weight_map_of_the_whole_stack(tmp_path, case):
 @pytest.mark.parametrize("axes", ["TZYX", "ZTYX"])
 def test_times_and_slices_are_written_as_they_were_read(tmp_path, axes):
     stack = ids(6).reshape(2, 3, 40, 40)
-    save(tmp_path / "l.tif", stack, ome=True, metadata={"axes": axes, "PhysicalSizeX": 0.5})
+    save(tmp_path / "l.tif", stack, ome=True, metadata={"axes": axes})
     save(tmp_path / "plain.tif", stack.reshape(6, 40, 40))
     said = f"{axes[0]} x {axes[1]} = 2 x 3: read as 6 slices"
     with pytest.warns(InputNote, match=said):
