@@ -124,13 +124,28 @@ def one_directory(path, stack, end=None):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("pages", [0.5, 1, 1.01, 1.5, 2, 3, 3.99])
+@pytest.mark.parametrize("pages", [0.5, 1.05, 1.5, 2, 3, 3.99])
 def test_stack_behind_one_directory_that_is_cut_off_is_never_one_page(tmp_path, pages, log):
     stack = noise()
     one_directory(tmp_path / "s.tif", stack, end=int(pages * stack[0].nbytes))
     with pytest.raises(InputError, match=r"truncated|damaged") as caught:
         read_stack(tmp_path / "s.tif")
     assert "\n" not in str(caught.value)
+
+
+def test_one_whole_page_with_the_description_of_a_small_stack_is_that_page(tmp_path):
+    """ImageJ leaves directories out of files above 4 GiB only."""
+    stack = noise()
+    for declared, is_read in ((4, True), (2**32 // stack[0].nbytes + 1, False)):
+        text = f"ImageJ=1.54f\nimages={declared}\nslices={declared}\n"
+        options = {"photometric": "minisblack", "metadata": None, "description": text}
+        tifffile.imwrite(tmp_path / "s.tif", stack[0], **options)
+        if is_read:
+            with pytest.warns(InputNote, match="declares 4 images; the one page"):
+                np.testing.assert_array_equal(read_stack(tmp_path / "s.tif"), stack[:1])
+        else:
+            with pytest.raises(InputError, match="truncated"):
+                read_stack(tmp_path / "s.tif")
 
 
 def test_pixels_that_no_directory_points_to_are_not_left_out(tmp_path):

@@ -22,6 +22,7 @@ from unet_repro.images.tiff_directories import PHOTOMETRIC, Directories
 from unet_repro.images.tiff_values import white_is_zero
 
 _REST_BYTES, _ALIGNMENT = 1024, 16  # what programs leave unused in a file, and before each page
+_LARGE_BYTES = 2**32 - 2**25  # from about here on ImageJ's files have one directory
 _MINISWHITE, _MINISBLACK, _PALETTE = 0, 1, 3
 
 
@@ -212,10 +213,15 @@ class StructureFinder:
         allowed = min(_REST_BYTES, page.nbytes // 2) + _ALIGNMENT * len(self._chain)
         if rest > allowed:
             return False
-        # One directory before the pixels could be that of a whole stack, cut off behind a page.
+        # One directory before the pixels could be that of a whole stack, cut off behind a page; but
+        # programs leave the other directories out only where their offsets would not fit.
         end = max((a + b for a, b in zip(page.dataoffsets, page.databytecounts)), default=0)
+        n_declared = self._imagej.get("images", 1)
+        is_large = not isinstance(n_declared, int) or n_declared * page.nbytes >= _LARGE_BYTES
         is_cut_off = page.compression == 1 and self._directories.first < end
-        return len(self._chain) > 1 or self._description == "OME" or not is_cut_off
+        if len(self._chain) > 1 or self._description == "OME" or not is_cut_off:
+            return True
+        return self._description == "ImageJ" and not is_large and rest <= _ALIGNMENT
 
     def _wrong_count(self, declared: int) -> InputError:
         n_pages = len(self._directories)
