@@ -173,6 +173,9 @@ def test_0_unknown_1_background_needs_no_guess():
     """0 unknown, 1 background, 2 cell: read as asked, and the line tells."""
     labels = np.array([[[0, 1, 2, 2, 1, 2]]])
     assert read_meaning(labels).line().startswith("ids, 2 cells a slice, 83 % foreground")
+    many = np.kron(np.array([[1, 0, 2, 0] * 4]), np.ones((3, 3), int))[None]
+    line = "ids (each in 4 pieces; are they classes?), 2 cells a slice, 50 % foreground"
+    assert read_meaning(many).line().startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_whole_floating_point_numbers_are_integers_and_others_refused():
 
 def test_bands_of_rows_see_what_the_whole_does(monkeypatch):
     whole = [read_meaning(labels, LabelSettings("mask")) for labels in (IDS, SPOILED["blurred"])]
-    monkeypatch.setattr("unet_repro.images.labels._BAND_PX", 96 * 5)
+    monkeypatch.setattr("unet_repro.images.label_facts._BAND_PX", 96 * 5)
     assert whole == [read_meaning(labels, LabelSettings("mask")) for labels in (
         IDS, SPOILED["blurred"])]  # fmt: skip
     with pytest.raises(InputError, match="blurred"):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy import ndimage
 
 from unet_repro.errors import InputError, note
+from unet_repro.images.label_facts import SliceFacts, holds, merged, slice_facts
 from unet_repro.images.slices import Slices
 
 LabelKind = Literal["auto", "mask", "ids", "classes"]
 
 UNKNOWN_CELL = -1  # in what `Reading.cells` returns
-_BAND_PX = 2**20  # pixels that are looked at together
 # What programs write for "cell" in a mask; a stack whose slices hold one of them each is a mask.
 _FULL_SCALES = {1, 127, 128, 255, 32767, 32768, 65535}
+_PIECES_OF_CLASSES = 3  # so many of an id, and more, are told
 # of what speaks for a spoiled mask or a grey image
 _FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS, _MOST_PIECES = 32, 64, 16, 8
 
@@ -69,6 +70,8 @@ class Reading:
         Numbers of slices, of all pixels, of unknown ones, and of known ones that are cell.
     n_cells : int
         Cells in all slices; one that several slices show counts in each.
+    n_pieces : int
+        Of ids: the components of equal values, less their holes.
     """
 
     kind: Literal["mask", "ids", "classes"]
@@ -80,6 +83,7 @@ class Reading:
     unknown: int = 0
     foreground: int = 0
     n_cells: int = 0
+    n_pieces: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -114,7 +118,7 @@ class Reading:
 
     def is_unknown(self, slice_: np.ndarray) -> np.ndarray | None:
         """Return where nothing is known, bool, or None where that is nowhere."""
-        if self.ignore_label is None or not _holds(slice_.dtype, self.ignore_label):
+        if self.ignore_label is None or not holds(slice_.dtype, self.ignore_label):
             return None
         is_unknown: np.ndarray = slice_ == self.ignore_label
         return is_unknown
@@ -148,6 +152,8 @@ class Reading:
             kind = f"mask (values above {self.threshold} are cell)"
         elif self.kind == "classes":
             kind = f"{self.n_classes} classes"
+        elif self.n_pieces > _PIECES_OF_CLASSES * self.n_cells > 0:
+            kind = f"ids (each in {self.n_pieces / self.n_cells:.0f} pieces; are they classes?)"
         a_slice = self.n_cells / max(self.slices, 1)
         count = f"{a_slice:.1f}" if 0 < a_slice < 10 and a_slice % 1 else f"{a_slice:.0f}"
         known = self.pixels - self.unknown
@@ -162,63 +168,6 @@ class Reading:
         return dict(vars(self))
 
 
-@dataclass(frozen=True)
-class SliceFacts:
-    """What one slice of labels tells of their meaning; `meaning` puts those of a stack together."""
-
-    values: np.ndarray  # those above 0 that are known, ascending
-    counts: np.ndarray  # their pixels
-    strays: np.ndarray  # those of them between a lower and a higher neighbour, or without an equal
-    pairs: int  # of neighbouring pixels above 0
-    differing: int  # those of them that differ
-    pieces: int  # components of equal values above 0; of several values less their holes
-    unknown: int
-    pixels: int
-    is_bool: bool
-
-
-def slice_facts(
-    slice_: np.ndarray, ignore_label: int | None = None, *, is_counted: bool = True
-) -> SliceFacts:
-    """Look at one slice (y, x) of integers or bools; count the pieces of a mask if told to.
-
-    `InputError`: values below 0 that are not `ignore_label`.
-    """
-    is_ignorable = ignore_label is not None and _holds(slice_.dtype, ignore_label)
-    unknown, found = 0, []
-    for band, _ in _bands(slice_):
-        values, counts = _value_counts(band)
-        if is_ignorable:
-            unknown += int(counts[values == ignore_label].sum())
-            keep = values != ignore_label
-            values, counts = values[keep], counts[keep]
-        if values.size and values[0] < 0:
-            raise InputError(
-                f"labels hold {values[0]}: 0 is background, cells are above 0; --ignore-label "
-                "names the value of unknown pixels"
-            )
-        found.append((values[values > 0], counts[values > 0]))
-    values, counts = _merged(found)
-    strays, pairs, differing, pieces = np.zeros_like(counts), 0, 0, 0
-    if len(values) == 1 and is_counted:
-        pieces = int(ndimage.label(slice_ == values[0])[1])
-    elif len(values):
-        found_ = _textures(slice_, values, ignore_label if is_ignorable else None)
-        strays, pairs, differing, pieces = found_
-        pieces += int(counts.sum())  # Euler: pixels - pairs + squares = components - holes
-    return SliceFacts(
-        values=values,
-        counts=counts,
-        strays=strays,
-        pairs=pairs,
-        differing=differing,
-        pieces=pieces,
-        unknown=unknown,
-        pixels=slice_.size,
-        is_bool=slice_.dtype.kind == "b",
-    )
-
-
 def meaning(facts: Sequence[SliceFacts], settings: LabelSettings) -> Reading:
     """Decide how a stack is read, from the facts of its slices.
 
@@ -229,7 +178,7 @@ def meaning(facts: Sequence[SliceFacts], settings: LabelSettings) -> Reading:
     if ignore is not None and any(fact.is_bool for fact in facts):
         raise InputError(f"ignore_label is {ignore}: a bool mask has no value to spare")
     parts = [(fact.values, fact.counts, fact.strays) for fact in facts]
-    values, counts, strays = _merged(parts or [(np.zeros(0, np.int64),) * 3])
+    values, counts, strays = merged(parts or [(np.zeros(0, np.int64),) * 3])
     is_single = all(len(fact.values) <= 1 for fact in facts)
     if kind == "auto":
         kind = _kind(facts, values, counts, strays, is_single)
@@ -257,6 +206,7 @@ def meaning(facts: Sequence[SliceFacts], settings: LabelSettings) -> Reading:
         unknown=sum(fact.unknown for fact in facts),
         foreground=int(counts[values > threshold].sum()),
         n_cells=n_cells,
+        n_pieces=sum(fact.pieces for fact in facts) if kind == "ids" else 0,
     )
 
 
@@ -458,75 +408,6 @@ def _check_one_range(facts: Sequence[SliceFacts], threshold: int, top: int) -> N
             )
 
 
-class _Textures(NamedTuple):
-    """How the values of a slice lie beside each other, pixels side by side being neighbours."""
-
-    strays: np.ndarray  # pixels of each value that lie between a lower and a higher one, or alone
-    pairs: int  # of neighbours above 0
-    differing: int  # those of them that differ
-    pieces: int  # components of equal values above 0, less their holes
-
-
-def _textures(slice_: np.ndarray, values: np.ndarray, ignore_label: int | None) -> _Textures:
-    found, pairs, differing, squares = [], 0, 0, 0
-    for band, rows in _bands(slice_, margin=1):
-        if ignore_label is not None:
-            band = np.where(band == ignore_label, 0, band)
-        is_cell = band > 0
-        lower, higher, equal = (np.zeros(band.shape, bool) for _ in range(3))
-        same = []
-        for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-            falls, rises = band[here] < band[there], band[here] > band[there]
-            lower[here] |= rises
-            higher[here] |= falls
-            lower[there] |= falls
-            higher[there] |= rises
-            both = is_cell[here] & is_cell[there]
-            same.append(both & ~falls & ~rises)
-            equal[here] |= same[-1]
-            equal[there] |= same[-1]
-            # a pair belongs to its upper row, so that each counts in one band
-            pairs += int(np.count_nonzero(both[rows]))
-            differing += int(np.count_nonzero((both & ~same[-1])[rows]))
-        down, right = same
-        square = down[:, 1:] & down[:, :-1] & right[1:]
-        squares += int(np.count_nonzero(square[rows]))
-        is_stray = ((lower & higher) | ~equal) & is_cell
-        found.append(_value_counts(band[rows][is_stray[rows]]))
-    stray_values, stray_counts = _merged(found)
-    strays = np.zeros(len(values), np.int64)
-    strays[np.searchsorted(values, stray_values)] = stray_counts
-    return _Textures(strays, pairs, differing, squares - (pairs - differing))
-
-
-def _bands(slice_: np.ndarray, margin: int = 0) -> Iterator[tuple[np.ndarray, slice]]:
-    """Yield bands of rows with up to `margin` rows around, and which of their rows they are."""
-    height, width = slice_.shape
-    step = max(1, _BAND_PX // max(width, 1))
-    for top in range(0, max(height, 1), step):
-        first = max(top - margin, 0)
-        stop = min(top + step, height)
-        yield slice_[first : stop + margin], slice(top - first, stop - first)
-
-
-def _value_counts(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values that occur and how often."""
-    if band.dtype.kind in "bu" and band.dtype.itemsize <= 2:
-        counts = np.bincount(band.ravel())
-        values = np.flatnonzero(counts)
-        return values, counts[values]
-    values, counts = np.unique(band, return_counts=True)
-    return values, counts
-
-
-def _merged(found: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    """Return all values, ascending, and the sums of what belongs to each; at least one part."""
-    values, inverse = np.unique(np.concatenate([part[0] for part in found]), return_inverse=True)
-    columns = [np.concatenate(column) for column in list(zip(*found))[1:]]
-    sums = [np.bincount(inverse, column, minlength=len(values)) for column in columns]
-    return values, *(column.astype(np.int64) for column in sums)
-
-
 def _signed(ids: np.ndarray) -> np.ndarray:
     """Return a contiguous copy as int32, or int64 if it must be; ids beyond that as their ranks."""
     if not ids.size or ids.dtype.itemsize < 4 or int(ids.max()) < 1 << 31:
@@ -535,14 +416,6 @@ def _signed(ids: np.ndarray) -> np.ndarray:
         return np.array(ids, np.int64, order="C")
     values, ranks = np.unique(ids, return_inverse=True)
     return (ranks.reshape(ids.shape) + (0 if values[0] == 0 else 1)).astype(np.int64)
-
-
-def _holds(dtype: np.dtype, number: int) -> bool:
-    """Tell whether a dtype has the number."""
-    if dtype.kind == "b":
-        return False
-    limits = np.iinfo(dtype)
-    return limits.min <= number <= limits.max
 
 
 def _few(values: np.ndarray) -> str:

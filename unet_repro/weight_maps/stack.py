@@ -19,14 +19,13 @@ from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart, check_folder
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.label_facts import SliceFacts, slice_facts
 from unet_repro.images.labels import (
     LabelKind,
     LabelSettings,
     Reading,
-    SliceFacts,
     as_integers,
     meaning,
-    slice_facts,
 )
 from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
