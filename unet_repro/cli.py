@@ -356,7 +356,7 @@ class Evaluate:
         ignore = self.read_as.ignore_label
         axes = self.axes or None
         labels = read_labels(self.labels, ignore_label=ignore, axes=axes, files=truth)
-        reading = read_meaning(labels, self.read_as)
+        reading = read_meaning(labels, self.read_as, where=str(self.labels))
         told = [f"labels: {reading.line()}"]
         cells = joined([reading.cells(slice_) for slice_ in labels])
         known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None

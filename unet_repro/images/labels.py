@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -222,7 +223,7 @@ def read_meaning(
     labels: Slices,
     settings: LabelSettings = LabelSettings(),
     *,
-    names: Sequence[str] = (),
+    where: str = "",
     counts_cells: bool = True,
     workers: int = 1,
 ) -> Reading:
@@ -233,8 +234,8 @@ def read_meaning(
     labels : ndarray of int or bool, shape (z, y, x), or a sequence of slices (y, x)
     settings
         What is known of them.
-    names
-        Of the slices, for messages.
+    where
+        Their file, for messages.
     counts_cells
         Without it the number of cells is not to be used; that is faster.
     workers
@@ -253,19 +254,17 @@ def read_meaning(
     """
 
     def all_facts(is_counted: bool) -> list[SliceFacts]:
-        def facts_of(z: int) -> SliceFacts:
-            try:
-                return slice_facts(labels[z], settings.ignore_label, is_counted=is_counted)
-            except InputError as error:
-                raise InputError(f"{names[z]}: {error}" if len(names) else str(error)) from error
-
+        facts = partial(slice_facts, ignore_label=settings.ignore_label, is_counted=is_counted)
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(facts_of, range(len(labels))))
+            return list(pool.map(facts, labels))
 
-    if counts_cells:
-        return with_cells(meaning(all_facts(True), settings), labels)
-    facts = all_facts(False)
-    return meaning(all_facts(True) if _is_doubtful(facts) else facts, settings)
+    try:
+        if counts_cells:
+            return with_cells(meaning(all_facts(True), settings), labels)
+        found = all_facts(False)
+        return meaning(all_facts(True) if _is_doubtful(found) else found, settings)
+    except InputError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from error
 
 
 def instances(

@@ -38,7 +38,7 @@ class LabelledStack:
     @cached_property
     def reading(self) -> Reading:
         """What the values of the labels mean; `InputError` where it cannot be told."""
-        return read_meaning(self.labels, self.how)
+        return read_meaning(self.labels, self.how, where=self.labels_path)
 
     @cached_property
     def cells(self) -> Slices:
