@@ -57,8 +57,8 @@ Labels = Annotated[
 MaskSuffix = Annotated[
     str,
     arg(
-        help="Of two folders: what the labels' names have in addition, _mask for 7.png and "
-        "7_mask.png; pairs always go by name."
+        help="Of two folders, or one that holds both: what the labels' names have in addition, "
+        "_mask for 7.png and 7_mask.png; pairs always go by name."
     ),
 ]
 ImageAxes = Annotated[
@@ -105,6 +105,8 @@ class Train:
         from unet_repro.reports.report import write_report
         from unet_repro.training_run import evaluate_run, start_run
 
+        for source in (self.images, self.labels):
+            check_apart(self.out, source)
         with parallel.started() as processes:
             images, labels = read_pair(
                 self.images,
@@ -222,6 +224,7 @@ class WeightMap:
         replaces = self.overwrite or self.resume
         if self.preview:
             check_apart(self.preview, self.labels)
+            check_apart(self.preview, self.out)
             check_output(self.preview, overwrite=replaces)
 
         def surveyed(survey: Survey) -> None:
@@ -288,6 +291,8 @@ class PreviewAugmentation:
     def run(self) -> int:
         from unet_repro.reports.preview import augmentation_preview
 
+        for source in (self.images, self.labels):
+            check_apart(self.out, source)
         check_output(self.out, overwrite=self.overwrite)
         images, labels = read_pair(
             self.images,
@@ -349,8 +354,12 @@ class Evaluate:
 
         if self.plot and self.task == "cells":
             raise InputError("--plot draws figures over thresholds: it goes with --task em")
+        if self.json and self.plot:
+            check_apart(self.json, self.plot)
         for path in (self.json, self.plot):
             if path:
+                check_apart(path, self.labels)
+                check_apart(path, self.prediction)
                 check_output(path, overwrite=self.overwrite)
         predicted, truth = paired_files(self.prediction, self.labels, mask_suffix=self.mask_suffix)
         ignore = self.read_as.ignore_label

@@ -57,6 +57,8 @@ TRAINED = (
 )
 HELD_OUT = ("heldout_image", "heldout_labels", "heldout_probability")  # .tif, or a folder
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
+# what a run has that was stopped before its first checkpoint
+_BEFORE_A_CHECKPOINT = ("config.json", "log.csv", "events.out.tfevents.", "report.html")
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
 
 
@@ -152,10 +154,12 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(
             f"{folder}: holds a run already; --resume goes on with it, --overwrite replaces it"
         )
-    is_given = "config.json" not in found or "model.safetensors" in found
-    if found and resume and is_given and "checkpoint.pt" not in found:
+    lost = [name for name in found if not name.startswith(_BEFORE_A_CHECKPOINT)]
+    if "config.json" not in found:
+        lost = found
+    if lost and resume and "checkpoint.pt" not in found:
         raise InputError(
-            f"{folder}: holds {found[0]} but no checkpoint.pt, so there is nothing to resume; "
+            f"{folder}: holds {lost[0]} but no checkpoint.pt, so there is nothing to resume; "
             "train into another folder (with --init to begin from a model), or --overwrite "
             "replaces it"
         )

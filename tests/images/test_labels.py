@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 
 from unet_repro.errors import InputError, InputNote
@@ -108,6 +109,59 @@ def test_a_spoiled_mask_is_refused_and_told_the_cure(name):
     labels = SPOILED[name].astype(np.uint16)
     with pytest.raises(InputError, match=r"look like a (mask that was blurred|grey image).*mask t"):
         read_meaning(labels)
+
+
+def discs(number: int, side: int, radius: float) -> np.ndarray:
+    rng, (y, x) = np.random.default_rng(5), np.mgrid[:side, :side]
+    stack = np.zeros((2, side, side), bool)
+    for slice_ in stack:
+        for cy, cx in rng.uniform(0, side, (number, 2)):
+            slice_ |= (y - cy) ** 2 + (x - cx) ** 2 <= radius**2
+    return stack
+
+
+def resized(mask: np.ndarray, factor: float, how: Image.Resampling) -> np.ndarray:
+    size = int(mask.shape[2] * factor), int(mask.shape[1] * factor)
+    images = [Image.fromarray(slice_ * np.uint8(255)).resize(size, how) for slice_ in mask]
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize(("number", "side", "radius"), [(120, 200, 3), (1, 96, 20), (3, 32, 4)])
+def test_small_and_few_cells_are_told_when_spoiled(number, side, radius):
+    mask = discs(number, side, radius)
+    half_a_pixel = (mask * 127 + np.roll(mask, 1, axis=2) * 128).astype(np.uint8)
+    half_a_pixel[half_a_pixel == 128] = 127
+    for labels in (
+        *(resized(mask, 2, how) for how in (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)),
+        *(resized(mask, 0.7, how) for how in (Image.Resampling.BOX, Image.Resampling.BICUBIC)),
+        through_jpeg(mask * np.uint8(255), 95),
+        half_a_pixel,
+    ):
+        with pytest.raises(InputError, match=r"look like a (mask that was blurred|grey image)"):
+            read_meaning(labels)
+    assert read_meaning(mask * np.uint8(255)).kind == "mask"
+
+
+def test_real_ids_of_few_pixels_are_ids():
+    points = np.zeros((1, 128, 128), int)
+    y, x = np.unravel_index(np.random.default_rng(0).permutation(128**2)[:500], (128, 128))
+    points[0, y, x] = np.arange(1, 501)
+    debris = np.zeros((1, 128, 128), int)
+    debris[0, 20:80, 20:80] = 100
+    debris[0, 85:125:5, 5:125:5] = np.arange(1, 193).reshape(8, 24)
+    tiles = np.kron(np.arange(1, 401).reshape(1, 20, 20), np.ones((1, 5, 5), int))
+    assert [read_meaning(labels).kind for labels in (points, debris, tiles)] == ["ids"] * 3
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_a_mask_among_slices_of_ids_is_refused(value):
+    labels = np.stack([ndimage.label(slice_)[0] for slice_ in discs(40, 128, 4)])
+    labels[1] = (labels[1] > 0) * value
+    with pytest.raises(
+        InputError, match=rf"slice 1 of the labels holds {value} alone, in \d+ pieces"
+    ):
+        read_meaning(labels)
+    assert read_meaning(labels, LabelSettings("ids")).kind == "ids"
 
 
 @pytest.mark.parametrize("quality", [75, 90, 95])

@@ -34,6 +34,9 @@ _SIGNATURES = {
     b"\xda\xce\xbe\x0a": "ND2",
     b"ZISRAWFILE": "CZI",
     b"8BPS": "Photoshop's",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    **dict.fromkeys((b"P5\n", b"P6\n", b"P4\n"), "PNM"),
 }
 _LONGEST = max(map(len, _SIGNATURES))
 

@@ -20,7 +20,8 @@ class SliceFacts:
 
     values: np.ndarray  # those above 0 that are known, ascending
     counts: np.ndarray  # their pixels
-    strays: np.ndarray  # those of them between a lower and a higher neighbour, or without an equal
+    rims: np.ndarray  # those of them between a lower and a higher neighbour
+    strays: np.ndarray  # those, and pixels without an equal neighbour
     pairs: int  # of neighbouring pixels above 0
     differing: int  # those of them that differ
     pieces: int  # components of equal values above 0; of several values less their holes
@@ -51,16 +52,18 @@ def slice_facts(
             )
         found.append((values[values > 0], counts[values > 0]))
     values, counts = merged(found)
-    strays, pairs, differing, pieces = np.zeros_like(counts), 0, 0, 0
+    rims = strays = np.zeros_like(counts)
+    pairs = differing = pieces = 0
     if len(values) == 1 and is_counted:
         pieces = int(ndimage.label(slice_ == values[0])[1])
     elif len(values):
         found_ = _textures(slice_, values, ignore_label if is_ignorable else None)
-        strays, pairs, differing, pieces = found_
+        rims, strays, pairs, differing, pieces = found_
         pieces += int(counts.sum())  # Euler: pixels - pairs + squares = components - holes
     return SliceFacts(
         values=values,
         counts=counts,
+        rims=rims,
         strays=strays,
         pairs=pairs,
         differing=differing,
@@ -74,14 +77,17 @@ def slice_facts(
 class _Textures(NamedTuple):
     """How the values of a slice lie beside each other, pixels side by side being neighbours."""
 
-    strays: np.ndarray  # pixels of each value that lie between a lower and a higher one, or alone
+    rims: np.ndarray  # pixels of each value that lie between a lower and a higher one
+    strays: np.ndarray  # those, and pixels that lie alone
     pairs: int  # of neighbours above 0
     differing: int  # those of them that differ
     pieces: int  # components of equal values above 0, less their holes
 
 
 def _textures(slice_: np.ndarray, values: np.ndarray, ignore_label: int | None) -> _Textures:
-    found, pairs, differing, squares = [], 0, 0, 0
+    rims: list[tuple[np.ndarray, ...]] = []
+    strays: list[tuple[np.ndarray, ...]] = []
+    pairs = differing = squares = 0
     for band, rows in _bands(slice_, margin=1):
         if ignore_label is not None:
             band = np.where(band == ignore_label, 0, band)
@@ -104,12 +110,16 @@ def _textures(slice_: np.ndarray, values: np.ndarray, ignore_label: int | None) 
         down, right = same
         square = down[:, 1:] & down[:, :-1] & right[1:]
         squares += int(np.count_nonzero(square[rows]))
-        is_stray = ((lower & higher) | ~equal) & is_cell
-        found.append(_value_counts(band[rows][is_stray[rows]]))
-    stray_values, stray_counts = merged(found)
-    strays = np.zeros(len(values), np.int64)
-    strays[np.searchsorted(values, stray_values)] = stray_counts
-    return _Textures(strays, pairs, differing, squares - (pairs - differing))
+        is_rim = lower & higher & is_cell
+        is_stray = is_rim | (~equal & is_cell)
+        for parts, where in ((rims, is_rim), (strays, is_stray)):
+            parts.append(_value_counts(band[rows][where[rows]]))
+    counts = []
+    for parts in (rims, strays):
+        found, numbers = merged(parts)
+        counts.append(np.zeros(len(values), np.int64))
+        counts[-1][np.searchsorted(values, found)] = numbers
+    return _Textures(counts[0], counts[1], pairs, differing, squares - (pairs - differing))
 
 
 def _bands(slice_: np.ndarray, margin: int = 0) -> Iterator[tuple[np.ndarray, slice]]:

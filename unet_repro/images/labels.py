@@ -22,7 +22,8 @@ UNKNOWN_CELL = -1  # in what `Reading.cells` returns
 _FULL_SCALES = {1, 127, 128, 255, 32767, 32768, 65535}
 _PIECES_OF_CLASSES = 3  # so many of an id, and more, are told
 # of what speaks for a spoiled mask or a grey image
-_FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS, _MOST_PIECES = 32, 64, 16, 8
+_FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS = 32, 64, 16
+_PIECES_OF_SPOILED, _MOST_PIECES = 3, 8  # of each value in a slice
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,11 @@ def meaning(facts: Sequence[SliceFacts], settings: LabelSettings) -> Reading:
     kind, ignore = settings.label_kind, settings.ignore_label
     if ignore is not None and any(fact.is_bool for fact in facts):
         raise InputError(f"ignore_label is {ignore}: a bool mask has no value to spare")
-    parts = [(fact.values, fact.counts, fact.strays) for fact in facts]
-    values, counts, strays = merged(parts or [(np.zeros(0, np.int64),) * 3])
+    parts = [(fact.values, fact.counts, fact.rims, fact.strays) for fact in facts]
+    values, counts, rims, strays = merged(parts or [(np.zeros(0, np.int64),) * 4])
     is_single = all(len(fact.values) <= 1 for fact in facts)
     if kind == "auto":
-        kind = _kind(facts, values, counts, strays, is_single)
+        kind = _kind(facts, values, counts, rims, strays, is_single)
     threshold, n_classes = 0, 2
     if kind == "mask" and not is_single:
         threshold = int(values[-1]) // 2
@@ -301,7 +302,12 @@ def as_stack(labels: Any) -> np.ndarray:
     Whole numbers that are stored as floating-point become integers. `InputError`: other values,
     other dimensions.
     """
-    labels = as_integers(np.asarray(labels), "labels")
+    try:
+        labels = as_integers(np.asarray(labels), "labels")
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("labels have slices of several sizes: give one at a time") from error
     if labels.ndim not in (2, 3):
         raise InputError(f"labels have shape {labels.shape}: (height, width) or (z, y, x) needed")
     return labels if labels.ndim == 3 else labels[None]
@@ -313,7 +319,8 @@ def as_integers(labels: np.ndarray, what: str, *, is_told: bool = True) -> np.nd
         return labels
     if labels.dtype.kind != "f":
         raise InputError(f"{what} are {labels.dtype}: integers or a bool mask are needed")
-    is_whole = np.isfinite(labels) & (np.trunc(labels) == labels) & (np.abs(labels) < 2.0**53)
+    wide = labels.astype(np.float64)
+    is_whole = np.isfinite(wide) & (np.trunc(wide) == wide) & (np.abs(wide) < 2.0**53)
     if not is_whole.all():
         example = labels[~is_whole].flat[0]
         raise InputError(
@@ -326,17 +333,18 @@ def as_integers(labels: np.ndarray, what: str, *, is_told: bool = True) -> np.nd
 
 
 def _is_doubtful(facts: Sequence[SliceFacts]) -> bool:
-    """Tell whether each slice holds at most one value above 0, but not all one of a mask's."""
-    if any(len(fact.values) > 1 for fact in facts):
-        return False
-    found = {int(value) for fact in facts for value in fact.values}
-    return len(found) > 1 and not found <= _FULL_SCALES
+    """Tell whether it matters how many pieces there are in slices of one value above 0."""
+    singles = {int(value) for fact in facts if len(fact.values) == 1 for value in fact.values}
+    if all(len(fact.values) <= 1 for fact in facts):
+        return len(singles) > 1 and not singles <= _FULL_SCALES
+    return bool(singles & _FULL_SCALES)
 
 
 def _kind(
     facts: Sequence[SliceFacts],
     values: np.ndarray,
     counts: np.ndarray,
+    rims: np.ndarray,
     strays: np.ndarray,
     is_single: bool,
 ) -> Literal["mask", "ids"]:
@@ -352,33 +360,55 @@ def _kind(
             f"each slice of the labels holds one value above 0, but they differ ({_few(values)}): "
             "--label-kind mask or ids says whether the pieces of a slice are cells or one cell"
         )
-    _check_is_no_spoiled_mask(facts, values, counts, strays)
+    for z, fact in enumerate(facts):
+        most = _MOST_PIECES if fact.values[:1].tolist() == [1] else 1  # 1 is an id as well
+        is_like_a_mask = len(fact.values) == 1 and int(fact.values[0]) in _FULL_SCALES
+        if is_like_a_mask and fact.pieces > most:
+            raise InputError(
+                f"slice {z} of the labels holds {fact.values[0]} alone, in {fact.pieces} pieces, "
+                "like a mask, but others several values, like ids; give all slices one kind, or "
+                "--label-kind ids if the pieces are one cell"
+            )
+    _check_is_no_spoiled_mask(facts, values, counts, rims, strays)
     _check_is_no_grey_image(facts, values)
     return "ids"
 
 
 def _check_is_no_spoiled_mask(
-    facts: Sequence[SliceFacts], values: np.ndarray, counts: np.ndarray, strays: np.ndarray
+    facts: Sequence[SliceFacts],
+    values: np.ndarray,
+    counts: np.ndarray,
+    rims: np.ndarray,
+    strays: np.ndarray,
 ) -> None:
-    """Refuse values that are a mask's but for the rims of its cells and for single pixels."""
-    top = int(values[-1])
-    between = values < top
-    foreground = int(counts.sum())
-    known = sum(fact.pixels - fact.unknown for fact in facts)
-    is_high, is_low = values >= top * 7 / 8, values <= top / 8
-    at_ends = known - foreground + int(counts[is_high | is_low].sum())
-    is_stray = 2 * strays[between] > counts[between]
-    if (
-        2 * int(is_stray.sum()) > len(is_stray)
-        and int(strays[between].sum()) >= _FEWEST_STRAYS
-        and (3 * at_ends >= 2 * known and len(values) > 2)
-        and (2 * int(counts[is_high].sum()) >= foreground)
-    ):
+    """Refuse values most of which lie on rims or single pixels: a mask's, or ids, after a loss.
+
+    Three things tell them from noise and from real ids: all of a mask's other pixels are at the
+    ends of the range; its highest values lie together; and each stray value is in many pieces.
+    """
+    top, foreground, stray_px = int(values[-1]), int(counts.sum()), int(strays[:-1].sum())
+    is_stray = (2 * strays > counts) & ((strays > 1) | (rims > 0))  # a single pixel may be a cell
+    if 2 * int(is_stray[:-1].sum()) <= len(values) - 1:
+        return
+    is_high = values >= top * 7 / 8
+    high_px, known = int(counts[is_high].sum()), sum(f.pixels - f.unknown for f in facts)
+    at_ends = known - foreground + high_px + int(counts[values <= top / 8].sum())
+    is_at_ends = 3 * at_ends >= 2 * known
+    alone = int(strays[-1]) / int(counts[-1])  # share of the highest value's pixels
+    n_ids = sum(len(fact.values) for fact in facts)
+    in_pieces = sum(fact.pieces for fact in facts) >= _PIECES_OF_SPOILED * n_ids
+    is_many = len(values) > 3  # random ids of a few pixels have few
+    is_rimmed = is_at_ends and 2 * high_px >= foreground and stray_px >= _FEWEST_STRAYS
+    is_mask = is_rimmed and (is_many or alone < 1 / 20)
+    if is_many and in_pieces:
+        is_mask |= is_at_ends and alone < 1 / 2 and stray_px >= _FEWEST_STRAYS // 4
+        is_mask |= 2 * int(strays.sum()) <= foreground and stray_px >= _FEWEST_STRAYS  # or ids
+    if is_mask:
         raise InputError(
             "the labels look like a mask that was blurred, resized or saved as JPEG, or like a "
-            f"probability: {len(values)} values above 0 ({_few(values)}), those below {top} on "
-            f"rims or single pixels; --label-kind mask takes what is above {top // 2} as cell, "
-            "--label-kind ids every value as a cell"
+            f"probability: {len(values)} values above 0 ({_few(values)}), most of those below "
+            f"{top} on rims or single pixels; --label-kind mask takes what is above {top // 2} as "
+            "cell, --label-kind ids every value as a cell (ids, too, are spoiled by it)"
         )
 
 

@@ -227,6 +227,8 @@ class _Loop:
         )
         if state.best is None or found.pixel_error < state.best.pixel_error:
             state.best = Best(state.iteration, found.pixel_error)
+            if not (state.folder / "checkpoint.pt").exists():
+                state.save_checkpoint()  # no model without what going on from it needs
             state.save_model_as("best.safetensors", validation_pixel_error=found.pixel_error)
         z = len(held_out.images) // 2
         image, classes = held_out.images[z], held_out.classes[z]
