@@ -17,16 +17,22 @@ from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.files.file_access import parse_json
 
-FREE = ("iterations", "time_budget", "device")  # settings that a resumed run may change
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run
+FREE = ("iterations", "time_budget", "patience", "device")  # settings that a resumed run may change
+
+_OTHERS = {"data": "other images, labels or weights", "init": "other initial weights (--init)"}
 
 
-def identity(settings: TrainConfig, *, processes: int, data: str) -> dict[str, Any]:
-    """Return what a resumed run must share: settings (batch size over all processes) and data."""
+def identity(settings: TrainConfig, *, processes: int, data: str, init: str = "") -> dict[str, Any]:
+    """Return what a resumed run must share: settings (batch size over all processes) and data.
+
+    Of a model that the run begins from it holds the weights' hash, `init`, not where they lie.
+    """
     values = json.loads(json.dumps(config.to_dict(settings)))
     for name in FREE:
         del values[name]
     values["batch_size"] *= processes
-    return values | {"data": data}
+    return {"init": ""} | values | {"init": init, "data": data}  # other weights are told first
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -61,18 +67,31 @@ def restore_checkpoint(
         raise _foreign(path) from error
     for name, now in config.flat(identity).items():
         if before.get(name) != now:
-            what = (
-                "other images, labels or weights"
-                if name == "data"
-                else f"{name} = {before.get(name)!r:.80}, not {now!r:.80}"
-            )
+            values = f"{name} = {before.get(name)!r:.80}, not {now!r:.80}"
+            what = _OTHERS.get(name, values)
             raise InputError(
                 f"{path}: was made with {what}; a resumed run may only change iterations, "
-                "time budget and device; --overwrite begins anew"
+                "time budget, patience and device; --overwrite begins anew"
             )
     try:
         restore(state)
     except Exception as error:  # a part is missing or does not fit
+        raise _foreign(path) from error
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """Return the identity in a checkpoint, empty where there is no file; its tensors stay there.
+
+    `InputError`: the file is damaged or not ours.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = parse_json(state["identity"])
+        config.from_dict(config.UNetConfig, found["model"])
+        return found
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise _foreign(path) from error
 
 
