@@ -53,18 +53,9 @@ def restore_checkpoint(
 
     `InputError`: the file is damaged or not ours, or of other settings or data than `identity`.
     """
-    if not content.startswith(b"PK\x03\x04"):  # of torch's forms only the one that we write
-        raise _foreign(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, on files that are refused below
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        # a setting that did not exist then had the paper's value
-        before = config.flat(config.to_dict(TrainConfig())) | config.flat(
-            parse_json(state["identity"])
-        )
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise _foreign(path) from error
+    state, made_with = _opened(content, path)
+    # a setting that did not exist then had the paper's value
+    before = config.flat(config.to_dict(TrainConfig())) | config.flat(made_with)
     for name, now in config.flat(identity).items():
         if before.get(name) != now:
             values = f"{name} = {before.get(name)!r:.80}, not {now!r:.80}"
@@ -80,17 +71,24 @@ def restore_checkpoint(
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """Return the identity in a checkpoint, empty where there is no file; its tensors stay there.
+    """Return the identity in a checkpoint, empty where there is no file.
 
     `InputError`: the file is damaged or not ours.
     """
-    if not path.is_file():
-        return {}
+    return _opened(path.read_bytes(), path)[1] if path.is_file() else {}
+
+
+def _opened(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a checkpoint's state and identity; raise for what is damaged or not ours."""
+    if not content.startswith(b"PK\x03\x04"):  # of torch's forms only the one that we write
+        raise _foreign(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = parse_json(state["identity"])
-        config.from_dict(config.UNetConfig, found["model"])
-        return found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on files that are refused below
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        made_with = parse_json(state["identity"])
+        config.from_dict(config.UNetConfig, made_with["model"])
+        return state, made_with
     except Exception as error:  # torch raises many kinds for a damaged file
         raise _foreign(path) from error
 

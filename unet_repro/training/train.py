@@ -174,16 +174,18 @@ class _Loop:
             if state.losses and not self.is_interrupted:
                 self._write_row(None)
             state.save()
-            if self.is_out_of_patience and state.best and not self.is_quiet:
+            if self.is_interrupted:
+                return "interrupted"
+            if state.limit and state.iteration >= state.limit:
+                return "finished"
+            if not self.is_out_of_patience:
+                return "time budget"
+            if state.best and not self.is_quiet:
                 self.bar.write(
                     f"stopped: no validation since iteration {state.best.iteration} had a pixel "
                     f"error below {state.best.pixel_error:.4f}"
                 )
-        if self.is_interrupted:
-            return "interrupted"
-        if state.limit and state.iteration >= state.limit:
-            return "finished"
-        return "patience" if self.is_out_of_patience else "time budget"
+        return "patience"
 
     def _goes_on(self, stop: threading.Event) -> bool:
         """Agree with the other processes whether to step; write a checkpoint where it is time.
