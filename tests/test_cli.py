@@ -307,6 +307,68 @@ def test_preset_decides_the_defaults_of_all_flags():
     assert program.preset_settings(twice[:1], "paper") == PRESETS["paper"]
 
 
+def test_a_model_to_begin_from_decides_network_and_rate(model, capsys):
+    shape = load_model(model).config
+    for preset in ("paper", "quick"):
+        begun = program.preset_settings(["--preset", preset, f"--init={model}"], "paper")
+        expected = PRESETS[preset].learning_rate / 10
+        assert begun.learning_rate == pytest.approx(expected) and len(str(begun.learning_rate)) < 8
+        assert begun == dataclasses.replace(
+            PRESETS[preset], model=shape, learning_rate=begun.learning_rate
+        )
+    normalised = UNetConfig(depth=2, base_channels=2, padding=True, batch_norm=True)
+    save_model(UNet(normalised), model)
+    begun = program.preset_settings(["--init", str(model)], "quick")
+    assert (begun.model, begun.weight_average) == (normalised, 0.0)
+    for missing in ("nowhere.safetensors", "x" * 5000):  # told when it is read for training
+        begun = program.preset_settings(["--init", missing], "quick")
+        assert (begun.model, begun.learning_rate) == (PRESETS["quick"].model, 1e-4)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--preset", "quick", "--init", str(model), "--help"])
+    printed = capsys.readouterr().out
+    assert "(default: 0.0001)" in printed and "--input-statistics {model,images}" in printed
+
+
+def test_train_begins_from_a_model_with_the_last_word_for_flags(files, model, capsys):
+    pair = (files / "images.tif", files / "labels.tif")
+    flags = ("--preset", "quick", "--tile", "76", "--iterations", "2", "--device", "cpu",
+             "--precision", "float32", "--init", model)  # fmt: skip
+    assert run("train", *pair, "--out", files / "a", *flags) == 0
+    assert "init: 2 channels, 2 classes, from m.safetensors; " in capsys.readouterr().err
+    settings = json.loads((files / "a/config.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["model"]["input_mean"]) == (1e-4, [120.0])
+    more = ("--learning-rate", "0.5", "--dropout", "0.25", "--input-statistics", "images")
+    assert run("train", *pair, "--out", files / "b", *flags, *more) == 0
+    settings = json.loads((files / "b/config.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["model"]["dropout"]) == (0.5, 0.25)
+    assert settings["model"]["input_mean"] != [120.0]
+    capsys.readouterr()
+    assert run("train", *pair, "--out", files / "c", *flags, "--depth", "3") == 2
+    assert "m.safetensors: its network has depth = 2, not 3" in error_line(capsys)
+    model.unlink()
+    assert run("train", *pair, "--out", files / "c", *flags) == 2
+    assert "m.safetensors: no such model file" in error_line(capsys)
+    assert run("train", *pair, "--out", files / "a", *flags, "--resume") == 0
+    assert not (files / "c").exists()
+
+
+def test_images_are_held_out_by_name(two_cells, tmp_path, capsys):
+    for folder, stack in zip(("images", "masks"), two_cells):
+        (tmp_path / folder).mkdir()
+        for name, image in zip("abcd", stack):
+            file = f"{name}_mask.png" if folder == "masks" else f"{name}.png"
+            (tmp_path / folder / file).write_bytes(imagecodecs.png_encode(image))
+    arguments = ("train", tmp_path / "images", tmp_path / "masks", "--out", tmp_path / "run")
+    arguments += ("--mask-suffix", "_mask", *TINY_FLAGS)
+    assert run(*arguments, "--val", "b,d") == 0
+    assert "val: b,d holds out slices 1, 3 (b.png, d.png)" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        read_stack(tmp_path / "run/heldout_image.tif"), two_cells[0][[1, 3]]
+    )
+    assert run(*arguments, "--overwrite", "--val", "b,dd") == 2
+    assert "no image is called 'dd'; the nearest name is d" in error_line(capsys)
+
+
 def test_ctrl_c_is_exit_code_130(capsys):
     def interrupted():
         raise KeyboardInterrupt

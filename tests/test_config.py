@@ -106,6 +106,7 @@ def test_configurations_cannot_be_changed() -> None:
         (TrainConfig, dict(batch_size=0), "batch_size is 0: it must be 1 or more"),
         (TrainConfig, dict(batch_size=65_537), "batch_size is 65537: at most 65536"),
         (TrainConfig, dict(tile=2**64), "tile is 18446744073709551616: at most 65536"),
+        (TrainConfig, dict(patience=-1), "patience is -1: it must be 0 or more"),
         (TrainConfig, dict(validate_every=0), "validate_every is 0"),
         (TrainConfig, dict(iterations=-1), "iterations is -1: it must be 0 or more"),
         (TrainConfig, dict(time_budget="soon"), "'soon' is not a duration such as 90s"),

@@ -13,6 +13,7 @@ from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model_file import load_model, read_metadata
 from unet_repro.reports import drawing
 from unet_repro.training.samples import LabelledStack
+from unet_repro.training.state import Best
 from unet_repro.training_run import _storable, evaluate_run, start_run
 
 
@@ -73,6 +74,90 @@ def test_held_out_slices_do_not_reach_training(data, tiny, tmp_path):
     start_run(other, settings, tmp_path / "b", is_quiet=True)
     first, second = (tmp_path / name / "model.safetensors" for name in "ab")
     assert first.read_bytes()[-1000:] == second.read_bytes()[-1000:]
+
+
+def test_slices_held_out_here_and_there_keep_their_numbers(data, tiny, tmp_path, capsys):
+    settings = replace(tiny, val="3, 1", iterations=2)
+    start_run(data, settings, tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert "val: 3, 1 holds out slices 1, 3" in lines
+    leak = (
+        "2 of 2 held-out slices are next to a training slice of the same stack and nearly the same "
+        "image: figures there are optimistic"
+    )
+    assert f"val: {leak}" in lines
+    result = evaluate_run(data, settings, tmp_path / "run", is_quiet=True)
+    assert [row["slice"] for row in result["heldout"]["slices"]] == [1, 3]
+    stored = read_stack(tmp_path / "run/heldout_image.tif")
+    np.testing.assert_array_equal(stored, data.images[[1, 3]])
+    stored = read_stack(tmp_path / "run/heldout_labels.tif")
+    np.testing.assert_array_equal(stored, data.labels[[1, 3]])
+    record = json.loads((tmp_path / "run/config.json").read_text())["data"]
+    assert (record["train_slices"], record["heldout_slices"]) == ("0:1, 2:3", "1:2, 3:4")
+    assert record["beside_training"] == leak
+    page = (tmp_path / "run/report.html").read_text()
+    assert f"{leak}." in page and "trained on slices 0, 2" in page
+    copy = f"unet-repro predict {tmp_path}/run/heldout_image.tif --model NEW_RUN/model.safetensors"
+    assert f"{copy} --average" in page and "--z" not in page
+
+
+def test_images_of_a_folder_are_held_out_by_name_and_are_no_neighbours(
+    data, tiny, tmp_path, capsys
+):
+    files = replace(data, names=("a.png", "b.png", "c.png", "d.png"))
+    settings = replace(tiny, val="d,b", iterations=1)
+    start_run(files, settings, tmp_path)
+    said = capsys.readouterr().err
+    assert "val: d,b holds out slices 1, 3 (b.png, d.png)\n" in said and "next to" not in said
+    record = json.loads((tmp_path / "config.json").read_text())["data"]
+    assert record["heldout_slices"] == "1:2, 3:4" and "beside_training" not in record
+    with pytest.raises(InputError, match=r"no image is called 'e'; the nearest name is"):
+        start_run(files, replace(settings, val="e"), tmp_path, overwrite=True)
+
+
+def test_a_run_that_begins_from_a_model_says_so(data, tiny, tmp_path, capsys):
+    start_run(data, tiny, tmp_path / "first", is_quiet=True)
+    model = tmp_path / "first/model.safetensors"
+    settings = replace(tiny, init=str(model), model=load_model(model).config, iterations=2)
+    brighter = replace(data, images=data.images + 20)
+    start_run(brighter, settings, tmp_path / "second")
+    mean, std = data.images.mean(), data.images.std()
+    line = (
+        "4 channels, 2 classes, from model.safetensors; input statistics of the model (mean "
+        f"{mean:.4g}, deviation {std:.4g}; the images have {mean + 20:.4g}, {std:.4g})"
+    )
+    assert f"init: {line}" in capsys.readouterr().err.splitlines()
+    record = json.loads((tmp_path / "second/config.json").read_text())
+    assert record["init"]["line"] == line and record["init"]["name"] == "model.safetensors"
+    assert record["settings"]["init"] == str(model)
+    assert record["settings"]["model"]["input_mean"] == [pytest.approx(mean, rel=1e-5)]
+    made = read_metadata(tmp_path / "second/model.safetensors")["training"]
+    assert made["init"] == record["init"] and "first" not in json.dumps(made)
+    assert len(record["init"]["sha256"]) == 64
+    evaluate_run(brighter, settings, tmp_path / "second", is_quiet=True)
+    page = (tmp_path / "second/report.html").read_text()
+    assert "Initial weights" in page and line in page
+    assert f"--init {model} " in page and "model.depth" not in page
+    with pytest.raises(InputError, match="made with other initial weights"):
+        start_run(brighter, replace(tiny, iterations=2), tmp_path / "second", resume=True)
+    other = replace(settings, model=replace(settings.model, depth=3))
+    with pytest.raises(InputError, match="its network has depth = 2, not 3"):
+        start_run(brighter, other, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_patience_needs_held_out_slices_and_is_recorded(data, tiny, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"patience is 1: .* needs held-out slices \(--val\)"):
+        start_run(data, replace(tiny, patience=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("unet_repro.training.train.Best", lambda k, error: Best(k, 0.0))
+    settings = replace(tiny, patience=2, val="1:3", validate_every=2, iterations=30)
+    start_run(data, settings, tmp_path / "run", is_quiet=True)
+    evaluate_run(data, settings, tmp_path / "run", is_quiet=True)
+    state = json.loads((tmp_path / "run/config.json").read_text())["state"]
+    assert (state["stopped"], state["iterations"]) == ("patience", 6)
+    page = (tmp_path / "run/report.html").read_text()
+    assert "stopped early by its patience" in page and "--patience 2" in page
 
 
 def test_held_out_slices_of_several_sizes_are_files_of_their_own(data, tiny, tmp_path):

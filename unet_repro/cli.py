@@ -26,7 +26,7 @@ from unet_repro.files.lock import run_lock
 from unet_repro.images.calibration import read_info
 from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
 from unet_repro.images.slices import joined, mapped
-from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack
+from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack, slice_names
 from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predict_stack import prepared
@@ -123,6 +123,7 @@ class Train:
                 str(self.labels),
                 command=self.command,
                 how=self.read_as,
+                names=slice_names(self.images, self.labels, mask_suffix=self.mask_suffix),
             )
             if processes.is_first:
                 held.enter_context(run_lock(self.out))  # until the last figure is written

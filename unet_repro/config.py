@@ -46,6 +46,8 @@ TABLE_2 = {"PhC-U373": 0.9203, "DIC-HeLa": 0.7756}
 # The release of 2015-10-02 (not in the paper)
 DROPOUT = 0.5
 
+FINE_TUNING_RATE = 0.1  # of the preset's learning rate, to go on from a model; not in the paper
+
 LARGEST_ELASTIC_GRID = 1024  # points a side; more are not coarse, and would fill the memory
 ImageInterpolation = Literal["bilinear", "bicubic"]
 Preset = Literal["paper", "release", "port", "quick"]
@@ -218,8 +220,18 @@ class TrainConfig:
     ----------
     preset
         The named set of values that the others start from.
+    init
+        A model file whose network, weights and all, the run begins from; empty for random weights.
+        Its shape and classes are taken over; dropout may be another. The optimiser is fresh, and
+        --learning-rate by default a tenth of the preset's. A resumed run does without the file;
+        where it is there, its weights must be the same.
+    input_statistics
+        Of what --init begins from: model keeps its input mean and deviation, so that images must
+        be like those that it was trained on; images measures them on the training slices.
     val
-        Held-out slices ``a:b`` (a ... b-1), a contiguous block; empty for none.
+        Held-out slices: 25:30 (25 ... 29), 3,7,12:15, 20% (a block at the end, rounded up), or
+        names of a folder's images, such as a,b. What can be numbers is: 7 is the eighth image,
+        7.png the one of that name. Empty for none.
     iterations
         Optimiser steps; 0 for as many as the time budget allows or, without one, for the preset's
         number (`PRESET_ITERATIONS`).
@@ -227,6 +239,9 @@ class TrainConfig:
         Training stops cleanly after so long ("90s", "10m", "2h"); empty for no limit. The learning
         rate follows whichever is further on, iterations or time: a run that must be repeated to
         the bit names its iterations instead.
+    patience
+        Training stops cleanly after so many validations in a row without a pixel error below the
+        lowest one before; 0 for never. The learning rate follows the run's whole length anyway.
     tile
         Side of the input tile in px (padded networks: side of input and output).
     batch_size
@@ -242,9 +257,12 @@ class TrainConfig:
     model: UNetConfig = field(default_factory=UNetConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     weight_map: WeightMapConfig = field(default_factory=WeightMapConfig)
+    init: str = ""
+    input_statistics: Literal["model", "images"] = "model"
     val: str = ""
     iterations: int = 0
     time_budget: str = ""
+    patience: int = 0
     tile: int = TILE_INPUT_PX
     batch_size: int = BATCH_SIZE
     optimizer: Literal["sgd", "adam"] = "sgd"  # Sec. 3; adam: with decoupled weight decay
@@ -270,7 +288,7 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: at most {_MOST_AT_ONCE}")
         if self.time_budget:
             seconds(self.time_budget)
-        for name in ("iterations", "weight_decay", "warmup_iterations"):
+        for name in ("iterations", "weight_decay", "warmup_iterations", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
         if not 0 < self.learning_rate < math.inf:

@@ -12,13 +12,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 import tyro
 
-from unet_repro.config import PRESETS, Preset, TrainConfig
+from unet_repro.config import FINE_TUNING_RATE, PRESETS, Preset, TrainConfig
 from unet_repro.errors import InputError, InputNote, one_line
 from unet_repro.network.device import is_out_of_memory
+from unet_repro.network.model_file import load_model
 
 Options = TypeVar("Options")
 Settings = tyro.conf.OmitArgPrefixes[TrainConfig]
@@ -27,14 +29,35 @@ _NOTES_WAIT_S = 3.0
 
 
 def preset_settings(arguments: Sequence[str], default: Preset) -> TrainConfig:
-    """Return the settings that the flags start from: those of the last ``--preset`` given."""
-    name: str = default
-    for flag, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        if flag == "--preset":
-            name = value
-        elif flag.startswith("--preset="):
-            name = flag.partition("=")[2]
-    return PRESETS[name if name in get_args(Preset) else default]  # type: ignore[index]
+    """Return the settings that the flags start from: those of the last ``--preset`` given.
+
+    With ``--init`` the network is that of the model, where it can be read (training says what is
+    wrong with it), and the learning rate a tenth. Running means of weights do not fit batch
+    normalisation (`TrainConfig`): a network that has it is trained without.
+    """
+    name = _last(arguments, "--preset")
+    settings = PRESETS[name if name in get_args(Preset) else default]  # type: ignore[index]
+    init = _last(arguments, "--init")
+    if not init:
+        return settings
+    rate = float(f"{FINE_TUNING_RATE * settings.learning_rate:.6g}")
+    settings = replace(settings, learning_rate=rate)
+    with contextlib.suppress(InputError, OSError):
+        network = load_model(init).config
+        decay = 0.0 if network.batch_norm else settings.weight_average
+        return replace(settings, model=network, weight_average=decay)
+    return settings
+
+
+def _last(arguments: Sequence[str], flag: str) -> str:
+    """Return the last value given for a flag, as ``--flag value`` or ``--flag=value``."""
+    value = ""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        if argument == flag:
+            value = following
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def parse(

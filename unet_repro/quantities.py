@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from unet_repro.errors import InputError
 
@@ -60,3 +61,17 @@ def index_range(text: str, *, length: int, name: str) -> range:
             f"(a ... b-1 are taken)"
         )
     return range(int(match[1]), int(match[2]))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as ranges that end before their second number.
+
+    Examples
+    --------
+    >>> ranges([0, 1, 2, 5])
+    '0:3, 5:6'
+    """
+    breaks = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    starts, stops = [0, *breaks], [*breaks, len(numbers)]
+    blocks = zip(starts, stops) if numbers else ()
+    return ", ".join(f"{numbers[a]}:{numbers[b - 1] + 1}" for a, b in blocks)

@@ -44,8 +44,12 @@ from unet_repro.network.device import choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_volume
 from unet_repro.prediction.views import Average
+from unet_repro.quantities import ranges
 from unet_repro.reports.evaluation import evaluate_em
 from unet_repro.reports.report import write_report
+from unet_repro.reports.run_facts import slices
+from unet_repro.training.holding_out import beside
+from unet_repro.training.initial import initial_model
 from unet_repro.training.parallel import ALONE, Processes, check_alone
 from unet_repro.training.samples import LabelledStack, Split, held_out_slices, samples, split
 from unet_repro.training.state import output_side
@@ -59,6 +63,7 @@ HELD_OUT = ("heldout_image", "heldout_labels", "heldout_probability")  # .tif, o
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 # what a run has that was stopped before its first checkpoint
 _BEFORE_A_CHECKPOINT = ("config.json", "log.csv", "events.out.tfevents.", "report.html")
+_SHOWN = 4  # names of held-out images on standard error
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "numba")
 
 
@@ -95,6 +100,9 @@ def start_run(
     """
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
+    initial = initial_model(settings, folder if resume else None)
+    if initial:
+        settings = replace(settings, model=initial.model)
     settings, parts, device = _checked(data, settings, processes)
     with run_lock(folder) if processes.is_first else nullcontext():
         if processes.is_first:
@@ -102,10 +110,14 @@ def start_run(
         training, held_out = samples(data, parts, settings.weight_map, device=device)
         hardware = describe(device) | {"processes": processes.count}
         record = _Record(folder / "config.json", data, settings, parts, hardware)
+        if initial:
+            begun_as = {"line": initial.line(training, settings), "sha256": initial.sha256}
+            record.content["init"] = {"name": initial.name, **begun_as}
 
         def on_start(start: Start) -> None:  # nothing can be refused any more
             if not is_quiet:
-                print(one_line(f"labels: {data.reading.line()}"), file=sys.stderr)
+                for line in record.lines():
+                    print(one_line(line), file=sys.stderr)
             if overwrite or not start.is_over:
                 _remove(folder, RESULTS if resume else RESULTS + TRAINED)
                 _remove_slices(folder)
@@ -125,6 +137,7 @@ def start_run(
             is_quiet=is_quiet,
             processes=processes,
             origin=record.origin(),
+            initial=initial,
             on_start=on_start,
             on_validation=on_validation,
         )
@@ -191,7 +204,8 @@ class _Record:
         hardware: dict[str, Any],
     ) -> None:
         self.path = path
-        held_out = parts.held_out
+        self.held_out_files = [data.names[z] for z in parts.held_out] if data.names else []
+        leak = "" if data.names else beside(parts.held_out, parts.kept)
         versions = {"unet_repro": __version__, "python": platform.python_version()}
         self.content: dict[str, Any] = {
             **({"command": data.command} if data.command else {}),
@@ -206,17 +220,33 @@ class _Record:
                 "images_sha256": _sha256(data.images),
                 "labels_sha256": _sha256(data.labels),
                 "slices": len(data.images),
-                "train_slices": _ranges(parts.kept),
-                "heldout_slices": f"{held_out.start}:{held_out.stop}" if held_out else "",
+                "train_slices": ranges(parts.kept),
+                "heldout_slices": ranges(parts.held_out),
+                **({"beside_training": leak} if leak else {}),
             },
             "labels": {"read_as": data.reading.line(), **data.reading.record()},
         }
 
+    def lines(self) -> list[str]:
+        """Return what a run says as it starts: labels, what is held out, what it begins from."""
+        about = self.content["data"]
+        lines = [f"labels: {self.content['labels']['read_as']}"]
+        if about["heldout_slices"]:
+            which, files = slices(about["heldout_slices"]), self.held_out_files
+            if files:
+                which += f" ({', '.join(files[:_SHOWN])}{', ...' if files[_SHOWN:] else ''})"
+            lines.append(f"val: {self.content['settings']['val']} holds out slices {which}")
+        if about.get("beside_training"):
+            lines.append(f"val: {about['beside_training']}")
+        if "init" in self.content:
+            lines.append(f"init: {self.content['init']['line']}")
+        return lines
+
     def origin(self) -> dict[str, Any]:
         """Return what a model file holds of its making: versions and data, not where they lie."""
         data = {k: v for k, v in self.content["data"].items() if k not in ("images", "labels")}
-        kept = ("versions", "hardware", "labels")
-        return {name: self.content[name] for name in kept} | {"data": data}
+        kept = {"versions", "hardware", "labels", "init"} & self.content.keys()
+        return {name: self.content[name] for name in sorted(kept)} | {"data": data}
 
     def begin(self, start: Start) -> None:
         """Write the record of a run that starts, with its completed network."""
@@ -241,13 +271,6 @@ def _sha256(stack: Slices) -> str:
     for piece in pieces(stack):
         digest.update(np.ascontiguousarray(piece).tobytes())
     return digest.hexdigest()
-
-
-def _ranges(indices: list[int]) -> str:
-    """Return sorted indices as ranges: [0, 1, 2, 5] is "0:3, 5:6"."""
-    breaks = [i for i in range(1, len(indices)) if indices[i] != indices[i - 1] + 1]
-    starts, stops = [0, *breaks], [*breaks, len(indices)]
-    return ", ".join(f"{indices[a]}:{indices[b - 1] + 1}" for a, b in zip(starts, stops))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -299,9 +322,7 @@ def evaluate_run(
             for name, stack in zip(HELD_OUT, (_storable(images), labels, probability)):
                 _write_slices(folder / name, stack, held_out, is_stack=is_stack)
             truth, known = part(data.truth, held_out), part(data.is_known, held_out)
-            result["heldout"] = evaluate_em(
-                truth, probability, known=known, first_slice=held_out.start
-            )
+            result["heldout"] = evaluate_em(truth, probability, known=known, numbers=held_out)
         if test is not None:
             result["test"] = evaluate_em(*test)
         _write_json(folder / "metrics.json", result)
@@ -309,7 +330,7 @@ def evaluate_run(
         return result
 
 
-def _write_slices(path: Path, stack: Slices, numbers: range, *, is_stack: bool) -> None:
+def _write_slices(path: Path, stack: Slices, numbers: list[int], *, is_stack: bool) -> None:
     """Write ``path.tif``; or, where the data have several sizes, ``path/<number>.tif`` for each."""
     single = path.with_suffix(".tif")
     if is_stack:
@@ -320,7 +341,7 @@ def _write_slices(path: Path, stack: Slices, numbers: range, *, is_stack: bool) 
         write_stack(path / f"{number}.tif", image, overwrite=True)
 
 
-def _held_out_labels(data: LabelledStack, held_out: range) -> tuple[Slices, int | None]:
+def _held_out_labels(data: LabelledStack, held_out: list[int]) -> tuple[Slices, int | None]:
     """Return the labels to write, and the value of unknown pixels in them, if there are any.
 
     Labels that mean what they say stay as they are; of others their cells are written.

@@ -231,7 +231,7 @@ _OPTIONS = {
     "train": "val iterations time-budget tile batch-size momentum learning-rate seed depth dropout"
     " base-channels w0 sigma input-mean input-std elastic-grid elastic-sigma-px rotation-deg out"
     " warmup-iterations weight-decay preset weight-average validate-every separation-px in-channels"
-    " contrast",
+    " contrast init input-statistics patience",
     "evaluate": "task json plot",
     "preview-augmentation": "tile samples seed rotation-deg elastic-grid",
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+_TOLD = ("note: ", "labels: ", "prediction: ", "val: ", "init: ", "stopped: ")
 _BAR = re.compile(r"\d+/(?:\d+|\?) \[|\d+%\||^\S+: \d+\S* \[")
 _LIBRARY = "PNG warning: "  # libpng's own words, of interlaced files: no way to ask it to be still
 
@@ -40,7 +41,7 @@ class Outcome:
             for part in re.split(r"[\r\n]+", self.error)
             if part.strip() and not _BAR.search(part) and not part.startswith(_LIBRARY)
         ]
-        notes = [part for part in said if part.startswith(("note: ", "labels: ", "prediction: "))]
+        notes = [part for part in said if part.startswith(_TOLD)]
         said = [part for part in said if part not in notes]
         if self.signal:
             return f"killed by {signal.Signals(self.signal).name}"

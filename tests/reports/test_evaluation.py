@@ -32,7 +32,7 @@ def stack() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def evaluated(stack: tuple[np.ndarray, np.ndarray]) -> dict:
-    return evaluation.evaluate_em(*stack, first_slice=25)
+    return evaluation.evaluate_em(*stack, numbers=range(25, 25 + len(stack[0])))
 
 
 def test_evaluation_holds_the_official_figures(evaluated: dict, stack: tuple) -> None:

@@ -65,7 +65,7 @@ def heldout() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def evaluated() -> dict:
     found = heldout()
-    return evaluation.evaluate_em(found["labels"], found["probability"], first_slice=25)
+    return evaluation.evaluate_em(found["labels"], found["probability"], numbers=range(25, 29))
 
 
 @pytest.fixture

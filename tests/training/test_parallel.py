@@ -127,7 +127,8 @@ def two(tiny, tmp_path_factory):
     return folder, launch(
         folder,
         tiny,
-        """
+        f"""
+folder = {str(folder)!r}
 run(without_dropout(tiny), "two")
 run(with_dropout(tiny), "whole")
 step = TrainingState.step
@@ -141,6 +142,19 @@ assert (first.stopped, first.iterations) == ("interrupted", 6), first
 TrainingState.step = step
 second = run(with_dropout(tiny), "parts", resume=True, is_quiet=True)
 assert (second.stopped, second.iterations) == ("finished", 12), second
+from unet_repro.network.model_file import load_model
+from unet_repro.training import train as module
+from unet_repro.training.validation import Validation
+errors = iter([0.4, 0.2, 0.3, 0.3])  # as the first process, which alone validates, sees them
+module.validate = lambda predictor, slices: Validation(
+    0.5, next(errors), False, slices.images)
+patient = replace(without_dropout(tiny), patience=2, validate_every=3)
+run(replace(patient, iterations=3), "patient", is_quiet=True)
+third = run(replace(patient, iterations=60), "patient", resume=True, is_quiet=True)
+assert (third.stopped, third.iterations) == ("patience", 12), third
+model = Path(folder, "whole", "model.safetensors")
+begun = replace(with_dropout(tiny), init=str(model), model=load_model(model).config, iterations=1)
+run(begun, "begun", is_quiet=True)
 def step_and_break(state):
     step(state)
     if processes.rank == 1 and state.iteration == 2:

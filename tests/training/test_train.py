@@ -374,6 +374,61 @@ def test_best_weights_are_those_of_the_lowest_validation_error(
     assert same_weights(best, load_model(tmp_path / "best.safetensors").state_dict())
 
 
+def scripted(errors):
+    """Validations with these pixel errors, by iteration."""
+
+    def validate(predictor, slices):
+        return Validation(0.5, errors.pop(0), False, np.zeros(slices.classes.shape, np.float32))
+
+    return validate
+
+
+ERRORS = [0.4, 0.2, 0.3, 0.1, 0.1, 0.2, 0.3, 0.05]  # three in a row are no better than the fourth
+
+
+def test_patience_ends_a_run_that_no_longer_improves(two_cells, tiny, tmp_path, monkeypatch):
+    settings = replace(tiny, validate_every=2, iterations=20, patience=3)
+    starts, options = [], {"held_out": held_out(two_cells), "on_start": lambda s: starts.append(s)}
+    monkeypatch.setattr(train_module, "validate", scripted(ERRORS.copy()))
+    stopped = learn(two_cells, settings, tmp_path / "a", **options)
+    assert (stopped.stopped, stopped.iterations, stopped.best) == ("patience", 14, Best(8, 0.1))
+    # such a run is over, until more patience is asked for
+    again = learn(two_cells, settings, tmp_path / "a", resume=True, **options)
+    assert (again.stopped, again.iterations, again.best) == ("patience", 14, Best(8, 0.1))
+    assert [start.is_over for start in starts] == [False, True]
+    monkeypatch.setattr(train_module, "validate", scripted([0.05, 0.06, 0.07]))
+    more = replace(settings, patience=0)
+    longer = learn(two_cells, more, tmp_path / "a", resume=True, **options)
+    assert (longer.stopped, longer.iterations, longer.best) == ("finished", 20, Best(16, 0.05))
+    monkeypatch.setattr(train_module, "validate", scripted(2 * ERRORS))
+    patient = learn(two_cells, replace(settings, patience=4), tmp_path / "b", **options)
+    assert (patient.stopped, patient.iterations) == ("finished", 20)
+
+
+@pytest.mark.parametrize("interrupted_at", [7, 9, 12])  # 8 is the best validation
+def test_patience_counts_on_where_a_run_was_interrupted(
+    two_cells, tiny, tmp_path, monkeypatch, interrupted_at
+):
+    settings = replace(tiny, validate_every=2, iterations=20, patience=3)
+    step = TrainingState.step
+
+    def step_and_interrupt(run):
+        step(run)
+        if run.folder.name == "parts" and run.iteration == interrupted_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingState, "step", step_and_interrupt)
+    for name in ("whole", "parts"):
+        monkeypatch.setattr(train_module, "validate", scripted(ERRORS.copy()))
+        options = {"held_out": held_out(two_cells), "resume": True}
+        trained = learn(two_cells, settings, tmp_path / name, **options)
+        if name == "parts":
+            assert (trained.stopped, trained.iterations) == ("interrupted", interrupted_at)
+            trained = learn(two_cells, settings, tmp_path / name, **options)
+        assert (trained.stopped, trained.iterations) == ("patience", 14)
+    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
 def test_checkpoints_come_by_the_clock_too(two_cells, tiny, tmp_path, monkeypatch):
     """One iteration takes one second, a checkpoint one: a second in 10 when asked for 3."""
     ticks = iter(range(10_000))

@@ -178,6 +178,7 @@ class CellTracking:
             command=self.command,
             how=LabelSettings("ids"),
             known=annotated.is_known,
+            names=tuple(f"t{number}.tif" for number in annotated.digits),
         )
 
     def _held_out_part(self, folder: Path, numbers: set[str]) -> CTCSequence:

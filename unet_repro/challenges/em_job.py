@@ -27,6 +27,7 @@ from unet_repro.network.device import choose_device
 from unet_repro.prediction.predictor import predict_volume
 from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
+from unet_repro.quantities import ranges
 from unet_repro.reports.evaluation import evaluate_em, table
 from unet_repro.reports.report import CHALLENGE_DATA, write_report
 from unet_repro.reports.run_facts import slices
@@ -197,8 +198,7 @@ def origin(data: LabelledStack) -> str:
 
 def summary(data: LabelledStack, settings: TrainConfig, result: dict, out: Path) -> str:
     """Return what the job says at its end: figures, and where everything lies."""
-    block = held_out_slices(data, settings)
-    held_out = slices(f"{block.start}:{block.stop}")
+    held_out = slices(ranges(held_out_slices(data, settings)))
     lines = [f"\n{origin(data)}: slices {held_out} held out, trained on the others"]
     lines.append(table(result["heldout"]))
     if result["test"]:

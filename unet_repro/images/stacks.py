@@ -191,6 +191,14 @@ def paired_files(
     return of_images, [partners[file.stem] for file in of_images]
 
 
+def slice_names(images: PathLike, labels: PathLike, *, mask_suffix: str = "") -> tuple[str, ...]:
+    """Return the files of a folder's images as `read_pair` takes them; of a stack nothing."""
+    files, _ = paired_files(images, labels, mask_suffix=mask_suffix)
+    if files is None:
+        files = image_files(images) if Path(images).is_dir() else []
+    return tuple(file.name for file in files)
+
+
 def write_stack(
     path: PathLike,
     array: np.ndarray,

@@ -121,7 +121,7 @@ def evaluate_em(
     probability: Slices,
     *,
     known: Slices | None = None,
-    first_slice: int = 0,
+    numbers: Sequence[int] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Compute the EM challenge's figures of a stack, ready for JSON.
@@ -134,8 +134,8 @@ def evaluate_em(
         P(cell interior) in [0, 1].
     known : ndarray of bool, same shape, optional
         Where the labels are known; the other pixels count for nothing.
-    first_slice : int
-        The number of the first slice in the stack that it was cut from.
+    numbers : sequence of int, optional
+        The number of each slice in the stack that it was taken from; by default 0, 1, ...
 
     Returns
     -------
@@ -156,8 +156,8 @@ def evaluate_em(
     columns = {m.key: getattr(result, m.key).per_slice_at_best for m in EM_FIGURES[:-1]}
     columns["pixel_accuracy"] = result.pixel_error.accuracy_per_slice[:, at_accuracy]
     slices = [
-        {"slice": first_slice + z, **{key: _jsonable(column[z]) for key, column in columns.items()}}
-        for z in range(len(result.v_rand.per_slice))
+        {"slice": number, **{key: _jsonable(column[z]) for key, column in columns.items()}}
+        for z, number in enumerate(numbers or range(len(result.v_rand.per_slice)))
     ]
     return {
         "figures": {key: _jsonable(value) for key, value in figures.items()},

@@ -166,6 +166,8 @@ def _remarks(run: RunFolder) -> list[str]:
 def _remarks_on_data(run: RunFolder) -> list[str]:
     remarks: list[str] = []
     data = run.section("data")
+    if data.get("beside_training"):
+        remarks.append(f"{data['beside_training']}.")
     is_challenge = data.get("name") == CHALLENGE_DATA
     if data.get("synthetic"):
         remarks.append("The data are synthetic: no figure here compares with a published one.")

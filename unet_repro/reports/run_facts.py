@@ -12,10 +12,16 @@ from unet_repro.reports.run_folder import RunFolder
 
 Rows = list[tuple[str, str]]
 
-_FLAGS = ("preset", "val", "iterations", "time_budget", "seed", "device", "precision")
+_FLAGS = (
+    *("preset", "init", "val", "iterations", "time_budget", "patience"),
+    *("seed", "device", "precision"),
+)
+_OFF_AT_ZERO = ("iterations", "patience")
+_MEASURED = ("model.in_channels", "model.input_mean", "model.input_std")  # from the images
 _STOPPED = {
     "finished": "finished",
     "time budget": "stopped at its time budget",
+    "patience": "stopped early by its patience: validations no longer improved",
     "interrupted": "interrupted before its end",
     "running": "still running when this page was written",
 }
@@ -115,8 +121,10 @@ def facts(run: RunFolder) -> list[tuple[str, Rows]]:
     read_as = run.section("labels").get("read_as")
     if read_as:
         of_data.append(("labels read as", _plain(read_as)))
-    of_data += [(key, _plain(v)) for key, v in data.items() if key not in (*names, "synthetic")]
-    groups = [("Run", length), ("Data", of_data)]
+    other = (*names, "synthetic", "beside_training")  # told elsewhere
+    of_init = [(key, _plain(v)) for key, v in run.section("init").items()]
+    of_data += [(key, _plain(v)) for key, v in data.items() if key not in other]
+    groups = [("Run", length), ("Data", of_data), ("Initial weights", of_init)]
     for title in ("hardware", "versions"):
         groups.append((title.capitalize(), [(k, _plain(v)) for k, v in run.section(title).items()]))
     return [(title, rows) for title, rows in groups if rows]
@@ -156,14 +164,17 @@ def commands(run: RunFolder) -> list[str]:
         if read_as.get(key) not in (None, "auto"):
             train += [flag, str(read_as[key])]
     for key in _FLAGS:
-        if given.get(key) not in (None, "") and (given[key] or key != "iterations"):
+        if given.get(key) not in (None, "") and (given[key] or key not in _OFF_AT_ZERO):
             train += [f"--{key.replace('_', '-')}", str(given[key])]
     lines = [train]
     if run.metrics.get("heldout") and run.labels is not None and given.get("val"):
-        predict = ["unet-repro", "predict", images, "--model", "NEW_RUN/model.safetensors"]
-        average = str(run.metrics.get("average") or "none")
-        predict += ["--z", str(given["val"]), "--average", average]
         suffix = ".tif" if (run.folder / "heldout_labels.tif").is_file() else ""  # a folder
+        block = str(data.get("heldout_slices"))
+        is_block = re.fullmatch(r"\d+:\d+", block)  # others are all in the run's own copy
+        source = images if is_block else str(run.folder / f"heldout_image{suffix}")
+        predict = ["unet-repro", "predict", source, "--model", "NEW_RUN/model.safetensors"]
+        predict += ["--z", block] if is_block else []
+        predict += ["--average", str(run.metrics.get("average") or "none")]
         labels = str(run.folder / f"heldout_labels{suffix}")
         output = f"NEW_RUN/heldout_probability{suffix}"
         evaluate = ["unet-repro", "evaluate", labels, output]
@@ -176,15 +187,15 @@ def commands(run: RunFolder) -> list[str]:
 
 def unlike_preset(values: dict[str, Any]) -> list[str]:
     """Name the settings that differ from their preset's and are not in `commands`."""
-    measured = ("model.in_channels", "model.input_mean", "model.input_std")  # from the images
     presets = {str(name): preset for name, preset in config.PRESETS.items()}
     if str(values.get("preset")) not in presets:
         return []
     preset = config.flat(config.to_dict(presets[str(values["preset"])]))
+    taken = ("model.",) if values.get("init") else _MEASURED
     return [
         f"{key} = {_plain(value)} (preset: {_plain(preset[key])})"
         for key, value in config.flat(values).items()
         if key in preset
-        and key not in (*_FLAGS, *measured)
+        and not (key in _FLAGS or key.startswith(taken))
         and _plain(value) != _plain(preset[key])
     ]

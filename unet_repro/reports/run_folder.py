@@ -50,7 +50,7 @@ def read_run(folder: Path) -> RunFolder:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: is not a run's folder: it holds no config.json")
     settings = _read_json(folder / "config.json")
-    for name in ("settings", "versions", "hardware", "data", "labels", "state"):
+    for name in ("settings", "versions", "hardware", "data", "labels", "init", "state"):
         if not isinstance(settings.get(name) or {}, dict):
             raise InputError(f"{folder / 'config.json'}: {name!r} is not an object")
     readers = {"image": read_images, "labels": read_labels, "probability": read_images}

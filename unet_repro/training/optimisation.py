@@ -47,7 +47,8 @@ def make_optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimize
 class WeightAverage:
     """A running mean of a network's weights, in a network of its own. Not in the paper.
 
-    mean = decay mean + (1 - decay) weights, after every step; the first step sets it.
+    mean = decay mean + (1 - decay) weights, after every step. Of random weights the first step
+    sets it; from those of a trained network it starts.
     """
 
     def __init__(self, network: UNet, decay: float) -> None:

@@ -13,8 +13,8 @@ from unet_repro.config import TrainConfig, WeightMapConfig
 from unet_repro.errors import InputError
 from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
 from unet_repro.images.slices import Slices, joined, mapped, part, pieces
-from unet_repro.quantities import index_range
 from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.holding_out import held_out_numbers
 from unet_repro.training.validation import HeldOut
 from unet_repro.weight_maps.weight_map import frequency_weights, separate_touching, weight_map
 
@@ -34,6 +34,7 @@ class LabelledStack:
     command: str = ""
     how: LabelSettings = field(default_factory=LabelSettings)
     known: Slices | None = None  # bool (z, y, x); False where labels are unknown: weight 0
+    names: tuple[str, ...] = ()  # the file of each slice; none of slices of one stack
 
     @cached_property
     def reading(self) -> Reading:
@@ -64,23 +65,28 @@ class Split:
     """The numbers of the slices that are trained on and held out, and the classes of all."""
 
     kept: list[int]
-    held_out: range
+    held_out: list[int]
     classes: Slices  # uint8 (z, y, x): 1 in the cells' interiors, 0 elsewhere
 
 
-def held_out_slices(data: LabelledStack, settings: TrainConfig) -> range:
+def held_out_slices(data: LabelledStack, settings: TrainConfig) -> list[int]:
     """Return the numbers of the held-out slices, none where `settings.val` is empty."""
     if not settings.val:
-        return range(0)
-    return index_range(settings.val, length=len(data.images), name="--val")
+        return []
+    return held_out_numbers(settings.val, length=len(data.images), names=data.names)
 
 
 def split(data: LabelledStack, settings: TrainConfig) -> Split:
     """Decide which slices are for what; raise `InputError` where one class or all slices lack."""
     held_out = held_out_slices(data, settings)
-    kept = [z for z in range(len(data.images)) if z not in held_out]
+    kept = sorted(set(range(len(data.images))) - set(held_out))
     if not kept:
         raise InputError(f"--val {settings.val} holds out every slice: none is left to train on")
+    if settings.patience and not held_out:
+        raise InputError(
+            f"patience is {settings.patience}: it counts validations, so it needs held-out slices "
+            "(--val)"
+        )
     if data.reading.n_classes > 2:
         raise InputError(
             f"the labels hold {data.reading.n_classes} classes; the network tells two apart: cells "
@@ -91,7 +97,7 @@ def split(data: LabelledStack, settings: TrainConfig) -> Split:
         separated = partial(separate_touching, radius=how.separation_px, **_AS_CELLS, workers=2)
         cells = mapped(separated, cells)
     classes = mapped(lambda stack: (stack > 0).astype(np.uint8), cells)
-    for numbers, name in ((kept, "training"), (list(held_out), "held-out")):
+    for numbers, name in ((kept, "training"), (held_out, "held-out")):
         if numbers:
             _check_both_classes(part(data.cells, numbers), part(classes, numbers), name)
     return Split(kept, held_out, classes)

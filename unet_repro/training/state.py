@@ -21,8 +21,14 @@ from unet_repro.network.device import autocast, choose_precision
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.quantities import seconds
-from unet_repro.training.checkpoint import identity, restore_checkpoint, write_checkpoint
+from unet_repro.training.checkpoint import (
+    CHECKPOINT,
+    identity,
+    restore_checkpoint,
+    write_checkpoint,
+)
 from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.initial import Initial
 from unet_repro.training.loss import weighted_cross_entropy
 from unet_repro.training.optimisation import (
     WeightAverage,
@@ -67,14 +73,18 @@ class TrainingState:
         folder: Path,
         processes: Processes = ALONE,
         origin: Mapping[str, Any] | None = None,
+        initial: Initial | None = None,
     ) -> None:
         self.training, self.settings, self.folder = training, settings, folder
-        self.processes, self.origin = processes, origin or {}
+        self.processes, self.origin, self.initial = processes, origin or {}, initial
         self.device = training.device
         self.precision = choose_precision(settings.precision, self.device)
         self.output = output_side(settings)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.network = UNet(_measured(settings.model, training), generator=self.generator)
+        measured = initial.shape(training, settings) if initial else _measured(settings, training)
+        self.network = UNet(measured, generator=self.generator)
+        if initial and initial.weights:
+            self.network.load_state_dict(initial.weights)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         decay = settings.weight_average
         self.average = WeightAverage(self.network, decay) if decay else None
@@ -84,7 +94,8 @@ class TrainingState:
             prior=training.prior_entropy(), warmup=settings.warmup_iterations
         )
         data = training.fingerprint()
-        self.identity = identity(settings, processes=processes.count, data=data)
+        init = initial.sha256 if initial else ""
+        self.identity = identity(settings, processes=processes.count, data=data, init=init)
         self.iteration = 0
         self.seconds = 0.0
         self.losses: list[Tensor] = []  # since the last row of the log
@@ -104,6 +115,13 @@ class TrainingState:
         """Return the share of the run that is over, by iterations or by time."""
         done = self.iteration / self.limit if self.limit else 0.0
         return max(done, self.seconds / self.budget)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether so many validations in a row have not been better than the best one."""
+        patience, every = self.settings.patience, self.settings.validate_every
+        if not (patience and self.best):
+            return False
+        return (self.iteration - self.best.iteration) // every >= patience
 
     def step(self) -> None:
         """Take one step of the optimiser; keep its loss, on the device: nothing waits for it."""
@@ -131,7 +149,8 @@ class TrainingState:
         loss.backward()
         self.optimizer.step()
         if self.average:
-            self.average.update(self.network, is_first=self.iteration == 0)
+            is_first = self.iteration == 0 and not self.initial
+            self.average.update(self.network, is_first=is_first)
         self.losses.append(loss.detach())
         self.iteration += 1
 
@@ -164,7 +183,7 @@ class TrainingState:
     def save_model_as(self, name: str, **facts: Any) -> None:
         """Write the network to predict with, and how it came about."""
         training = {
-            "settings": config.to_dict(self.settings),
+            "settings": config.to_dict(replace(self.settings, init=Path(self.settings.init).name)),
             "processes": self.processes.count,
             "iterations": self.iteration,
             "seconds": round(self.seconds, 2),
@@ -195,7 +214,7 @@ class TrainingState:
             "dropout": [list(of_process) for of_process in zip(*states)],
         }
         if self.processes.is_first:
-            write_checkpoint(self.folder / "checkpoint.pt", state, self.identity)
+            write_checkpoint(self.folder / CHECKPOINT, state, self.identity)
         took = time.monotonic() - begin
         self.next_checkpoint = self.seconds + max(CHECKPOINT_EVERY, took / CHECKPOINT_SHARE)
 
@@ -207,7 +226,7 @@ class TrainingState:
                 f"process {self.processes.rank} has other settings or data than process 0: all "
                 "processes of a run need the same command and the same files"
             )
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / CHECKPOINT
         is_there = resume and self.processes.is_first and path.is_file()
         content = self.processes.from_first(path.read_bytes() if is_there else b"")
         if content:
@@ -248,9 +267,9 @@ class TrainingState:
         return states
 
 
-def _measured(shape: UNetConfig, training: TrainingSet) -> UNetConfig:
+def _measured(settings: TrainConfig, training: TrainingSet) -> UNetConfig:
     """Return the network's shape with what the data decide; refuse it where settings name it."""
-    default, channels = UNetConfig(), training.channels
+    shape, default, channels = settings.model, UNetConfig(), training.channels
     if shape.in_channels not in (default.in_channels, channels):
         raise InputError(f"in_channels is {shape.in_channels}, but the images have {channels}")
     for name in ("input_mean", "input_std"):

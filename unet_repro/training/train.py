@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from unet_repro.network.model import UNet
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.progress import ProgressBar
 from unet_repro.training.dataset import TrainingSet
+from unet_repro.training.initial import Initial, initial_model
 from unet_repro.training.log import TrainLog
 from unet_repro.training.optimisation import compiler_errors
 from unet_repro.training.parallel import ALONE, Processes
@@ -28,7 +29,7 @@ from unet_repro.training.validation import HeldOut, validate
 from unet_repro.training.watch import stop_signals
 
 LOG_EVERY = 20  # iterations
-Stopped = Literal["running", "finished", "time budget", "interrupted"]
+Stopped = Literal["running", "finished", "time budget", "patience", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def train(
     is_quiet: bool = False,
     processes: Processes = ALONE,
     origin: Mapping[str, Any] | None = None,
+    initial: Initial | None = None,
     on_start: Callable[[Start], None] = lambda start: None,
     on_validation: Callable[[Progress], None] = lambda progress: None,
 ) -> Trained:
@@ -92,6 +94,8 @@ def train(
         unless `is_quiet`, and makes the calls below.
     origin
         What else the model files' metadata shall say (JSON-ready).
+    initial
+        What `settings.init` names, if it has been read already (`initial_model`).
     on_start, on_validation
         Called when all has been checked, before the first file is written; and when the files of
         a validation are written.
@@ -112,6 +116,9 @@ def train(
     n processes of batch size b make the same steps as one of batch size n b, but for rounding and
     dropout, whose masks each process draws for itself.
     """
+    initial = initial or initial_model(settings, folder if resume else None)
+    if initial:
+        settings = replace(settings, model=initial.model)
     device = training.device
     is_quiet = is_quiet or not processes.is_first
     # initialisation and dropout leave the global state alone
@@ -121,11 +128,12 @@ def train(
         compiler_errors(),
         reused_memory(device),
     ):
-        state = TrainingState(training, settings, folder, processes, origin)
+        state = TrainingState(training, settings, folder, processes, origin, initial)
         state.load(resume)
         state.seed_dropout()
         if processes.is_first:
-            on_start(Start(state.network.config, state.iteration, state.share() >= 1))
+            is_over = state.share() >= 1 or state.is_out_of_patience()
+            on_start(Start(state.network.config, state.iteration, is_over))
         with TrainLog(folder, state.iteration) if processes.is_first else nullcontext() as log:
             stopped = _Loop(state, log, is_quiet=is_quiet).run(held_out, on_validation)
         progress = _progress(state, stopped)
@@ -137,7 +145,7 @@ class _Loop:
 
     def __init__(self, state: TrainingState, log: TrainLog | None, *, is_quiet: bool) -> None:
         self.state, self.log, self.is_quiet = state, log, is_quiet
-        self.is_interrupted = False
+        self.is_interrupted = self.is_out_of_patience = False
         self.bar = ProgressBar(
             state.limit or None,
             initial=state.iteration,
@@ -147,7 +155,7 @@ class _Loop:
         )
 
     def run(self, held_out: HeldOut | None, on_validation: Callable[[Progress], None]) -> Stopped:
-        """Step until the end, the time budget or Ctrl-C; leave a checkpoint and a model."""
+        """Step until the end, a budget, lost patience or Ctrl-C; leave a checkpoint and a model."""
         state = self.state
         state.network.train()
         with self.bar, stop_signals() as stop:
@@ -166,22 +174,36 @@ class _Loop:
             if state.losses and not self.is_interrupted:
                 self._write_row(None)
             state.save()
-        if self.is_interrupted:
-            return "interrupted"
-        return "finished" if state.limit and state.iteration >= state.limit else "time budget"
+            if self.is_interrupted:
+                return "interrupted"
+            if state.limit and state.iteration >= state.limit:
+                return "finished"
+            if not self.is_out_of_patience:
+                return "time budget"
+            if state.best and not self.is_quiet:
+                self.bar.write(
+                    f"stopped: no validation since iteration {state.best.iteration} had a pixel "
+                    f"error below {state.best.pixel_error:.4f}"
+                )
+        return "patience"
 
     def _goes_on(self, stop: threading.Event) -> bool:
         """Agree with the other processes whether to step; write a checkpoint where it is time.
 
-        The first process's clock is everyone's: it decides on rate, end and checkpoints.
+        The first process's clock is everyone's: it decides on rate, end and checkpoints. So are
+        its validations: it alone makes them.
         """
-        state = self.state
-        clock = state.seconds if state.processes.is_first else 0.0
-        clock, is_stopped, is_due = state.processes.highest(
-            clock, stop.is_set(), clock >= state.next_checkpoint
+        state, is_first = self.state, self.state.processes.is_first
+        clock = state.seconds if is_first else 0.0
+        clock, is_stopped, is_due, is_out_of_patience = state.processes.highest(
+            clock,
+            stop.is_set(),
+            clock >= state.next_checkpoint,
+            is_first and state.is_out_of_patience(),
         )
         state.seconds, self.is_interrupted = clock, bool(is_stopped)
-        is_over = state.share() >= 1 or self.is_interrupted
+        self.is_out_of_patience = bool(is_out_of_patience)
+        is_over = state.share() >= 1 or self.is_out_of_patience or self.is_interrupted
         if is_due and not is_over:
             state.save_checkpoint()
         return not is_over
