@@ -43,7 +43,8 @@ Images = Annotated[
     tyro.conf.Positional[Path],
     arg(
         metavar="IMAGES",
-        help="TIFF stack, PNG or JPEG image, or folder of grey images in natural order.",
+        help="TIFF stack, PNG or JPEG image, or folder of images in natural order; grey, or of "
+        "--in-channels channels.",
     ),
 ]
 Labels = Annotated[
@@ -109,6 +110,7 @@ class Train:
             images, labels = read_pair(
                 self.images,
                 self.labels,
+                channels=self.settings.model.in_channels,
                 ignore_label=self.read_as.ignore_label,
                 axes=self.axes or None,
                 mask_suffix=self.mask_suffix,
@@ -263,6 +265,8 @@ class PreviewAugmentation:
     ----------
     out
         PNG to write.
+    in_channels
+        Channels of the images; three are drawn as colours, of others the first.
     tile
         Side of a sample in px.
     samples
@@ -280,6 +284,7 @@ class PreviewAugmentation:
     read_as: LabelOptions = field(default_factory=LabelSettings)
     axes: ImageAxes = ""
     mask_suffix: MaskSuffix = ""
+    in_channels: int = 1
     tile: int = TILE_INPUT_PX
     samples: int = 8
     seed: int = 0
@@ -292,6 +297,7 @@ class PreviewAugmentation:
         images, labels = read_pair(
             self.images,
             self.labels,
+            channels=self.in_channels,
             ignore_label=self.read_as.ignore_label,
             axes=self.axes or None,
             mask_suffix=self.mask_suffix,

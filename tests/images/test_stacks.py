@@ -527,7 +527,7 @@ def test_dtype_is_never_changed_in_silence(tmp_path, dtype):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 6), (5,), (1, 2, 5, 6), (2, 0, 6)])
+@pytest.mark.parametrize("shape", [(0, 5, 6), (5,), (1, 1, 2, 5, 6), (2, 0, 6)])
 def test_what_is_no_stack_is_not_written(tmp_path, shape):
     with pytest.raises(InputError, match="is not a stack"):
         write_stack(tmp_path / "s.tif", np.zeros(shape, np.uint8))

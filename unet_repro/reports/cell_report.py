@@ -74,8 +74,11 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
     if not all((folder / name).is_file() for name in STACKS):
         return []
     image, labels, found = (
-        of_one_size(reader(folder / name), folder / name)
-        for name, reader in zip(STACKS, (read_images, *[read_labels] * 2))
+        of_one_size(stack, folder / name)
+        for name, stack in zip(
+            STACKS,
+            (read_images(folder / STACKS[0]), *(read_labels(folder / name) for name in STACKS[1:])),
+        )
     )
     if not image.shape == labels.shape == found.shape or len(image) != len(cells["frames"]):
         raise InputError(f"{folder}: {', '.join(STACKS)} and metrics.json are of different frames")

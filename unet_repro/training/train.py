@@ -230,7 +230,8 @@ class _Loop:
             state.save_model_as("best.safetensors", validation_pixel_error=found.pixel_error)
         z = len(held_out.images) // 2
         image, classes = held_out.images[z], held_out.classes[z]
-        pictures = {"image": image, "labels": classes, "probability": found.probability[z]}
+        name = "prediction" if state.network.config.classes > 2 else "probability"
+        pictures = {"image": image, "labels": classes, name: found.prediction[z]}
         log.show(state.iteration, pictures)
         return {"validation_loss": found.loss, "validation_pixel_error": found.pixel_error}
 
