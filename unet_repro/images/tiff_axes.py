@@ -162,7 +162,8 @@ def plane_order(path: Path, stored: StoredAxes, channels: int, *, is_colour: boo
             kind = _needed(channels)
         hint = f"; if they are times and slices, --axes {stored.example} says so"
         is_likely = len(stored.before) == (2 if channels == 1 or stored.after else 3)
-        raise InputError(f"{path}: has axes {stored.stated}; {kind}{hint if is_likely else ''}")
+        error = ChannelsError if "C" in stored.stated else InputError
+        raise error(f"{path}: has axes {stored.stated}; {kind}{hint if is_likely else ''}")
     numbers: np.ndarray = np.arange(prod(n for _, n in axes)).reshape([n for _, n in axes])
     if of_channels:
         numbers = np.moveaxis(numbers, of_channels[0], -1)

@@ -133,6 +133,21 @@ def coloured_objects(labels: np.ndarray) -> np.ndarray:
     return palette[objects]
 
 
+def class_colours(n_classes: int) -> np.ndarray:
+    """Return uint8 (n_classes + 1, 3): black for class 0, hues for the others, grey for none."""
+    k = np.arange(n_classes + 1)
+    hsv = np.stack([k * GOLDEN_ANGLE % 1, np.full(len(k), 0.65), np.full(len(k), 0.9)], axis=-1)
+    colours = np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)
+    colours[0], colours[-1] = 0, 128
+    return colours
+
+
+def coloured_classes(classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Paint each class (y, x) in its colour, what is no class grey: uint8 (y, x, 3)."""
+    painted: np.ndarray = class_colours(n_classes)[np.minimum(classes, n_classes)]
+    return painted
+
+
 def as_grey(image: np.ndarray) -> np.ndarray:
     """Return an image as uint8 for display: as it is, or stretched from its range to 0 … 255."""
     if image.dtype == np.uint8:

@@ -19,6 +19,7 @@ from unet_repro.files.atomic import atomic_path
 from unet_repro.images.slices import pieces
 from unet_repro.reports import drawing, evaluation, run_facts
 from unet_repro.reports.cell_report import cell_section
+from unet_repro.reports.class_report import class_section
 from unet_repro.reports.evaluation import EM_FIGURES, is_number
 from unet_repro.reports.run_folder import RunFolder, read_run
 
@@ -69,7 +70,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "is_partial": stopped in ("running", "interrupted"),
         "stopped": run_facts.how_it_ended(stopped),
         "summary": run_facts.summary(run),
-        "cells": cell_section(run.folder, run.metrics),
+        "cells": cell_section(run.folder, run.metrics) + class_section(run),
         "headline": _headline(run),
         "comparison": _comparison(run),
         "remarks": _remarks(run),
@@ -176,7 +177,7 @@ def _remarks_on_data(run: RunFolder) -> list[str]:
             else "The test set here is not the challenge's: no figure of this run compares "
             "directly with Table 1."
         )
-    if run.metrics.get("heldout") and not data.get("synthetic"):
+    if "held-out slices" in run.evaluations() and not data.get("synthetic"):
         remarks.append(
             "Held-out slices are slices of the training stack that the network did not see, not "
             "the hidden test set of Table 1: they stand beside it for orientation and are not "
