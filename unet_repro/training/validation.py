@@ -75,4 +75,4 @@ def _share_of_errors(classes: Slices, prediction: Slices, known: Slices) -> floa
         for k, found, is_known in zip(*map(pieces, (classes, prediction, known)), strict=True)
     ]
     wrong, total = map(sum, zip(*counts))
-    return wrong / total
+    return float(wrong / total)
