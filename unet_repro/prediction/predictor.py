@@ -354,7 +354,7 @@ def _all_slices(
         for z, (size, image) in enumerate(zip(sizes(slices), slices)):
             pixels = predictor._checked(image)
             probs = predictor._all_tiles(runner, pixels, plans[size], softmax, bar)
-            result[z] = kept(probs)
+            result[z] = kept(probs).astype(dtype, copy=False)
     return result
 
 

@@ -25,8 +25,8 @@ _AS_CELLS: Any = {"label_kind": "ids", "ignore_label": UNKNOWN_CELL}  # what `Re
 class LabelledStack:
     """Images and labels in memory (`images.stacks.read_pair`), what these mean, where from."""
 
-    images: Slices  # (z, y, x), or a list where sizes differ; the others likewise
-    labels: Slices
+    images: Slices  # (z, y, x) or (z, c, y, x), or a list where sizes differ
+    labels: Slices  # (z, y, x), or a list
     name: str
     images_path: str
     labels_path: str

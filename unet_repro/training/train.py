@@ -81,7 +81,8 @@ def train(
         The run; `settings.model` is completed by the images' channels, mean and deviation.
     folder
         Where the files go; it exists. ``model.safetensors`` holds the last weights, or their
-        running mean; ``best.safetensors`` those with the lowest pixel error on held-out slices.
+        running mean; ``best.safetensors`` those with the lowest pixel error on held-out slices
+        (`Validation.pixel_error`: of more than two classes the share of wrong pixels).
     held_out
         Slices to validate on every `settings.validate_every` iterations.
     resume
