@@ -16,7 +16,7 @@ import torch
 
 from unet_repro import cli, program
 from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConfig
-from unet_repro.images.stacks import read_stack
+from unet_repro.images.stacks import read_images, read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.predictor import OverlapTilePredictor
@@ -123,6 +123,53 @@ def test_images_of_several_sizes_go_all_the_way(two_cells, tmp_path, monkeypatch
     assert "4 of 64 × 30 to 64 × 64 px" in capsys.readouterr().out
     assert run("predict", data[0], *model, "--out", tmp_path / "p.tif") == 2
     assert "which have several sizes" in error_line(capsys)
+
+
+def test_classes_and_channels_go_all_the_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    labels = np.zeros((3, 40, 48), np.uint8)
+    labels[:, 4:20, 4:20], labels[:, 8:30, 26:44], labels[:, 36:] = 1, 2, 7
+    images = np.random.default_rng(0).integers(0, 255, (3, 3, 40, 48)).astype(np.uint8)
+    write_stack(tmp_path / "images.tif", images)
+    write_stack(tmp_path / "labels.tif", labels)
+    data, out = (tmp_path / "images.tif", tmp_path / "labels.tif"), tmp_path / "run"
+    preview = ("--out", tmp_path / "grid.png", "--tile", "92", "--samples", "1")
+    options = ("--in-channels", "3", "--label-kind", "classes", "--ignore-label", "7")
+    assert run("preview-augmentation", *data, *preview, *options) == 0
+    options = (*options, "--classes", "3", "--val", "1:3", *TINY_FLAGS)
+    assert run("train", *data, "--out", out, *options) == 0
+    printed = capsys.readouterr()
+    assert "labels: 3 classes" in printed.err and "mean" in printed.out
+    np.testing.assert_array_equal(read_images(out / "heldout_image.tif", channels=3), images[1:])
+    held_out = read_stack(out / "heldout_labels.tif")
+    np.testing.assert_array_equal(held_out, np.where(labels[1:] == 7, 255, labels[1:]))
+    prediction = read_stack(out / "heldout_prediction.tif")
+    model, again = ("--model", out / "model.safetensors"), tmp_path / "again.tif"
+    average = ("--z", "1:3", "--average", "dihedral")
+    assert run("predict", data[0], *model, "--out", again, "--kind", "labels", *average) == 0
+    np.testing.assert_array_equal(read_stack(again), prediction)
+    ignore = ("--ignore-label", "255", "--json", tmp_path / "e.json")
+    capsys.readouterr()
+    evaluate = ("evaluate", out / "heldout_labels.tif", again, "--task", "classes")
+    assert run(*evaluate, *ignore) == 0
+    assert "predicted as" in capsys.readouterr().out
+    found = json.loads((tmp_path / "e.json").read_text())
+    heldout = json.loads((out / "metrics.json").read_text())["heldout"]
+    assert found["figures"] == heldout["figures"] and found["confusion"] == heldout["confusion"]
+    assert sum(map(sum, found["confusion"])) == np.count_nonzero(labels[1:] != 7)
+    assert [row["slice"] for row in heldout["slices"]] == [1, 2]
+    page = (out / "report.html").read_text()
+    assert "Confusion matrix" in page and "slice: 2: prediction" in page and "Table 1" not in page
+    one = ("--out", tmp_path / "one.tif", "--class", "2", "--z", "1:3")
+    assert run("predict", data[0], *model, *one) == 0
+    assert read_stack(tmp_path / "one.tif").shape == (2, 40, 48)
+    capsys.readouterr()
+    assert run("train", *data, "--out", tmp_path / "other", *options, "--in-channels", "2") == 2
+    assert "--in-channels, here 2, must be their number" in error_line(capsys)
+    assert run(*evaluate, "--label-kind", "ids") == 2
+    assert "--task classes reads labels as classes, not as ids" in error_line(capsys)
+    assert run("evaluate", data[1], tmp_path / "one.tif", "--task", "classes") == 2
+    assert "integers are needed" in error_line(capsys)
 
 
 def test_predict_threshold_and_z(files, model):
@@ -448,4 +495,5 @@ def test_every_field_of_the_settings_is_a_flag(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     shown = set(re.findall(r"--([a-z0-9-]+)", capsys.readouterr().out))
-    assert {name.replace("_", "-") for name in leaves(SETTINGS[command]())} <= shown
+    flags = {name.replace("_", "-") for name in leaves(SETTINGS[command]())}
+    assert {"class" if flag == "of-class" else flag for flag in flags} <= shown

@@ -123,8 +123,8 @@ def test_configurations_cannot_be_changed() -> None:
         ),
         (
             TrainConfig,
-            dict(model=UNetConfig(classes=3)),
-            "classes is 3: labels tell two",
+            dict(model=UNetConfig(classes=257)),
+            "classes is 257: labels hold 256 at most",
         ),
         (TrainConfig, dict(model=MODELS["port"], weight_average=0.9), "running statistics"),
         (AugmentationConfig, dict(rotation_deg=-1.0), "rotation_deg is -1.0: it must be 0"),

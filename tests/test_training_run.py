@@ -9,7 +9,7 @@ import torch
 from unet_repro.errors import InputError
 from unet_repro.files.lock import exclusive, run_lock
 from unet_repro.images.labels import LabelSettings
-from unet_repro.images.stacks import read_stack, write_stack
+from unet_repro.images.stacks import read_images, read_stack, write_stack
 from unet_repro.network.model_file import load_model, read_metadata
 from unet_repro.reports import drawing
 from unet_repro.training.samples import LabelledStack
@@ -158,6 +158,38 @@ def test_patience_needs_held_out_slices_and_is_recorded(data, tiny, tmp_path, mo
     assert (state["stopped"], state["iterations"]) == ("patience", 6)
     page = (tmp_path / "run/report.html").read_text()
     assert "stopped early by its patience" in page and "--patience 2" in page
+
+
+def test_classes_of_colour_images_of_several_sizes(tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = [(40, 50), (64, 30), (33, 48)]
+    labels = [np.zeros(size, np.uint8) for size in sizes]
+    for one in labels:
+        one[4:20, 4:15], one[8:30, 18:28], one[:2] = 1, 2, 9
+    images = [rng.integers(0, 255, (3, *size)).astype(np.uint16) for size in sizes]
+    how = LabelSettings("classes", ignore_label=9)
+    data = LabelledStack(images, labels, "colours", "images", "labels", how=how)
+    model = replace(tiny.model, classes=3, in_channels=3)
+    settings = replace(tiny, model=model, val="1:3", iterations=2, validate_every=2)
+    folder = tmp_path / "run"
+    trained = start_run(data, settings, folder, is_quiet=True)
+    result = evaluate_run(data, settings, folder, average="none", is_quiet=True)
+    confusion = np.array(result["heldout"]["confusion"])
+    known = [one != 9 for one in labels[1:]]
+    assert confusion.sum() == sum(map(np.count_nonzero, known)) and result["unknown_label"] == 255
+    for z, is_known in zip((1, 2), known):
+        written = read_stack(folder / f"heldout_labels/{z}.tif")[0]
+        np.testing.assert_array_equal(written, np.where(is_known, labels[z], 255))
+        image = read_images(folder / f"heldout_image/{z}.tif", channels=3)
+        np.testing.assert_array_equal(image[0], images[z])
+        found = read_stack(folder / f"heldout_prediction/{z}.tif")[0]
+        for k in range(3):
+            confusion[k] -= np.bincount(found[(written == k)], minlength=3)
+    assert not confusion.any()
+    assert trained.best is not None
+    accuracy = result["heldout"]["figures"]["pixel_accuracy"]
+    assert trained.best.pixel_error == pytest.approx(1 - accuracy, abs=1e-3)
+    assert "Confusion matrix" in (folder / "report.html").read_text()
 
 
 def test_held_out_slices_of_several_sizes_are_files_of_their_own(data, tiny, tmp_path):

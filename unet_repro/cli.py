@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -43,7 +43,8 @@ Images = Annotated[
     tyro.conf.Positional[Path],
     arg(
         metavar="IMAGES",
-        help="TIFF stack, PNG or JPEG image, or folder of grey images in natural order.",
+        help="TIFF stack, PNG or JPEG image, or folder of images in natural order; grey, or of "
+        "--in-channels channels.",
     ),
 ]
 Labels = Annotated[
@@ -101,7 +102,6 @@ class Train:
             return self._run(held)
 
     def _run(self, held: contextlib.ExitStack) -> int:
-        from unet_repro.reports import evaluation
         from unet_repro.reports.report import write_report
         from unet_repro.training_run import evaluate_run, start_run
 
@@ -111,6 +111,7 @@ class Train:
             images, labels = read_pair(
                 self.images,
                 self.labels,
+                channels=self.settings.model.in_channels,
                 ignore_label=self.read_as.ignore_label,
                 axes=self.axes or None,
                 mask_suffix=self.mask_suffix,
@@ -143,7 +144,7 @@ class Train:
             return INTERRUPTED
         result = evaluate_run(data, self.settings, self.out, average=self.average)
         if result["heldout"]:
-            print(evaluation.table(result["heldout"]))
+            print(_table(result["heldout"]))
         print(f"model:  {self.out / 'model.safetensors'}\nreport: {self.out / 'report.html'}")
         return 0
 
@@ -267,6 +268,8 @@ class PreviewAugmentation:
     ----------
     out
         PNG to write.
+    in_channels
+        Channels of the images; three are drawn as colours, of others the first.
     tile
         Side of a sample in px.
     samples
@@ -284,6 +287,7 @@ class PreviewAugmentation:
     read_as: LabelOptions = field(default_factory=LabelSettings)
     axes: ImageAxes = ""
     mask_suffix: MaskSuffix = ""
+    in_channels: int = 1
     tile: int = TILE_INPUT_PX
     samples: int = 8
     seed: int = 0
@@ -298,6 +302,7 @@ class PreviewAugmentation:
         images, labels = read_pair(
             self.images,
             self.labels,
+            channels=self.in_channels,
             ignore_label=self.read_as.ignore_label,
             axes=self.axes or None,
             mask_suffix=self.mask_suffix,
@@ -320,7 +325,7 @@ class PreviewAugmentation:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare a prediction with labels: the EM challenge's figures, or the cell figures.
+    """Compare a prediction with labels: figures of the EM challenge, of cells, or of classes.
 
     Parameters
     ----------
@@ -328,9 +333,11 @@ class Evaluate:
         TIFF stack or folder; for the EM challenge above 0 is cell interior.
     prediction
         The same shape; em: P(interior), in [0, 1]; cells: instance ids, a mask, or P(interior),
-        cells where it is above 0.5. What predict has written says itself what it holds.
+        cells where it is above 0.5; classes: 0, 1, ... as predict --kind labels writes them. What
+        predict has written says itself what it holds.
     task
-        em: pixel, Rand and warping error, V_rand, V_info; cells: IOU and SEG.
+        em: pixel, Rand and warping error, V_rand, V_info; cells: IOU and SEG; classes: IoU,
+        Dice and accuracy of each class, and the confusion matrix, with --label-kind classes.
     max_value
         The prediction holds P(interior) as numbers from 0 to this one (255 of an 8-bit image).
     json
@@ -341,7 +348,7 @@ class Evaluate:
 
     labels: Annotated[tyro.conf.Positional[Path], arg(metavar="LABELS")]
     prediction: Annotated[tyro.conf.Positional[Path], arg(metavar="PREDICTION")]
-    task: Literal["em", "cells"] = "em"
+    task: Literal["em", "cells", "classes"] = "em"
     read_as: LabelOptions = field(default_factory=LabelSettings)
     axes: ImageAxes = ""
     mask_suffix: MaskSuffix = ""
@@ -351,9 +358,9 @@ class Evaluate:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.reports import evaluation
+        from unet_repro.reports import class_evaluation, evaluation
 
-        if self.plot and self.task == "cells":
+        if self.plot and self.task != "em":
             raise InputError("--plot draws figures over thresholds: it goes with --task em")
         if self.json and self.plot:
             check_apart(self.json, self.plot)
@@ -366,7 +373,7 @@ class Evaluate:
         ignore = self.read_as.ignore_label
         axes = self.axes or None
         labels = read_labels(self.labels, ignore_label=ignore, axes=axes, files=truth)
-        reading = read_meaning(labels, self.read_as, where=str(self.labels))
+        reading = read_meaning(labels, self._labels_read_as(), where=str(self.labels))
         told = [f"labels: {reading.line()}"]
         cells = joined([reading.cells(slice_) for slice_ in labels])
         known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None
@@ -374,7 +381,15 @@ class Evaluate:
         prediction = read_stack(self.prediction, axes=axes, files=predicted)
         recorded = read_info(predicted[0] if predicted else self.prediction)
         full_scale = recorded_full_scale(recorded) if self.max_value is None else self.max_value
-        if self.task == "cells":
+        if self.task == "classes":
+            found = class_evaluation.predicted_classes(prediction, full_scale)
+            result = class_evaluation.evaluate_classes(
+                joined([reading.classes(slice_) for slice_ in labels]),
+                found,
+                n_classes=max(reading.n_classes, *(int(one.max()) + 1 for one in found)),
+                known=known,
+            )
+        elif self.task == "cells":
             predicted_ids, line = evaluation.predicted_cells(prediction, full_scale)
             told.append(f"prediction: {line}")
             result = evaluation.evaluate_cells(cells, predicted_ids, known=known)
@@ -392,8 +407,19 @@ class Evaluate:
             )
         for line in told:
             print(one_line(line), file=sys.stderr)
-        print(evaluation.table(result))
+        print(_table(result))
         return 0
+
+    def _labels_read_as(self) -> LabelSettings:
+        """Return how labels are to be read: of the task classes as such."""
+        if self.task != "classes":
+            return self.read_as
+        if self.read_as.label_kind in ("mask", "ids"):
+            raise InputError(
+                f"--task classes reads labels as classes, not as {self.read_as.label_kind}: leave "
+                "--label-kind out"
+            )
+        return replace(self.read_as, label_kind="classes")
 
 
 @dataclass(frozen=True)
@@ -413,6 +439,15 @@ class Report:
 
         print(write_report(self.folder))
         return 0
+
+
+def _table(result: dict[str, Any]) -> str:
+    """Return the figures of an evaluation as text."""
+    from unet_repro.reports import class_evaluation, evaluation
+
+    if "confusion" in result:
+        return class_evaluation.class_table(result)
+    return evaluation.table(result)
 
 
 def _tell(what: str, reading: Reading) -> None:

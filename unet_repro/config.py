@@ -51,6 +51,7 @@ FINE_TUNING_RATE = 0.1  # of the preset's learning rate, to go on from a model; 
 LARGEST_ELASTIC_GRID = 1024  # points a side; more are not coarse, and would fill the memory
 ImageInterpolation = Literal["bilinear", "bicubic"]
 Preset = Literal["paper", "release", "port", "quick"]
+_MOST_CLASSES = 256  # of labels
 _MOST_AT_ONCE = 65_536  # tiles in a step, px of a tile's side: beyond any memory
 
 
@@ -66,8 +67,11 @@ class UNetConfig:
 
     Parameters
     ----------
-    in_channels, classes
-        Channels of the image and of the output.
+    in_channels
+        Channels of the image.
+    classes
+        Channels of the output: classes 0 ... classes - 1. More than 2 are trained with labels
+        that are classes.
     depth
         Number of 2x2 max-poolings; the channels double at each.
     base_channels
@@ -294,10 +298,9 @@ class TrainConfig:
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}: above 0 and finite is needed")
         check_seed(self.seed)
-        if self.model.classes != 2:
+        if self.model.classes > _MOST_CLASSES:
             raise InputError(
-                f"classes is {self.model.classes}: labels tell two classes apart, cell interior "
-                "and the rest, so training needs 2"
+                f"classes is {self.model.classes}: labels hold {_MOST_CLASSES} at most"
             )
         if self.model.batch_norm and self.weight_average:
             raise InputError(

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class ChannelsError(InputError):
+    """An image of other channels than are to be read."""
+
+
 class InputNote(UserWarning):
     """How input was read where that is not plain: what was converted, or not carried over.
 

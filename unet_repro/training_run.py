@@ -4,13 +4,15 @@
 file                    what
 ======================  ==========================================================================
 model.safetensors       the network, its whole configuration in the metadata: it alone predicts
-best.safetensors        the same at the validation with the lowest pixel error
+best.safetensors        the same at the validation with the lowest pixel error (of more than two
+                        classes: the smallest share of wrong pixels)
 checkpoint.pt           what training needs to go on
 config.json             settings, versions, hardware, data, how far the run came
 log.csv                 loss, learning rate and validation over the iterations
 events.out.tfevents.*   the same for TensorBoard, and pictures, where it is installed
-heldout_*.tif           image, labels and P(interior) of the held-out slices; where these have
-                        several sizes, a folder heldout_* with a file for each slice
+heldout_*.tif           image, labels and P(interior) of the held-out slices (of more than two
+                        classes their numbers: labels and prediction); where these have several
+                        sizes, a folder heldout_* with a file for each slice
 submission.tif          P(interior) of the EM challenge's test set, where the job predicts it
 metrics.json            figures of the held-out slices, and of the test set where its labels exist
 report.html             all of it, to look at; rewritten at every validation
@@ -38,13 +40,14 @@ from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
-from unet_repro.images.slices import Slices, flat, mapped, part, pieces
+from unet_repro.images.slices import Slices, flat, joined, mapped, part, pieces
 from unet_repro.images.stacks import write_stack
 from unet_repro.network.device import choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
-from unet_repro.prediction.predictor import OverlapTilePredictor, predict_volume
+from unet_repro.prediction.predictor import OverlapTilePredictor, predict_classes, predict_volume
 from unet_repro.prediction.views import Average
 from unet_repro.quantities import ranges
+from unet_repro.reports.class_evaluation import evaluate_classes
 from unet_repro.reports.evaluation import evaluate_em
 from unet_repro.reports.report import write_report
 from unet_repro.reports.run_facts import slices
@@ -59,7 +62,9 @@ TRAINED = (
     *("checkpoint.pt", "model.safetensors", "best.safetensors"),
     *("config.json", "log.csv", "events.out.tfevents.*"),
 )
-HELD_OUT = ("heldout_image", "heldout_labels", "heldout_probability")  # .tif, or a folder
+HELD_OUT = tuple(  # .tif, or a folder
+    f"heldout_{name}" for name in ("image", "labels", "probability", "prediction")
+)
 RESULTS = ("metrics.json", "heldout_*.tif", "submission.tif", "report.html")
 # what a run has that was stopped before its first checkpoint
 _BEFORE_A_CHECKPOINT = ("config.json", "log.csv", "events.out.tfevents.", "report.html")
@@ -301,7 +306,8 @@ def evaluate_run(
     Returns
     -------
     dict
-        Content of ``metrics.json``: ``heldout`` and ``test``, each an `evaluate_em` result or None.
+        Content of ``metrics.json``: ``heldout`` and ``test``, each an `evaluate_em` result or None;
+        of more than two classes an `evaluate_classes` result.
 
     Raises
     ------
@@ -312,22 +318,41 @@ def evaluate_run(
     result: dict[str, Any] = {"heldout": None, "test": None, "average": average}
     with run_lock(folder):
         if held_out:
+            has_classes = settings.model.classes > 2
+            predict = predict_classes if has_classes else predict_volume
             images = part(data.images, held_out)
-            probability = predict_volume(
+            prediction = predict(
                 run_predictor(settings, folder, average), images, progress=not is_quiet
             )
             is_stack = isinstance(data.images, np.ndarray)
             _remove_slices(folder)
-            labels, result["unknown_label"] = _held_out_labels(data, held_out)
-            for name, stack in zip(HELD_OUT, (_storable(images), labels, probability)):
-                _write_slices(folder / name, stack, held_out, is_stack=is_stack)
-            truth, known = part(data.truth, held_out), part(data.is_known, held_out)
-            result["heldout"] = evaluate_em(truth, probability, known=known, numbers=held_out)
+            held_out_labels = _held_out_classes if has_classes else _held_out_labels
+            labels, result["unknown_label"] = held_out_labels(data, held_out)
+            stacks = {
+                "image": _storable(images),
+                "labels": labels,
+                "prediction" if has_classes else "probability": prediction,
+            }
+            for name, stack in stacks.items():
+                _write_slices(folder / f"heldout_{name}", stack, held_out, is_stack=is_stack)
+            result["heldout"] = _evaluation(data, settings, held_out, prediction)
         if test is not None:
             result["test"] = evaluate_em(*test)
         _write_json(folder / "metrics.json", result)
         write_report(folder)
         return result
+
+
+def _evaluation(
+    data: LabelledStack, settings: TrainConfig, held_out: list[int], prediction: Slices
+) -> dict[str, Any]:
+    """Return the figures of the held-out slices: the EM challenge's, or those of each class."""
+    common: Any = {"known": part(data.is_known, held_out), "numbers": held_out}
+    n_classes = settings.model.classes
+    if n_classes == 2:
+        return evaluate_em(part(data.truth, held_out), prediction, **common)
+    classes = joined([data.reading.classes(data.labels[z]) for z in held_out])
+    return evaluate_classes(classes, prediction, n_classes=n_classes, **common)
 
 
 def _write_slices(path: Path, stack: Slices, numbers: list[int], *, is_stack: bool) -> None:
@@ -338,7 +363,20 @@ def _write_slices(path: Path, stack: Slices, numbers: list[int], *, is_stack: bo
         return
     single.unlink(missing_ok=True)
     for number, image in zip(numbers, stack):
-        write_stack(path / f"{number}.tif", image, overwrite=True)
+        one = image if image.ndim == 2 else image[np.newaxis]  # channels: (1, c, y, x)
+        write_stack(path / f"{number}.tif", one, overwrite=True)
+
+
+def _held_out_classes(data: LabelledStack, held_out: list[int]) -> tuple[Slices, int | None]:
+    """Return the classes to write, and the value of unknown pixels in them, if there are any."""
+    classes = joined([data.reading.classes(data.labels[z]) for z in held_out])
+    is_known = part(data.is_known, held_out)
+    if all(piece.all() for piece in pieces(is_known)):
+        return classes, None
+    dtype, value = (np.uint8, 255) if data.reading.n_classes < 256 else (np.uint16, 2**16 - 1)
+    return mapped(
+        lambda known, k: np.where(known, k, value).astype(dtype), is_known, classes
+    ), value
 
 
 def _held_out_labels(data: LabelledStack, held_out: list[int]) -> tuple[Slices, int | None]:

@@ -504,6 +504,49 @@ def test_written_stack_is_read_back(tmp_path, dtype, compression):
         assert not file.is_bigtiff
 
 
+def test_several_channels_are_read_as_such_with_their_labels(tmp_path):
+    pixels, ids = noise((3, 2, 8, 9)), np.arange(3 * 8 * 9).reshape(3, 8, 9) % 4
+    write_stack(tmp_path / "images.tif", pixels)
+    write_stack(tmp_path / "labels.tif", ids.astype(np.uint8))
+    paths = tmp_path / "images.tif", tmp_path / "labels.tif"
+    with tifffile.TiffFile(paths[0]) as file:
+        assert file.series[0].axes == "ZCYX"
+    for axes in (None, "ZCYX"):
+        read = read_pair(*paths, channels=2, axes=axes)
+        for found, expected in zip(read, (pixels, ids), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    for channels in (1, 3):
+        with pytest.raises(InputError, match=f"ZCYX.*--in-channels, here {channels}, must be"):
+            read_images(paths[0], channels=channels)
+    write_stack(paths[1], ids[:, :7].astype(np.uint8), overwrite=True)
+    with pytest.raises(InputError, match="images are 3 × 8 × 9 but the labels 3 × 7 × 9"):
+        read_pair(*paths, channels=2)
+
+
+def test_colour_files_of_several_sizes_are_a_list_of_channels_first(tmp_path):
+    colours = [noise((8, 9, 3)), noise((5, 6, 3))]
+    for z, image in enumerate(colours):
+        (tmp_path / f"{z}.png").write_bytes(imagecodecs.png_encode(image))
+    read = read_images(tmp_path, channels=3)
+    assert isinstance(read, list)
+    for found, image in zip(read, colours, strict=True):
+        np.testing.assert_array_equal(found, np.moveaxis(image, -1, 0))
+    with pytest.raises(InputError, match=r"has colours.*; --in-channels, here 1, must be"):
+        read_images(tmp_path, channels=1)
+    with pytest.raises(InputError, match=r"3 channels .*; 4 are needed; --in-channels, here 4"):
+        read_images(tmp_path, channels=4)
+    with pytest.raises(InputError, match=r"convert it to grey values$"):
+        read_images(tmp_path)
+
+
+def test_a_channel_that_is_not_finite_is_refused(tmp_path):
+    pixels = np.zeros((1, 2, 8, 9), np.float32)
+    pixels[0, 1, 3, 4] = np.nan
+    write_stack(tmp_path / "i.tif", pixels)
+    with pytest.raises(InputError, match="the value nan at y = 3, x = 4"):
+        read_images(tmp_path / "i.tif", channels=2)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 3), (3, 5, 6), (5, 4), (1, 5, 4)])
 def test_three_or_four_columns_are_no_colours(tmp_path, shape):
     write_stack(tmp_path / "s.tif", noise(shape))
@@ -527,7 +570,7 @@ def test_dtype_is_never_changed_in_silence(tmp_path, dtype):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 6), (5,), (1, 2, 5, 6), (2, 0, 6)])
+@pytest.mark.parametrize("shape", [(0, 5, 6), (5,), (1, 1, 2, 5, 6), (2, 0, 6)])
 def test_what_is_no_stack_is_not_written(tmp_path, shape):
     with pytest.raises(InputError, match="is not a stack"):
         write_stack(tmp_path / "s.tif", np.zeros(shape, np.uint8))

@@ -33,6 +33,7 @@ from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tile_runner import TileRunner
+from unet_repro.prediction.values import Values, check_values
 
 
 def network(seed: int = 0, **shape: Any) -> UNet:
@@ -60,37 +61,105 @@ def in_memory(path: Path, model: UNet, **options: Any) -> np.ndarray:
 TILE = {"tile": 76}  # keeps 40 px: 2 x 3 tiles of 70 x 90 px
 
 
-def test_kinds_are_what_their_names_say(stack_file: Path, tmp_path: Path) -> None:
-    model = network(classes=3)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_kinds_are_what_their_names_say(stack_file: Path, tmp_path: Path, classes: int) -> None:
+    model = network(classes=classes)
     expected = in_memory(stack_file, model)
     scores = np.stack([OverlapTilePredictor(model).logits(i) for i in read_stack(stack_file)])
+    # of two classes P(class 1), of more a channel for each
+    kept = expected[:, 1] if classes == 2 else expected
 
     def predicted(**options: Any) -> np.ndarray:
-        return tifffile.imread(
-            predict_stack(stack_file, model, tmp_path / "o.tif", overwrite=True, **TILE, **options)
+        out = predict_stack(
+            stack_file, model, tmp_path / "o.tif", overwrite=True, verify=True, **TILE, **options
         )
+        with tifffile.TiffFile(out) as file:
+            pixels = file.asarray()
+            assert file.series[0].axes == ("ZYX" if pixels.ndim == 3 else "ZCYX")
+            return pixels
 
     probability = predicted()
-    assert (probability.dtype, probability.shape) == (np.float32, (3, 70, 90))
+    assert (probability.dtype, probability.shape) == (np.float32, kept.shape)
     assert np.ptp(expected[:, 1]) > 0.1
-    np.testing.assert_allclose(probability, expected[:, 1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(probability, kept, rtol=0, atol=1e-5)
     rounded = predicted(kind="uint8")
     assert rounded.dtype == np.uint8
-    assert np.abs(rounded - 255 * expected[:, 1]).max() <= 0.5 + 1e-3
+    assert np.abs(rounded - 255 * kept).max() <= 0.5 + 1e-3
     labels = predicted(kind="labels")
     assert labels.dtype == np.uint8
     top = np.sort(expected, axis=1)
     is_clear = top[:, -1] - top[:, -2] > 1e-5
     assert np.array_equal(labels[is_clear], expected.argmax(axis=1)[is_clear])
-    assert set(np.unique(labels)) == {0, 1, 2}
-    wide = predicted(kind="labels", dtype="uint16", threshold=0.6)
+    assert set(np.unique(labels)) == set(range(classes))
+    of_class = None if classes == 2 else 1
+    wide = predicted(kind="labels", dtype="uint16", threshold=0.6, of_class=of_class)
     assert wide.dtype == np.uint16
     is_clear = np.abs(expected[:, 1] - 0.6) > 1e-5
     assert np.array_equal(wide[is_clear], (expected[:, 1] > 0.6)[is_clear])
     for dtype, tolerance in (("float32", 1e-4), ("float16", 1e-2)):
         logits = predicted(kind="logits", dtype=dtype)
-        assert (logits.dtype, logits.shape) == (dtype, (3, 3, 70, 90))  # z, class, y, x
+        assert (logits.dtype, logits.shape) == (dtype, scores.shape)  # z, class, y, x
         np.testing.assert_allclose(logits, scores, rtol=1e-3, atol=tolerance)
+
+
+def test_one_class_is_one_plane(stack_file: Path, tmp_path: Path) -> None:
+    model = network(classes=3)
+    options: dict[str, Any] = {"overwrite": True, "verify": True, "z": "1:2", **TILE}
+
+    def predicted(**more: Any) -> np.ndarray:
+        out = predict_stack(stack_file, model, tmp_path / "o.tif", **options, **more)
+        return tifffile.imread(out)
+
+    probability, logits = predicted(), predicted(kind="logits")  # class, y, x
+    np.testing.assert_array_equal(predicted(of_class=2), probability[2])
+    np.testing.assert_array_equal(predicted(of_class=0, kind="uint8"), predicted(kind="uint8")[0])
+    np.testing.assert_array_equal(predicted(of_class=2, kind="logits"), logits[2])
+    labels = predicted(of_class=2, kind="labels", threshold=0.3)
+    np.testing.assert_array_equal(labels, probability[2] > 0.3)
+    assert 0 < labels.mean() < 1
+    recorded = json.loads(read_info(tmp_path / "o.tif") or "")["settings"]
+    assert recorded["of_class"] == 2
+
+
+def test_of_two_classes_the_record_is_as_it_was(stack_file: Path, tmp_path: Path) -> None:
+    out = predict_stack(stack_file, network(), tmp_path / "o.tif", z="0:1", **TILE)
+    assert "of_class" not in json.loads(read_info(out) or "")["settings"]
+    options: dict[str, Any] = {"z": "0:1", "overwrite": True, **TILE}
+    plain = tifffile.imread(out)
+    other = tifffile.imread(predict_stack(stack_file, network(), out, of_class=0, **options))
+    np.testing.assert_allclose(other, 1 - plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of_class": 3}, r"--class is 3: the model's classes are 0 \.\.\. 2"),
+        ({"of_class": -1}, "--class is -1"),
+        ({"kind": "labels", "of_class": 1}, "--class 1: the labels are of all classes"),
+        ({"kind": "labels", "threshold": 0.5}, "the model has 3: --class says which"),
+    ],
+)
+def test_a_class_that_cannot_be_is_refused(
+    stack_file: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        predict_stack(stack_file, network(classes=3), tmp_path / "o.tif", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_plane_does_not_pass_verification() -> None:
+    again = np.array([0.2, 0.3, 0.5], np.float32).reshape(3, 1, 1)
+    for values, kept in (
+        (Values(classes=3), again),
+        (Values(classes=3, of_class=2), again[2:]),
+        (Values("uint8", classes=3), np.rint(255 * again)),
+        (Values("labels", threshold=0.4, classes=3, of_class=2), np.ones((1, 1, 1), np.uint8)),
+        (Values("logits", classes=3, of_class=0), again[:1]),
+    ):
+        check_values(kept, again, values, "float32", "here")
+        wrong = 1 - kept if values.kind == "labels" else kept[::-1] + values.planes % 2
+        with pytest.raises(InputError, match="verification failed at here"):
+            check_values(wrong, again, values, "float32", "here")
 
 
 def test_several_channels_in(tmp_path: Path) -> None:

@@ -135,6 +135,27 @@ class TestAugmentation:
             is_boundary = (inside > 0) & np.any([inside != other for other in around], axis=0)
             assert np.array_equal(tinted, is_boundary)
 
+    def test_several_channels_are_varied_each_about_its_own_mean(self, drawn):
+        labels, settings = two_cells(), AugmentationConfig(flips=True)
+        image = np.stack([shades(labels), 300 - 2 * shades(labels), 0 * shades(labels)], axis=1)
+        options = {"settings": settings, "window": 33, "samples": 1, "seed": 5}
+        shown = panels(drawn(augmentation_preview, image, labels, **options))
+        generator = torch.Generator().manual_seed(5)
+        one = augment.draw(settings, image_size=(60, 50), window=(33, 33), generator=generator)
+        mean, std = (
+            torch.from_numpy(f(image, axis=(0, 2, 3))[:, None, None]) for f in (np.mean, np.std)
+        )
+        expected = augment.apply(
+            one, torch.from_numpy(image[1]), window=(33, 33), mean=mean, std=std
+        ).image.numpy()
+        low, high = image.min(), image.max()
+        colours = ((np.moveaxis(expected, 0, -1) - low) / (high - low)).clip(0, 1)
+        np.testing.assert_allclose(shown[2].images[0].get_array(), colours, atol=1e-4)
+        first = panels(drawn(augmentation_preview, image[:, :2], labels, **options))
+        np.testing.assert_allclose(
+            first[2].images[0].get_array(), expected[0], rtol=1e-4, atol=1e-3
+        )
+
     def test_all_share_one_grey_scale_and_one_colour_scale(self, drawn):
         labels = two_cells()
         found = panels(drawn(augmentation_preview, shades(labels), labels, window=28, samples=3))

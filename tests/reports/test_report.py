@@ -303,13 +303,13 @@ def test_command_of_the_run_is_taken_from_its_record(tmp_path: Path) -> None:
 def test_large_slices_are_shown_where_most_pixels_are_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(report, "_PANEL_PX", 8)
+    monkeypatch.setattr(drawing, "PANEL_PX", 8)
     is_wrong = np.random.default_rng(1).random((20, 13)) < 0.2
     counts = {(y, x): is_wrong[y : y + 8, x : x + 8].sum() for y in range(13) for x in range(6)}
-    rows, columns = report._window(is_wrong)
+    rows, columns = drawing.worst_window(is_wrong)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (8, 8)
     assert counts[rows.start, columns.start] == max(counts.values())
-    assert report._window(is_wrong[:5, :8]) == (slice(0, 5), slice(0, 8))
+    assert drawing.worst_window(is_wrong[:5, :8]) == (slice(0, 5), slice(0, 8))
     labels = np.where(is_wrong, 0, 255).astype(np.uint8)
     shown = report._panels(labels, labels, np.ones(labels.shape, np.float32), 0.5)
     assert (shown["height"], shown["width"]) == (8, 8) and "most wrong pixels" in shown["crop"]

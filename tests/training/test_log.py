@@ -30,6 +30,28 @@ def accumulator(tmp_path):
     return read
 
 
+def test_of_several_channels_three_are_colours_and_others_the_first(tmp_path, monkeypatch):
+    shown = {}
+
+    class Events:
+        def add_image(self, name, picture, iteration, dataformats):
+            shown[name] = dataformats, picture.shape
+
+        flush = close = lambda self: None
+
+    monkeypatch.setattr("unet_repro.training.log._events", lambda *_: Events())
+    pictures = {str(channels): np.zeros((channels, 700, 30), np.uint8) for channels in (2, 3)} | {
+        "grey": np.zeros((9, 8), bool)
+    }
+    with TrainLog(tmp_path, 0) as opened:
+        opened.show(20, pictures)
+    assert shown == {
+        "held_out/2": ("HW", (350, 15)),
+        "held_out/3": ("CHW", (3, 350, 15)),
+        "held_out/grey": ("HW", (9, 8)),
+    }
+
+
 def test_rows_are_there_at_once_and_in_order(tmp_path):
     with TrainLog(tmp_path, 0) as log:
         log.write(row(20))

@@ -181,9 +181,9 @@ def test_validation_weighs_slices_by_their_weights():
     shares = [float(one.sum()) for one in weights]
     mean = sum(s * one.loss for s, one in zip(shares, alone)) / sum(shares)
     assert found.loss == pytest.approx(mean, rel=1e-5) and alone[0].loss != alone[1].loss
-    for probability, one in zip(found.probability, alone, strict=True):
-        np.testing.assert_array_equal(probability, one.probability[0])
-    assert found.pixel_error == pixel_error(classes, found.probability).best
+    for probability, one in zip(found.prediction, alone, strict=True):
+        np.testing.assert_array_equal(probability, one.prediction[0])
+    assert found.pixel_error == pixel_error(classes, found.prediction).best
     assert not found.is_one_class
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import ChannelsError, InputError
 
 
 def as_grey(region: np.ndarray, what: str, *, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -23,7 +23,7 @@ def as_grey(region: np.ndarray, what: str, *, origin: tuple[int, int] = (0, 0)) 
         if not np.array_equal(other, region[0]):
             y, x = np.argwhere(other != region[0])[0]
             values = ", ".join(str(value) for value in region[:n_colours, y, x])
-            raise InputError(
+            raise ChannelsError(
                 f"{what} has colours, such as ({values}) at y = {origin[0] + y}, "
                 f"x = {origin[1] + x}; a grey image is needed, convert it to grey values"
             )

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import imagecodecs
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import ChannelsError, InputError
 from unet_repro.files.file_access import as_input_errors, open_binary, read_bytes
 from unet_repro.images.colour import as_grey
 from unet_repro.images.exif import orientation_note
@@ -147,7 +147,7 @@ def _notes(path: Path, jpeg: _Jpeg, as_labels: bool, channels: int) -> tuple[str
         size = " × ".join(map(str, jpeg.shape))
         found = f"{jpeg.channels} channel{'s' * (jpeg.channels > 1)} (y × x = {size})"
         cure = "a grey image is needed, convert it to grey values"
-        raise InputError(
+        raise ChannelsError(
             f"{path}: has {found}; {cure if channels == 1 else f'{channels} are needed'}"
         )
     notes = [_GREY_NOTE] * (channels < jpeg.channels) + [_LABELS_NOTE] * as_labels

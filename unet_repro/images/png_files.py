@@ -11,7 +11,7 @@ from typing import BinaryIO
 import imagecodecs
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import ChannelsError, InputError
 from unet_repro.files.file_access import as_input_errors, open_binary, read_bytes
 from unet_repro.images.colour import as_grey
 from unet_repro.images.exif import orientation_note
@@ -174,7 +174,7 @@ def _notes(path: Path, png: _Png, as_labels: bool, channels: int) -> tuple[str, 
     if channels > 1 and (png.colour == _TABLE or _SAMPLES[png.colour] != channels):
         what, size = _SAMPLES[png.colour], " × ".join(map(str, png.shape))
         found = "a colour table" if png.colour == _TABLE else f"{what} channel{'s' * (what > 1)}"
-        raise InputError(f"{path}: has {found} (y × x = {size}); {channels} are needed")
+        raise ChannelsError(f"{path}: has {found} (y × x = {size}); {channels} are needed")
     if png.colour == _TABLE and not 3 <= len(png.bodies.get(b"PLTE", b"")) <= 768:
         raise InputError(f"{path}: is damaged, it lacks its colour table")
     animation = png.bodies.get(b"acTL", b"")

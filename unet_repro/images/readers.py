@@ -93,6 +93,7 @@ def readers(
     path: PathLike,
     *,
     as_labels: bool = False,
+    channels: int | None = None,
     axes: str | None = None,
     files: Sequence[Path] | None = None,
 ) -> Iterator[StackReader]:
@@ -100,10 +101,11 @@ def readers(
 
     A reader is closed when the next one is asked for. Errors are those of `StackReader`.
     """
-    sizes = sizes_in_folder(path, as_labels=as_labels, axes=axes, files=files)
+    options: dict[str, Any] = {"as_labels": as_labels, "channels": channels, "axes": axes}
+    sizes = sizes_in_folder(path, **options, files=files)
     parts: list[Sequence[Path] | None] = [[file] for file in sizes]
     for part in parts or [files]:
-        with StackReader(path, as_labels=as_labels, axes=axes, files=part) as reader:
+        with StackReader(path, **options, files=part) as reader:
             yield reader
 
 

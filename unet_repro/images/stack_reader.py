@@ -232,16 +232,18 @@ class StackReader:
         return image
 
     def read(self) -> np.ndarray:
-        """Read a stack of one channel into an array (z, y, x)."""
+        """Read a stack into an array (z, y, x), or (z, c, y, x) where it has several channels."""
+        channels = (self.channels,) if self.channels > 1 else ()
+        shape = (self.shape[0], *channels, *self.shape[1:])
         try:
-            stack = np.empty(self.shape, self.dtype)
+            stack = np.empty(shape, self.dtype)
         except (MemoryError, ValueError) as error:
             raise InputError(
-                f"{self.path}: {describe_size(self.shape)} pixels of {self.dtype} do not fit into "
-                "memory"
+                f"{self.path}: {describe_size(shape)} pixels of {self.dtype} do not fit into memory"
             ) from error
         for z in range(self.shape[0]):
-            stack[z] = self.read_slice(z)
+            region = self._read(z, slice(None), slice(None), keep=False)
+            stack[z] = region if channels else region[0]
         return stack
 
     def fingerprint(self) -> dict[str, Any]:

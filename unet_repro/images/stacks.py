@@ -1,4 +1,4 @@
-"""Whole stacks of grey images: read, checked and written; TIFF files and folders of images."""
+"""Whole stacks of images: read, checked and written; TIFF files and folders of images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from unet_repro.errors import InputError
+from unet_repro.errors import ChannelsError, InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.images.image_files import image_files
 from unet_repro.images.labels import as_integers
@@ -36,9 +36,17 @@ def read_stack(
 
 
 def read_images(
-    path: PathLike, *, axes: str | None = None, files: Sequence[Path] | None = None
+    path: PathLike,
+    *,
+    channels: int | None = None,
+    axes: str | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Slices:
-    """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite."""
+    """Read a stack to be segmented, as `read_stack`; `InputError` also for a pixel not finite.
+
+    Of several `channels` it is (z, c, y, x), or a list of images (c, y, x). Where a number is
+    given, 1 included, an error for other channels names the option.
+    """
 
     def checked(reader: StackReader, stack: np.ndarray) -> np.ndarray:
         if stack.dtype.kind == "f":
@@ -46,7 +54,14 @@ def read_images(
                 _check_finite(image, where=f"{reader.path}: {reader.names[z]}")
         return stack
 
-    return _read(path, axes, files, checked)
+    try:
+        return _read(path, axes, files, checked, channels=channels)
+    except ChannelsError as error:
+        if channels is None:
+            raise
+        raise InputError(
+            f"{error}; --in-channels, here {channels}, must be their number"
+        ) from error
 
 
 def read_labels(
@@ -87,9 +102,10 @@ def _read(
     checked: Callable[[StackReader, np.ndarray], np.ndarray],
     *,
     is_labels: bool = False,
+    channels: int | None = None,
 ) -> Slices:
     """Read what is of one size as an array, several sizes as a list of images."""
-    opened = readers(path, as_labels=is_labels, axes=axes, files=files)
+    opened = readers(path, as_labels=is_labels, channels=channels, axes=axes, files=files)
     parts = [checked(reader, reader.read()) for reader in opened]
     return parts[0] if len(parts) == 1 else [image for part in parts for image in part]
 
@@ -100,18 +116,20 @@ def check_pair(images: Slices, labels: Slices, *, names: Sequence[str] | None = 
     Of several sizes, the first image that does not fit its labels is named as in `names`.
     """
     if isinstance(images, np.ndarray) and isinstance(labels, np.ndarray):
-        if images.shape != labels.shape:
+        shape = (len(images), *images.shape[-2:])
+        if shape != labels.shape:
             raise InputError(
-                f"the images are {describe_size(images.shape)} but the labels "
+                f"the images are {describe_size(shape)} but the labels "
                 f"{describe_size(labels.shape)} (z × y × x)"
             )
     elif len(images) != len(labels):
         raise InputError(f"there are {len(images)} images but {len(labels)} labels")
     for z, (image, label) in enumerate(zip(images, labels)):
-        if image.shape != label.shape:
+        if image.shape[-2:] != label.shape:
+            name = names[z] if names else f"image {z}"
             raise InputError(
-                f"{names[z] if names else f'image {z}'} is {describe_size(image.shape)} but its "
-                f"labels are {describe_size(label.shape)}"
+                f"{name} is {describe_size(image.shape[-2:])} but its labels are "
+                f"{describe_size(label.shape)}"
             )
     first = labels[0].flat[0]
     if all((label == first).all() for label in labels):
@@ -122,17 +140,22 @@ def read_pair(
     images: PathLike,
     labels: PathLike,
     *,
+    channels: int | None = None,
     ignore_label: int | None = None,
     axes: str | None = None,
     mask_suffix: str = "",
 ) -> tuple[Slices, Slices]:
     """Read images and labels (`read_images`, `read_labels`) that fit each other (`check_pair`).
 
-    Two folders are paired by name (`paired_files`).
+    Two folders are paired by name (`paired_files`). `channels` are the images'; of `axes` those of
+    channels are theirs alone.
     """
     image_files_, label_files = paired_files(images, labels, mask_suffix=mask_suffix)
-    read = read_labels(labels, ignore_label=ignore_label, axes=axes, files=label_files)
-    pair = read_images(images, axes=axes, files=image_files_), read
+    of_labels = axes
+    if axes and (channels or 1) > 1:
+        of_labels = axes.replace("C", "").replace("S", "")
+    read = read_labels(labels, ignore_label=ignore_label, axes=of_labels, files=label_files)
+    pair = read_images(images, channels=channels, axes=axes, files=image_files_), read
     names = [file.name for file in image_files_] if image_files_ else None
     check_pair(*pair, names=names)
     return pair
@@ -207,15 +230,15 @@ def write_stack(
     compression: str | None = None,
     voxel_size_um: tuple[float, float, float] | None = None,
 ) -> None:
-    """Write a grey stack as a TIFF that is either complete or absent, in folders made for it.
+    """Write a stack as a TIFF that is either complete or absent, in folders made for it.
 
     uint8, uint16 and float32 below 4 GiB are written as ImageJ stacks; everything else as plain
-    TIFF, BigTIFF from 4 GiB on. The axes are recorded as ZYX in either case.
+    TIFF, BigTIFF from 4 GiB on. The axes are recorded as ZYX, or ZCYX, in either case.
 
     Parameters
     ----------
-    array : ndarray of uint8, uint16, float32, uint32 or int32, shape (z, y, x) or (y, x)
-        The pixels, stored as they are.
+    array : ndarray of uint8, uint16, float32, uint32 or int32
+        The pixels, (z, y, x), (z, c, y, x) or (y, x), stored as they are.
     compression : str, optional
         A lossless scheme of tifffile: ``"zlib"``, ``"lzw"``, ``"zstd"``.
     voxel_size_um : tuple of float, optional
@@ -229,13 +252,13 @@ def write_stack(
     """
     if array.dtype.name not in (*_IMAGEJ_DTYPES, "uint32", "int32"):
         raise InputError(f"{path}: cannot store {array.dtype} in a TIFF stack; convert it first")
-    if array.ndim not in (2, 3) or array.size == 0:
+    if array.ndim not in (2, 3, 4) or array.size == 0:
         raise InputError(f"{path}: an array of shape {array.shape} is not a stack (z, y, x)")
     stack = array[np.newaxis] if array.ndim == 2 else array
     if array.shape[-1] == 1 and array.shape[-2] > 1:  # tifffile would write the rows as columns
         raise InputError(f"{path}: pages 1 px wide cannot be stored here; transpose them")
     is_classic = stack.nbytes < _CLASSIC_TIFF_BYTES
-    metadata: dict[str, Any] = {"axes": "ZYX"}
+    metadata: dict[str, Any] = {"axes": "ZYX" if stack.ndim == 3 else "ZCYX"}
     resolution = None
     if voxel_size_um is not None:
         z, y, x = voxel_size_um
@@ -258,5 +281,5 @@ def write_stack(
 def _check_finite(image: np.ndarray, *, where: str) -> None:
     is_finite = np.isfinite(image)
     if not is_finite.all():
-        y, x = np.unravel_index(int(np.argmin(is_finite)), image.shape)
-        raise InputError(f"{where} has the value {image[y, x]} at y = {y}, x = {x}")
+        *c, y, x = np.unravel_index(int(np.argmin(is_finite)), image.shape)
+        raise InputError(f"{where} has the value {image[(*c, y, x)]} at y = {y}, x = {x}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import ChannelsError, InputError
 
 Axes = tuple[tuple[str, int], ...]  # letters and lengths
 
@@ -155,14 +155,15 @@ def plane_order(path: Path, stored: StoredAxes, channels: int, *, is_colour: boo
     found = [axes[i][1] for i in of_channels]
     is_stored_as_colour = channels == 1 and is_colour and found == [stored.samples]
     if found != [channels] and not is_stored_as_colour and (found or channels > 1):
-        raise InputError(_of_channels(path, stored, channels, is_colour=is_colour))
+        raise ChannelsError(_of_channels(path, stored, channels, is_colour=is_colour))
     if len(depth) > 1 and {axis for axis, _ in depth} != {"T", "Z"}:
         kind = "a grey stack of one page per slice (z, y, x) is needed"
         if channels > 1:
             kind = _needed(channels)
         hint = f"; if they are times and slices, --axes {stored.example} says so"
         is_likely = len(stored.before) == (2 if channels == 1 or stored.after else 3)
-        raise InputError(f"{path}: has axes {stored.stated}; {kind}{hint if is_likely else ''}")
+        error = ChannelsError if "C" in stored.stated else InputError
+        raise error(f"{path}: has axes {stored.stated}; {kind}{hint if is_likely else ''}")
     numbers: np.ndarray = np.arange(prod(n for _, n in axes)).reshape([n for _, n in axes])
     if of_channels:
         numbers = np.moveaxis(numbers, of_channels[0], -1)

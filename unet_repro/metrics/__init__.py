@@ -1,7 +1,8 @@
-"""The figures of the EM segmentation challenge and of the cell tracking challenge."""
+"""The figures of the EM and of the cell tracking challenge, and those of several classes."""
 
 from unet_repro.metrics._tally import THRESHOLDS, WARPING_THRESHOLDS
 from unet_repro.metrics.cells import iou, object_ious, seg
+from unet_repro.metrics.classes import class_figures, confusion_matrix
 from unet_repro.metrics.em_challenge import (
     em_challenge_metrics,
     pixel_error,
@@ -31,6 +32,8 @@ __all__ = [
     "WarpingClass",
     "WarpingError",
     "WarpingMap",
+    "class_figures",
+    "confusion_matrix",
     "em_challenge_metrics",
     "iou",
     "object_ious",

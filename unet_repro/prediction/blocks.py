@@ -101,6 +101,8 @@ class Job:
     def _decisive(self) -> dict[str, Any]:
         """Return the settings that decide values; tiles and memory do not."""
         decisive = {k: v for k, v in vars(self.settings).items() if k not in ("tile", "memory")}
+        if decisive["of_class"] is None:  # it decides nothing
+            del decisive["of_class"]
         rows, columns = self.tiles.rows, self.tiles.columns
         return decisive | {
             "dtype": self.values.dtype,

@@ -107,7 +107,13 @@ def prepared(
     what the run will take (`outlook`), and runs (`run`).
     """
     network = model if isinstance(model, UNet) else load_model(model)
-    values = Values(settings.kind, settings.dtype, settings.threshold, network.config.classes)
+    values = Values(
+        settings.kind,
+        settings.dtype,
+        settings.threshold,
+        network.config.classes,
+        settings.of_class,
+    )
     device = next(network.parameters()).device
     predictor = OverlapTilePredictor(
         network,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
@@ -319,6 +320,27 @@ def predict_volume(
     InputError
         No slices, or one that the predictor refuses.
     """
+    return _all_slices(predictor, stack, np.float32, lambda probs: probs[1], progress)
+
+
+def predict_classes(
+    predictor: OverlapTilePredictor, stack: ArrayLike | Slices, *, progress: bool = False
+) -> Any:
+    """Return the most probable class in every slice of a stack in memory, of equals the lowest.
+
+    As `predict_volume`, but for the values: uint8, of at most 256 classes.
+    """
+    return _all_slices(predictor, stack, np.uint8, lambda probs: probs.argmax(axis=0), progress)
+
+
+def _all_slices(
+    predictor: OverlapTilePredictor,
+    stack: ArrayLike | Slices,
+    dtype: npt.DTypeLike,
+    kept: Callable[[NDArray[Any]], NDArray[Any]],
+    progress: bool,
+) -> Any:
+    """Return what is `kept` of the probabilities (classes, y, x) of every slice."""
     slices = joined(stack)
     if isinstance(slices, np.ndarray) and (slices.ndim not in (3, 4) or not slices.size):
         raise InputError(f"the stack has shape {slices.shape}: (z, y, x), none 0, is needed")
@@ -327,11 +349,12 @@ def predict_volume(
             raise InputError(f"slice {z} has shape {image.shape}: (y, x), none 0, is needed")
     plans = {size: predictor.plan(*size) for size in dict.fromkeys(sizes(slices))}
     tiles = sum(len(plans[size]) for size in sizes(slices))
-    result = room_for(slices, np.float32)
+    result = room_for(slices, dtype)
     with predictor.running() as runner, _bar(tiles, progress) as bar:
         for z, (size, image) in enumerate(zip(sizes(slices), slices)):
             pixels = predictor._checked(image)
-            result[z] = predictor._all_tiles(runner, pixels, plans[size], softmax, bar)[1]
+            probs = predictor._all_tiles(runner, pixels, plans[size], softmax, bar)
+            result[z] = kept(probs).astype(dtype, copy=False)
     return result
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from unet_repro import quantities
 from unet_repro.errors import InputError
@@ -21,13 +23,15 @@ class PredictionSettings:
     Parameters
     ----------
     kind
-        probability: float32 P(class 1); uint8: the same, 0 to 255, rounded; labels: the most
-        probable class, or with a threshold 1 where P(class 1) is above it; logits: scores of all
-        classes, which become channels.
+        probability: float32 P(class 1), of more than two classes a channel for each; uint8: the
+        same, 0 to 255, rounded; labels: the most probable class, or with a threshold 1 where
+        P(class 1) is above it; logits: scores of all classes, which become channels.
     dtype
         auto; uint8 or uint16 for labels; float32 or float16 for logits.
     threshold
-        Of P(class 1), in [0, 1); for kind labels.
+        Of P(class 1), in [0, 1); for kind labels. Of more than two classes, of `of_class`.
+    of_class
+        One class in place of class 1, or of all: a single plane of it.
     average
         Views of each slice whose predictions are averaged.
     tile
@@ -53,6 +57,7 @@ class PredictionSettings:
     kind: Kind = "probability"
     dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
     threshold: float | None = None
+    of_class: Annotated[int | None, tyro.conf.arg(name="class")] = None
     average: Average = "none"
     tile: int | Literal["auto"] = "auto"
     memory: int | str = ""

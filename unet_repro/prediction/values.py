@@ -36,7 +36,7 @@ class Values:
 
     Parameters
     ----------
-    kind, threshold
+    kind, threshold, of_class
         As in `PredictionSettings`; of equally probable classes the lowest is the label.
     dtype
         "auto" is the kind's own: float32, uint8, uint8 (uint16 beyond 256 classes), float32.
@@ -48,6 +48,7 @@ class Values:
     dtype: str = "auto"
     threshold: float | None = None
     classes: int = 2
+    of_class: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -56,6 +57,7 @@ class Values:
             raise InputError(f"a threshold makes labels; the kind is {self.kind}")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InputError(f"threshold {self.threshold} is not in [0, 1)")
+        self._check_class()
         allowed = _DTYPES[self.kind]
         is_wide = self.kind == "labels" and self.threshold is None and self.classes > 256
         if self.dtype == "auto":
@@ -67,6 +69,32 @@ class Values:
         if is_wide and self.dtype == "uint8":
             raise InputError(f"dtype is uint8: {self.classes} classes need uint16")
 
+    def _check_class(self) -> None:
+        if self.of_class is None:
+            if self.threshold is not None and self.classes > 2:
+                raise InputError(
+                    f"the threshold is of one class, the model has {self.classes}: --class says "
+                    "which, as 2"
+                )
+            return
+        if not 0 <= self.of_class < self.classes:
+            raise InputError(
+                f"--class is {self.of_class}: the model's classes are 0 ... {self.classes - 1}"
+            )
+        if self.kind == "labels" and self.threshold is None:
+            raise InputError(
+                f"--class {self.of_class}: the labels are of all classes; with --threshold they "
+                "are 1 where that class is"
+            )
+
+    @property
+    def of_classes(self) -> slice:
+        """The classes whose values are kept, or compared with the threshold."""
+        if self.of_class is not None:
+            return slice(self.of_class, self.of_class + 1)
+        is_of_all = self.kind == "logits" or self.classes > 2
+        return slice(None) if is_of_all else slice(1, 2)
+
     @property
     def finish(self) -> Callable[[Tensor], Tensor]:
         """What is averaged over the views: probabilities, or for logits the scores."""
@@ -75,7 +103,7 @@ class Values:
     @property
     def planes(self) -> int:
         """Values per pixel."""
-        return self.classes if self.kind == "logits" else 1
+        return 1 if self.kind == "labels" else len(range(self.classes)[self.of_classes])
 
     def kept(self, values: NDArray[Any]) -> NDArray[Any]:
         """Turn averaged values (classes, h, w) into those to keep, (planes, h, w).
@@ -87,16 +115,16 @@ class Values:
         """
         if self.kind == "logits":
             with np.errstate(over="ignore"):
-                kept = values.astype(self.dtype)
+                kept = values[self.of_classes].astype(self.dtype)
             if not np.isfinite(kept).all():
                 raise InputError(f"a logit of {np.abs(values).max():.6g} is beyond {self.dtype}")
             return kept
         if self.kind == "labels" and self.threshold is None:
             return values.argmax(axis=0)[None].astype(self.dtype)
-        interior = values[1:2]
+        probs = values[self.of_classes]
         if self.kind == "labels":
-            return (interior > self.threshold).astype(self.dtype)
-        return np.rint(interior * 255).astype(np.uint8) if self.kind == "uint8" else interior
+            return (probs > self.threshold).astype(self.dtype)
+        return np.rint(probs * 255).astype(np.uint8) if self.kind == "uint8" else probs
 
 
 def recorded_full_scale(info: str | None) -> float | None:
@@ -129,20 +157,22 @@ def check_values(
     if values.kind == "logits":
         tolerance *= 10 * max(1.0, float(np.abs(again).max()))
         tolerance += float(np.finfo(values.dtype).eps) * float(np.abs(again).max())
-        difference = np.abs(kept.astype(np.float64) - again)
+        difference = np.abs(kept.astype(np.float64) - again[values.of_classes])
     elif values.kind == "labels" and values.threshold is None:
         # how much likelier another class is than the one that was kept
         chosen = np.take_along_axis(again, kept.astype(np.int64), axis=0)
         difference = again.max(axis=0) - chosen[0]
         tolerance *= 2
     elif values.kind == "labels":
-        expected = again[1] > values.threshold
-        difference = np.where(expected == kept[0], 0, np.abs(again[1] - values.threshold))
+        probs = again[values.of_classes]
+        difference = np.where(
+            (probs > values.threshold) == kept, 0, np.abs(probs - values.threshold)
+        )
     elif values.kind == "uint8":
-        difference = np.abs(kept[0] / 255 - again[1])
+        difference = np.abs(kept / 255 - again[values.of_classes])
         tolerance += 0.5 / 255
     else:
-        difference = np.abs(kept[0] - again[1])
+        difference = np.abs(kept - again[values.of_classes])
     worst = float(difference.max())
     if not worst <= tolerance:
         raise InputError(

@@ -73,10 +73,8 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the panels of the best, the median and the worst frame, or of fewer."""
     if not all((folder / name).is_file() for name in STACKS):
         return []
-    image, labels, found = (
-        of_one_size(reader(folder / name), folder / name)
-        for name, reader in zip(STACKS, (read_images, *[read_labels] * 2))
-    )
+    image = of_one_size(read_images(folder / STACKS[0]), folder / STACKS[0])
+    labels, found = (of_one_size(read_labels(folder / name), folder / name) for name in STACKS[1:])
     if not image.shape == labels.shape == found.shape or len(image) != len(cells["frames"]):
         raise InputError(f"{folder}: {', '.join(STACKS)} and metrics.json are of different frames")
     scored = [i for i, row in enumerate(cells["frames"]) if is_number(row["iou"])]

@@ -36,6 +36,7 @@ ERROR_COLOURS = {
     "merger": "#d8001d",
 }
 _MARK_RADIUS_PX = 3.0
+PANEL_PX = 768  # a larger slice is shown as a window of this side, where most pixels are wrong
 GOLDEN_ANGLE = 0.381966  # of a turn: hues of successive numbers lie far apart
 
 
@@ -132,6 +133,21 @@ def coloured_objects(labels: np.ndarray) -> np.ndarray:
     return palette[objects]
 
 
+def class_colours(n_classes: int) -> np.ndarray:
+    """Return uint8 (n_classes + 1, 3): black for class 0, hues for the others, grey for none."""
+    k = np.arange(n_classes + 1)
+    hsv = np.stack([k * GOLDEN_ANGLE % 1, np.full(len(k), 0.65), np.full(len(k), 0.9)], axis=-1)
+    colours = np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)
+    colours[0], colours[-1] = 0, 128
+    return colours
+
+
+def coloured_classes(classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Paint each class (y, x) in its colour, what is no class grey: uint8 (y, x, 3)."""
+    painted: np.ndarray = class_colours(n_classes)[np.minimum(classes, n_classes)]
+    return painted
+
+
 def as_grey(image: np.ndarray) -> np.ndarray:
     """Return an image as uint8 for display: as it is, or stretched from its range to 0 … 255."""
     if image.dtype == np.uint8:
@@ -139,6 +155,42 @@ def as_grey(image: np.ndarray) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     scale = 255 / (high - low) if high > low else 0.0
     return np.round((image.astype(np.float64) - low) * scale).astype(np.uint8)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """Return an image (y, x) or (c, y, x) as uint8 for display, on the scale of `as_grey`.
+
+    Three channels are colours, (y, x, 3); of others the first is shown, (y, x).
+    """
+    if image.ndim == 3 and len(image) == 3:
+        return np.moveaxis(as_grey(image), 0, -1)
+    return as_grey(image if image.ndim == 2 else image[0])
+
+
+def worst_window(is_wrong: np.ndarray) -> tuple[slice, slice]:
+    """Return the part of a slice to show: all of it, or the window with the most wrong pixels."""
+    sides = [min(side, PANEL_PX) for side in is_wrong.shape]
+    total = np.pad(is_wrong, ((1, 0), (1, 0))).astype(np.int64).cumsum(0).cumsum(1)
+    height, width = sides
+    sums = (
+        total[height:, width:]
+        - total[:-height, width:]
+        - total[height:, :-width]
+        + total[:-height, :-width]
+    )
+    y, x = (int(i) for i in np.unravel_index(int(sums.argmax()), sums.shape))
+    return slice(y, y + height), slice(x, x + width)
+
+
+def crop_note(window: tuple[slice, slice], shape: tuple[int, ...]) -> str:
+    """Say which part of a slice a window is; nothing where it is all of it."""
+    rows, columns = window
+    if (rows.stop - rows.start, columns.stop - columns.start) == shape:
+        return ""
+    return (
+        f"Shown: rows {rows.start}–{rows.stop - 1}, columns {columns.start}–{columns.stop - 1}, "
+        "the window with the most wrong pixels."
+    )
 
 
 def png_uri(image: np.ndarray) -> str:

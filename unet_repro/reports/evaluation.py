@@ -156,12 +156,12 @@ def evaluate_em(
     columns = {m.key: getattr(result, m.key).per_slice_at_best for m in EM_FIGURES[:-1]}
     columns["pixel_accuracy"] = result.pixel_error.accuracy_per_slice[:, at_accuracy]
     slices = [
-        {"slice": number, **{key: _jsonable(column[z]) for key, column in columns.items()}}
+        {"slice": number, **{key: jsonable(column[z]) for key, column in columns.items()}}
         for z, number in enumerate(numbers or range(len(result.v_rand.per_slice)))
     ]
     return {
-        "figures": {key: _jsonable(value) for key, value in figures.items()},
-        "curves": {key: [_jsonable(v) for v in values] for key, values in curves.items()},
+        "figures": {key: jsonable(value) for key, value in figures.items()},
+        "curves": {key: [jsonable(v) for v in values] for key, values in curves.items()},
         "slices": slices,
     }
 
@@ -177,8 +177,8 @@ def evaluate_cells(
     if known is not None:
         labels, prediction = (mapped(_masked, known, one) for one in (labels, prediction))
     figures = {
-        "iou": _jsonable(metrics.iou(labels, prediction)),
-        "seg": _jsonable(metrics.seg(labels, prediction)),
+        "iou": jsonable(metrics.iou(labels, prediction)),
+        "seg": jsonable(metrics.seg(labels, prediction)),
     }
     return {"figures": figures}
 
@@ -232,7 +232,7 @@ def predicted_cells(prediction: Slices, full_scale: float | None) -> tuple[Slice
     return joined([reading.cells(slice_) for slice_ in interior]), line
 
 
-def _jsonable(value: Any) -> float | int | None:
+def jsonable(value: Any) -> float | int | None:
     number = value.item() if hasattr(value, "item") else value
     return number if is_number(number) else None
 
@@ -292,7 +292,7 @@ def table(evaluation: dict[str, Any], *, is_test_set: bool = False) -> str:
         "u-net 2015: Table 1 of the paper; V_rand and V_info: a later leaderboard.",
         remark(is_test_set=is_test_set),
     ]
-    return "\n".join([*_aligned(rows), "", *notes])
+    return "\n".join([*aligned(rows), "", *notes])
 
 
 def breakdown(evaluation: dict[str, Any]) -> str:
@@ -332,10 +332,11 @@ def _cell_table(figures: dict[str, Any]) -> str:
         "Those are of the challenge's hidden test sequences: only a figure of the same frames "
         "compares directly.",
     ]
-    return "\n".join([*_aligned(rows), "", *notes])
+    return "\n".join([*aligned(rows), "", *notes])
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a text table: a head, a rule and rows; numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -30,7 +30,7 @@ from unet_repro.images.labels import (
     as_stack,
     read_meaning,
 )
-from unet_repro.images.slices import Slices, described, flat
+from unet_repro.images.slices import Slices, described
 from unet_repro.reports.drawing import GOLDEN_ANGLE, INK, MUTED
 from unet_repro.weight_maps.weight_map import (
     ClassBalance,
@@ -69,9 +69,9 @@ def augmentation_preview(
 
     Parameters
     ----------
-    images : ndarray, shape (z, y, x) or (y, x), or list of (y, x)
-        Any real dtype.
-    labels : ndarray of int or bool, same shape
+    images : ndarray, shape (z, y, x), (z, c, y, x) or (y, x), or list of (y, x) or (c, y, x)
+        Any real dtype. Three channels are drawn as colours, of others the first.
+    labels : ndarray of int or bool, the same (z, y, x) or (y, x)
     label_kind, ignore_label
         What the labels mean, as in `weight_map`.
     path
@@ -97,7 +97,7 @@ def augmentation_preview(
         raise InputError(f"window is {window} px, samples {samples}: both must be 1 or more")
     check_seed(seed)
     middle = _MiddleSlice.of(images, labels, LabelSettings(label_kind, ignore_label))
-    size, windows = (middle.image.shape[0], middle.image.shape[1]), (window, window)
+    size, windows = middle.ids.shape, (window, window)
     generator = torch.Generator().manual_seed(seed)
     drawn = [
         augment.draw(settings, image_size=size, window=windows, generator=generator)
@@ -140,42 +140,46 @@ class _MiddleSlice:
     """The slice to show, and what the whole stack decides."""
 
     reading: Reading
-    image: np.ndarray  # float32 (height, width)
+    image: np.ndarray  # float32 (c, height, width)
     ids: np.ndarray  # int32
     weights: np.ndarray  # float32
-    mean: float
-    std: float
+    mean: np.ndarray  # float32 (c, 1, 1), of all slices; std likewise
+    std: np.ndarray
     grey_range: tuple[float, float]
 
     @classmethod
     def of(cls, images: Slices, labels: Slices, how: LabelSettings) -> _MiddleSlice:
         if isinstance(images, np.ndarray) and images.ndim == 2:
             images, labels = images[None], np.asarray(labels)[None]
-        shapes = [[one.shape for one in stack] for stack in (images, labels)]
+        shapes = [one.shape[-2:] for one in images], [one.shape for one in labels]
         if not shapes[0] or shapes[0] != shapes[1] or not all(map(_is_picture, images)):
             raise InputError(
                 f"images are {described(images)}, labels {described(labels)}: "
                 "both (y, x) or both (z, y, x) are needed"
             )
         reading = read_meaning(labels, how)
-        z, values = len(labels) // 2, flat(images)
+        z, channels = len(labels) // 2, [one.reshape(-1, *one.shape[-2:]) for one in images]
+        if len({len(one) for one in channels}) > 1:
+            raise InputError("the images differ in their number of channels")
+        values = np.concatenate([one.reshape(len(one), -1) for one in channels], axis=1)
+        mean, std = values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
         grey_range = float(values.min()), float(values.max())
         if not np.isfinite(grey_range).all():
             raise InputError("the images hold a value that is not finite")
         balance = frequency_weights(*class_sizes(labels, reading))
         return cls(
             reading=reading,
-            image=images[z].astype(np.float32, order="C"),
+            image=channels[z].astype(np.float32, order="C"),
             ids=_numbered(np.maximum(reading.cells(labels[z]), 0)),
             weights=weigh(labels[z][None], reading, class_balance=balance)[0],
-            mean=float(values.mean(dtype=np.float64)),
-            std=float(values.std(dtype=np.float64)),
+            mean=mean.astype(np.float32)[:, None, None],
+            std=std.astype(np.float32)[:, None, None],
             grey_range=grey_range,
         )
 
 
 def _is_picture(image: np.ndarray) -> bool:
-    return image.ndim == 2 and image.size > 0
+    return image.ndim in (2, 3) and image.size > 0
 
 
 def _draw_sample(
@@ -190,20 +194,25 @@ def _draw_sample(
     """Draw the image with grid and boundaries on the left, its weights on the right."""
     image, labels, weights = augment.apply(
         drawn,
-        torch.from_numpy(middle.image)[None],
+        torch.from_numpy(middle.image),
         torch.from_numpy(middle.ids),
         torch.from_numpy(middle.weights),
         window=windows,
-        mean=torch.tensor(middle.mean),
-        std=torch.tensor(middle.std),
+        mean=torch.from_numpy(middle.mean),
+        std=torch.from_numpy(middle.std),
         interpolation=interpolation,
     )
     assert labels is not None and weights is not None  # both were given
     low, high = middle.grey_range
-    left.imshow(image[0].numpy(), cmap="gray", vmin=low, vmax=high)
+    pixels = image.numpy()
+    if len(pixels) == 3:
+        colours = (np.moveaxis(pixels, 0, -1) - low) / max(high - low, 1e-12)
+        left.imshow(colours.clip(0, 1))
+    else:
+        left.imshow(pixels[0], cmap="gray", vmin=low, vmax=high)
     _draw_boundaries(left, labels.numpy())
     places = augment.coordinates(drawn, windows).numpy()
-    _draw_grid(left, places, (middle.image.shape[0], middle.image.shape[1]), grid_px)
+    _draw_grid(left, places, middle.ids.shape, grid_px)
     _draw_weights(right, weights.numpy(), highest=float(middle.weights.max()))
 
 

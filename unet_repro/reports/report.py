@@ -19,11 +19,11 @@ from unet_repro.files.atomic import atomic_path
 from unet_repro.images.slices import pieces
 from unet_repro.reports import drawing, evaluation, run_facts
 from unet_repro.reports.cell_report import cell_section
+from unet_repro.reports.class_report import class_section
 from unet_repro.reports.evaluation import EM_FIGURES, is_number
 from unet_repro.reports.run_folder import RunFolder, read_run
 
 CHALLENGE_DATA = "ISBI 2012"  # the name under which config.json has the challenge's own stacks
-_PANEL_PX = 768  # a larger slice is shown as a window of this side, where most pixels are wrong
 _CHART_INCHES = (3.7, 2.5)
 
 
@@ -70,7 +70,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "is_partial": stopped in ("running", "interrupted"),
         "stopped": run_facts.how_it_ended(stopped),
         "summary": run_facts.summary(run),
-        "cells": cell_section(run.folder, run.metrics),
+        "cells": cell_section(run.folder, run.metrics) + class_section(run),
         "headline": _headline(run),
         "comparison": _comparison(run),
         "remarks": _remarks(run),
@@ -179,7 +179,7 @@ def _remarks_on_data(run: RunFolder) -> list[str]:
             else "The test set here is not the challenge's: no figure of this run compares "
             "directly with Table 1."
         )
-    if run.metrics.get("heldout") and not data.get("synthetic"):
+    if "held-out slices" in run.evaluations() and not data.get("synthetic"):
         remarks.append(
             "Held-out slices are slices of the training stack that the network did not see, not "
             "the hidden test set of Table 1: they stand beside it for orientation and are not "
@@ -323,41 +323,20 @@ def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
 def _panels(
     image: np.ndarray, labels: np.ndarray, probability: np.ndarray, threshold: float
 ) -> dict[str, Any]:
-    grey = drawing.as_grey(image)
+    picture = drawing.as_picture(image)
+    grey = picture if picture.ndim == 2 else picture.mean(axis=2)
     overlay = drawing.error_overlay(labels, probability, threshold, image=grey)
-    window = _window((labels > 0) != (probability > threshold))
+    window = drawing.worst_window((labels > 0) != (probability > threshold))
     panels = [
-        ("image", grey),
+        ("image", picture),
         ("truth, one colour a cell", drawing.coloured_objects(labels)),
         ("probability of cell interior", np.round(255 * probability).astype(np.uint8)),
         (f"segmentation at {threshold:.1f}, errors in colour", overlay),
     ]
     height, width = grey[window].shape
-    crop = ""
-    if (height, width) != grey.shape:
-        rows, columns = window
-        crop = (
-            f"Shown: rows {rows.start}–{rows.stop - 1}, columns {columns.start}–"
-            f"{columns.stop - 1}, the window with the most wrong pixels."
-        )
     return {
         "panels": [(title, drawing.png_uri(pixels[window])) for title, pixels in panels],
         "width": width,
         "height": height,
-        "crop": crop,
+        "crop": drawing.crop_note(window, labels.shape),
     }
-
-
-def _window(is_wrong: np.ndarray) -> tuple[slice, slice]:
-    """Return the part of a slice to show: all of it, or the window with the most wrong pixels."""
-    sides = [min(side, _PANEL_PX) for side in is_wrong.shape]
-    total = np.pad(is_wrong, ((1, 0), (1, 0))).astype(np.int64).cumsum(0).cumsum(1)
-    height, width = sides
-    sums = (
-        total[height:, width:]
-        - total[:-height, width:]
-        - total[height:, :-width]
-        + total[:-height, :-width]
-    )
-    y, x = (int(i) for i in np.unravel_index(int(sums.argmax()), sums.shape))
-    return slice(y, y + height), slice(x, x + width)

@@ -163,6 +163,12 @@ def commands(run: RunFolder) -> list[str]:
     for key, flag in (("asked_for", "--label-kind"), ("ignore_label", "--ignore-label")):
         if read_as.get(key) not in (None, "auto"):
             train += [flag, str(read_as[key])]
+    model = given.get("model")
+    if isinstance(model, dict):
+        if read_as.get("kind") == "classes":
+            train += ["--label-kind", "classes", "--classes", str(model.get("classes"))]
+        if model.get("in_channels") not in (None, 1):
+            train += ["--in-channels", str(model["in_channels"])]
     for key in _FLAGS:
         if given.get(key) not in (None, "") and (given[key] or key not in _OFF_AT_ZERO):
             train += [f"--{key.replace('_', '-')}", str(given[key])]
@@ -176,11 +182,15 @@ def commands(run: RunFolder) -> list[str]:
         predict += ["--z", block] if is_block else []
         predict += ["--average", str(run.metrics.get("average") or "none")]
         labels = str(run.folder / f"heldout_labels{suffix}")
-        output = f"NEW_RUN/heldout_probability{suffix}"
+        has_classes = run.class_evaluation() is not None
+        output = f"NEW_RUN/heldout_{'prediction' if has_classes else 'probability'}{suffix}"
         evaluate = ["unet-repro", "evaluate", labels, output]
+        if has_classes:
+            predict += ["--kind", "labels"]
+            evaluate += ["--task", "classes"]
         if type(run.metrics.get("unknown_label")) is int:
-            unknown = str(run.metrics["unknown_label"])
-            evaluate += ["--label-kind", "ids", "--ignore-label", unknown]
+            kind = [] if has_classes else ["--label-kind", "ids"]
+            evaluate += [*kind, "--ignore-label", str(run.metrics["unknown_label"])]
         lines += [[*predict, "--out", output], evaluate]
     return [shlex.join(line) for line in lines]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from unet_repro.errors import InputError
 from unet_repro.files.file_access import parse_json
 from unet_repro.images.slices import Slices, described, mapped, sizes
 from unet_repro.images.stacks import read_images, read_labels
+from unet_repro.reports.class_evaluation import is_class_evaluation
 from unet_repro.reports.evaluation import LARGEST, is_number
 from unet_repro.training.log import COLUMNS as LOG_COLUMNS
 
@@ -29,18 +31,24 @@ class RunFolder:
     image: Slices | None
     labels: Slices | None
     probability: Slices | None
+    prediction: Slices | None  # classes, of a run of more than two
 
     def section(self, name: str) -> dict[str, Any]:
         """Return an object of config.json, empty if it is missing."""
         return self.config.get(name) or {}
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Return the evaluations that there are: "held-out slices", "test set"."""
+        """Return the evaluations of two classes that there are: "held-out slices", "test set"."""
         found = {
             "held-out slices": self.metrics.get("heldout"),
             "test set": self.metrics.get("test"),
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in found.items() if value and "curves" in value}
+
+    def class_evaluation(self) -> dict[str, Any] | None:
+        """Return that of more than two classes on the held-out slices, if there is one."""
+        found = self.metrics.get("heldout")
+        return found if found and "confusion" in found else None
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -53,12 +61,17 @@ def read_run(folder: Path) -> RunFolder:
     for name in ("settings", "versions", "hardware", "data", "labels", "init", "state"):
         if not isinstance(settings.get(name) or {}, dict):
             raise InputError(f"{folder / 'config.json'}: {name!r} is not an object")
-    readers = {"image": read_images, "labels": read_labels, "probability": read_images}
+    readers: dict[str, Callable[[Path], Slices]] = {
+        "image": partial(read_images, channels=_channels(settings)),
+        "labels": read_labels,
+        "probability": read_images,
+        "prediction": read_labels,
+    }
     paths = {name: _held_out(folder, name) for name in readers}
     stacks = {name: readers[name](path) for name, path in paths.items() if path}
     metrics = _read_metrics(folder / "metrics.json")
     unknown = metrics.get("unknown_label")
-    if "labels" in stacks and unknown is not None:
+    if "labels" in stacks and unknown is not None and "prediction" not in stacks:
         stacks["labels"] = mapped(partial(_without, value=unknown), stacks["labels"])
     run = RunFolder(
         folder=folder,
@@ -68,9 +81,17 @@ def read_run(folder: Path) -> RunFolder:
         image=stacks.get("image"),
         labels=stacks.get("labels"),
         probability=stacks.get("probability"),
+        prediction=stacks.get("prediction"),
     )
     _check_stacks(run, stacks)
     return run
+
+
+def _channels(settings: dict[str, Any]) -> int | None:
+    """Return how many channels the network's images have, None for one or where it is not told."""
+    model = (settings.get("settings") or {}).get("model")
+    channels = model.get("in_channels") if isinstance(model, dict) else None
+    return channels if type(channels) is int and 1 < channels <= 2**16 else None
 
 
 def _without(labels: np.ndarray, value: object) -> np.ndarray:
@@ -103,10 +124,11 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         return {}
     content = _read_json(path)
     for name in ("heldout", "test"):
-        if content.get(name) and not _is_evaluation(content[name]):
+        is_known = _is_evaluation(content.get(name)) or is_class_evaluation(content.get(name))
+        if content.get(name) and not is_known:
             raise InputError(
                 f"{path}: {name!r} is not what `unet-repro evaluate --json` writes: an object "
-                "with figures, curves (with thresholds) and slices"
+                "with figures, slices and curves (with thresholds), or the confusion of classes"
             )
     return content
 

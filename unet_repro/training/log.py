@@ -62,15 +62,21 @@ class TrainLog:
                         self.events.add_scalar(name, row[name], row["iteration"])
 
     def show(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Show slices (y, x), each scaled from its own minimum and maximum, in TensorBoard."""
+        """Show slices, each scaled from its own minimum and maximum, in TensorBoard.
+
+        Slices are (y, x) or (c, y, x), of which three channels are shown as colour, else the first.
+        """
         if not self.events:
             return
         for name, picture in pictures.items():
-            step = -(-max(picture.shape) // _SHOWN_PX)
-            grey = picture[::step, ::step].astype(np.float32)
+            if picture.ndim == 3 and len(picture) != 3:
+                picture = picture[0]
+            step = -(-max(picture.shape[-2:]) // _SHOWN_PX)
+            grey = picture[..., ::step, ::step].astype(np.float32)
             grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12)
+            form = "HW" if grey.ndim == 2 else "CHW"
             with self._failures_named():
-                self.events.add_image(f"held_out/{name}", grey, iteration, dataformats="HW")
+                self.events.add_image(f"held_out/{name}", grey, iteration, dataformats=form)
         with self._failures_named():
             self.events.flush()
 

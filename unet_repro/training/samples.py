@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unet_repro.config import TrainConfig, WeightMapConfig
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
 from unet_repro.images.slices import Slices, joined, mapped, part, pieces
 from unet_repro.training.dataset import TrainingSet
@@ -25,8 +25,8 @@ _AS_CELLS: Any = {"label_kind": "ids", "ignore_label": UNKNOWN_CELL}  # what `Re
 class LabelledStack:
     """Images and labels in memory (`images.stacks.read_pair`), what these mean, where from."""
 
-    images: Slices  # (z, y, x), or a list where sizes differ; the others likewise
-    labels: Slices
+    images: Slices  # (z, y, x) or (z, c, y, x), or a list where sizes differ
+    labels: Slices  # (z, y, x), or a list
     name: str
     images_path: str
     labels_path: str
@@ -66,7 +66,8 @@ class Split:
 
     kept: list[int]
     held_out: list[int]
-    classes: Slices  # uint8 (z, y, x): 1 in the cells' interiors, 0 elsewhere
+    classes: Slices  # uint8 (z, y, x): 0 for background, ridges and unknown pixels
+    n_classes: int  # of the network
 
 
 def held_out_slices(data: LabelledStack, settings: TrainConfig) -> list[int]:
@@ -87,27 +88,48 @@ def split(data: LabelledStack, settings: TrainConfig) -> Split:
             f"patience is {settings.patience}: it counts validations, so it needs held-out slices "
             "(--val)"
         )
-    if data.reading.n_classes > 2:
-        raise InputError(
-            f"the labels hold {data.reading.n_classes} classes; the network tells two apart: cells "
-            "and the rest"
-        )
-    how, cells = settings.weight_map, data.cells
+    reading, n_classes, how = data.reading, settings.model.classes, settings.weight_map
+    _check_classes(reading, n_classes)
+    cells = data.cells
     if how.separate_touching:
         separated = partial(separate_touching, radius=how.separation_px, **_AS_CELLS, workers=2)
         cells = mapped(separated, cells)
     classes = mapped(lambda stack: (stack > 0).astype(np.uint8), cells)
+    if reading.kind == "classes":
+        of_labels = joined([reading.classes(slice_) for slice_ in data.labels])
+        classes = mapped(np.multiply, classes, of_labels)
     for numbers, name in ((kept, "training"), (held_out, "held-out")):
         if numbers:
-            _check_both_classes(part(data.cells, numbers), part(classes, numbers), name)
-    return Split(kept, held_out, classes)
+            _check_cells(part(data.cells, numbers), part(classes, numbers), name, n_classes)
+    parts = Split(kept, held_out, classes, n_classes)
+    if n_classes > 2:
+        _check_occurring(class_sizes(data, parts))
+    return parts
 
 
-def _check_both_classes(cells: Slices, classes: Slices, name: str) -> None:
+def _check_classes(reading: Reading, n_classes: int) -> None:
+    """Refuse labels that are not of the network's classes."""
+    if reading.kind != "classes" and n_classes > 2:
+        raise InputError(
+            f"--classes {n_classes}: the labels were read as {reading.kind}, which tell two apart, "
+            f"cells and the rest; --label-kind classes reads them as classes 0 ... {n_classes - 1}"
+        )
+    if reading.n_classes > n_classes:
+        raise InputError(
+            f"the labels hold class {reading.n_classes - 1}, but --classes {n_classes} means "
+            f"0 ... {n_classes - 1}; --classes {reading.n_classes} takes all, --ignore-label "
+            "leaves one value out"
+        )
+
+
+def _check_cells(cells: Slices, classes: Slices, name: str, n_classes: int) -> None:
+    """Refuse slices of which nothing is known; of two classes, those that lack one."""
     has_cell = any((piece > 0).any() for piece in pieces(cells))
     has_background = any((piece == 0).any() for piece in pieces(cells))
     if not (has_cell or has_background):
         raise InputError(f"every pixel of the {name} slices' labels is unknown")
+    if n_classes > 2:
+        return
     if not (has_cell and has_background):
         found = "cell interior" if has_cell else "background"
         raise InputError(f"the {name} slices' labels are all {found}: both classes are needed")
@@ -116,6 +138,24 @@ def _check_both_classes(cells: Slices, classes: Slices, name: str) -> None:
             f"separate_touching leaves nothing of the {name} slices' cells: they need a smaller "
             "separation_px"
         )
+
+
+def _check_occurring(sizes: list[int]) -> None:
+    """Refuse training slices of one class; say which of several do not occur."""
+    present = [k for k, size in enumerate(sizes) if size]
+    if len(present) == 1:
+        raise InputError(
+            f"the training slices' labels are all of class {present[0]}: two classes or more are "
+            "needed"
+        )
+    absent = [str(k) for k, size in enumerate(sizes) if not size]
+    if absent:
+        what = (
+            f"class {absent[0]} occurs"
+            if len(absent) == 1
+            else f"classes {', '.join(absent)} occur"
+        )
+        note(f"{what} nowhere in the training slices: there is nothing to learn of it")
 
 
 def samples(
@@ -127,27 +167,36 @@ def samples(
     training = TrainingSet(*(part(stack, parts.kept) for stack in stacks), device=device)
     if not parts.held_out:
         return training, None
-    return training, HeldOut(*(part(stack, parts.held_out) for stack in stacks))
+    held_out = (part(stack, parts.held_out) for stack in (*stacks, data.is_known))
+    return training, HeldOut(*held_out)
+
+
+def class_sizes(data: LabelledStack, parts: Split) -> list[int]:
+    """Count the known pixels of class 0, 1, ... in the training slices."""
+    found = np.zeros(parts.n_classes, np.int64)
+    for z in parts.kept:
+        known = parts.classes[z][data.cells[z] != UNKNOWN_CELL]
+        found += np.bincount(known, minlength=parts.n_classes)
+    return [int(size) for size in found]
 
 
 def _weights(data: LabelledStack, parts: Split, how: WeightMapConfig) -> Slices:
     """Return the weight map of all slices, balanced by the known pixels of the training slices."""
-    interior = total = 0
-    for z in parts.kept:
-        is_cell = parts.classes[z][data.cells[z] != UNKNOWN_CELL] != 0
-        interior += int(np.count_nonzero(is_cell))
-        total += is_cell.size
-    balance = None
+    balance: tuple[float, ...] = (1.0,) * parts.n_classes
     if how.class_balance == "frequency":
-        balance = frequency_weights(total - interior, interior)
+        balance = frequency_weights(*class_sizes(data, parts))
     weigh = partial(
         weight_map,
         **_AS_CELLS,
         w0=how.w0,
         sigma=how.sigma,
-        class_balance=balance,
+        class_balance=balance[:2],
         separate_touching=how.separate_touching,
         separation_px=how.separation_px,
         workers=2,
     )
-    return mapped(weigh, data.cells)
+    weights = mapped(weigh, data.cells)
+    for k in range(2, parts.n_classes):  # a cell's weight is w_c, and nothing else
+        for piece, classes in zip(pieces(weights), pieces(parts.classes)):
+            piece[classes == k] = balance[k]
+    return weights

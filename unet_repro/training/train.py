@@ -83,7 +83,8 @@ def train(
         The run; `settings.model` is completed by the images' channels, mean and deviation.
     folder
         Where the files go; it exists. ``model.safetensors`` holds the last weights, or their
-        running mean; ``best.safetensors`` those with the lowest pixel error on held-out slices.
+        running mean; ``best.safetensors`` those with the lowest pixel error on held-out slices
+        (`Validation.pixel_error`: of more than two classes the share of wrong pixels).
     held_out
         Slices to validate on every `settings.validate_every` iterations.
     resume
@@ -254,7 +255,8 @@ class _Loop:
             state.save_model_as("best.safetensors", validation_pixel_error=found.pixel_error)
         z = len(held_out.images) // 2
         image, classes = held_out.images[z], held_out.classes[z]
-        pictures = {"image": image, "labels": classes, "probability": found.probability[z]}
+        name = "prediction" if state.network.config.classes > 2 else "probability"
+        pictures = {"image": image, "labels": classes, name: found.prediction[z]}
         log.show(state.iteration, pictures)
         return {"validation_loss": found.loss, "validation_pixel_error": found.pixel_error}
 

@@ -1,4 +1,4 @@
-"""Validation: loss and pixel error on slices that training never sees."""
+"""Validation: loss and share of errors on slices that training never sees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unet_repro.images.slices import Slices, pieces, room_for
+from unet_repro.images.slices import Slices, joined, mapped, pieces
 from unet_repro.metrics import pixel_error
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.training.loss import weighted_cross_entropy
@@ -20,6 +20,7 @@ class HeldOut:
     images: Slices
     classes: Slices
     weights: Slices
+    known: Slices | None = None  # bool (z, y, x); by default where weights are above 0
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,18 @@ class Validation:
     """What a network makes of the held-out slices."""
 
     loss: float  # of Eq. 1, over all slices
-    pixel_error: float  # the lowest over the thresholds
+    # two classes: the lowest over the thresholds; more: the share of known pixels of which another
+    # class than their own is the most probable
+    pixel_error: float
     is_one_class: bool  # every pixel gets the same class
-    probability: Slices  # float32 (z, y, x): P(class 1)
+    # (z, y, x): P(class 1), float32; of more than two classes the most probable one, uint8
+    prediction: Slices
 
 
 def validate(predictor: OverlapTilePredictor, held_out: HeldOut) -> Validation:
     """Predict the held-out slices and compare them with their labels."""
     loss = total = 0.0
-    interior, known = (room_for(held_out.classes, np.float32) for _ in range(2))
+    found: list[np.ndarray] = []  # P(class 1), or classes
     for z, image in enumerate(held_out.images):
         logits = torch.from_numpy(predictor.logits(image))  # (classes, y, x)
         weights = torch.from_numpy(held_out.weights[z])
@@ -43,11 +47,32 @@ def validate(predictor: OverlapTilePredictor, held_out: HeldOut) -> Validation:
         share = float(weights.sum())
         loss += share * float(weighted_cross_entropy(logits[None], classes[None], weights[None]))
         total += share
-        interior[z] = torch.softmax(logits, dim=0)[1].numpy()
-        known[z] = interior[z] * (held_out.weights[z] > 0)
+        if len(logits) == 2:
+            found.append(torch.softmax(logits, dim=0)[1].numpy())
+        else:
+            found.append(logits.argmax(dim=0).numpy().astype(np.uint8))
+    prediction = joined(found) if isinstance(held_out.classes, np.ndarray) else found
+    known = held_out.known
+    if known is None:
+        known = mapped(lambda weights: weights > 0, held_out.weights)
+    if found[0].dtype == np.uint8:
+        error, values = _share_of_errors(held_out.classes, prediction, known), prediction
+    else:
+        error = pixel_error(held_out.classes, mapped(np.multiply, prediction, known)).best
+        values = mapped(lambda interior: interior > 0.5, prediction)
     return Validation(
         loss=loss / max(total, 1e-12),
-        pixel_error=pixel_error(held_out.classes, known).best,
-        is_one_class=len({k for piece in pieces(interior) for k in np.unique(piece > 0.5)}) == 1,
-        probability=interior,
+        pixel_error=error,
+        is_one_class=len({k for piece in pieces(values) for k in np.unique(piece)}) == 1,
+        prediction=prediction,
     )
+
+
+def _share_of_errors(classes: Slices, prediction: Slices, known: Slices) -> float:
+    """Return 1 - accuracy, over the known pixels of all slices."""
+    counts = [
+        (np.count_nonzero((k != found) & is_known), np.count_nonzero(is_known))
+        for k, found, is_known in zip(*map(pieces, (classes, prediction, known)), strict=True)
+    ]
+    wrong, total = map(sum, zip(*counts))
+    return float(wrong / total)
