@@ -30,7 +30,7 @@ from unet_repro.prediction.plan import Buffers, Plan, make_plan
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.stack_prediction import StackPrediction
-from unet_repro.prediction.values import Values
+from unet_repro.prediction.values import Values, id_dtype
 
 PathLike = str | os.PathLike[str]
 
@@ -107,6 +107,8 @@ def prepared(
     what the run will take (`outlook`), and runs (`run`).
     """
     network = model if isinstance(model, UNet) else load_model(model)
+    if settings.kind == "instances":
+        settings = replace(settings, grow=settings.growth_px(network.separation_px))
     values = Values(settings.kind, settings.dtype, settings.threshold, network.config.classes)
     device = next(network.parameters()).device
     predictor = OverlapTilePredictor(
@@ -174,14 +176,16 @@ class _Planner:
             (len(slices), len(rows), len(columns)),
             reader.depth_axes,
             values.planes,
-            values.dtype,
+            id_dtype(-(-len(rows) * len(columns) // 2))  # pixels that do not touch
+            if values.kind == "instances"
+            else values.dtype,
             tuple(map(read_calibration, sources)),
             self.settings.compression,
         )
         if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
             axes = " x ".join(axis for axis, _ in reader.depth_axes)
             note(f"{out}: a part of the slices of {axes} is written as plain slices, axes ZYX")
-        buffers = Buffers.of(reader, self.cache_bytes, destination, values.classes)
+        buffers = Buffers.of(reader, self.cache_bytes, destination, values, self.settings)
         plan = self.plans.get(size)
         if plan is None:
             plan = make_plan(predictor, buffers, rows=rows, columns=columns, memory=self.memory)
