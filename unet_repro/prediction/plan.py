@@ -22,7 +22,7 @@ from unet_repro.prediction.views import largest_batch
 
 BLOCKS_AT_WORK = 5  # at once in memory: two read ahead, one computed, two to be written
 _THREADS = 2**24  # what their stacks, codecs and heaps take
-_LABELLED, _GROWN = 16, 32  # bytes for each pixel of a band
+_FOUND, _NUMBERED, _GROWN = 12, 16, 32  # bytes for each pixel of a band of instances
 _TRIAL_FLOPS, _TRIAL_PX = 10**11, 400  # of the window that the speed is measured on
 
 
@@ -44,8 +44,8 @@ class Buffers:
     planes: int
     value_bytes: int  # of the output
     kept_bytes: int  # of the blocks
-    labelled_bytes: int  # what instances take for each pixel that is labelled at once, if any
-    margin: int  # rows around those
+    makes_instances: bool
+    grow_px: float  # of those
 
     @classmethod
     def of(
@@ -56,8 +56,6 @@ class Buffers:
         values: Values,
         settings: PredictionSettings,
     ) -> Buffers:
-        grow = settings.grow if settings.grow != "auto" else 0.0
-        labelled = _LABELLED + (_GROWN if grow else 0)
         return cls(
             source=source.shape[1:],
             channels=source.channels,
@@ -69,8 +67,8 @@ class Buffers:
             planes=destination.planes,
             value_bytes=np.dtype(destination.dtype).itemsize,
             kept_bytes=np.dtype(values.kept_dtype).itemsize,
-            labelled_bytes=labelled if values.kind == "instances" else 0,
-            margin=int(2 * grow),
+            makes_instances=values.kind == "instances",
+            grow_px=0.0 if settings.grow == "auto" else settings.grow,
         )
 
     def __call__(self, windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
@@ -83,9 +81,20 @@ class Buffers:
         touched = np.minimum(self.source[0], height + self.output[0]) * self.source[1]
         cache = np.minimum(self.cache_bytes, touched * self.stored_bytes)
         at_work = BLOCKS_AT_WORK * (window + values)
-        band = min(max(1, BAND_PX // self.output[1]) + 2 * self.margin, self.output[0])
-        labelled = band * self.output[1] * self.labelled_bytes
-        return at_work + row_of_tiles + row_of_segments + labelled + cache + _THREADS
+        if self.makes_instances:  # written when all blocks are there
+            first, second = self._labelling()
+            at_work = np.maximum(at_work + first, row_of_segments + second)
+        else:
+            at_work = at_work + row_of_segments
+        return at_work + row_of_tiles + cache + _THREADS
+
+    def _labelling(self) -> tuple[int, int]:
+        """Return what the two passes over the pages take, beside the numbers of the instances."""
+        rows = max(1, BAND_PX // self.output[1])
+        margins = 2 * int(2 * self.grow_px)
+        first = min(rows, self.output[0]) * self.output[1] * _FOUND
+        per_px = _NUMBERED + (_GROWN if self.grow_px else 0)
+        return first, min(rows + margins, self.output[0]) * self.output[1] * per_px
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ def predict_stack(
     it goes on with `resume`, and the result is the same to the byte (on the same machine, as far as
     the network's own arithmetic is, and unless memory ran out and tiles were halved).
 
+    Instances are numbered in two passes over the kept blocks of each page, the first while the
+    network runs; beside the plan they take up to 40 bytes for each, or for each part of one in the
+    2^20 pixels that are labelled together.
+
     The images of a folder may have several sizes: they are predicted one after the other, each
     with a plan of its own, into a folder that gets its name when all are complete.
 

@@ -218,8 +218,8 @@ def predicted_cells(
     """Return a prediction's cells, int (z, y, x), 0 = background, and in words how it was read.
 
     Floating-point values, and integers of which `full_scale` stands for 1, are P(interior): cells
-    are the 4-connected components of what is above 0.5. Other integers are ids, or a mask unless it is known that
-    they `are_ids`.
+    are the 4-connected components of what is above 0.5. Other integers are ids, or a mask,
+    unless it is known that they `are_ids`.
     """
     if full_scale is None and prediction[0].dtype.kind != "f":
         try:
