@@ -40,7 +40,8 @@ def grown(bands: Iterable[NDArray[Any]], radius: float) -> Iterator[NDArray[Any]
     lowest id; all others stay. An instance that is alone does not change. Cells that lie apart by
     just as wide a gap cannot be told from those that touched: their gap closes too.
 
-    Memory: a band with 2 radius rows above and below, 30 bytes a pixel.
+    Memory: 48 bytes for each pixel of a band (of 2 radius rows at least) and of 2 radius rows above
+    and below it.
 
     Examples
     --------
@@ -53,7 +54,7 @@ def grown(bands: Iterable[NDArray[Any]], radius: float) -> Iterator[NDArray[Any]
     for band in bands:
         window = band if window is None else np.concatenate([window, band])
         ready = len(window) - margin
-        if ready > done:
+        if ready > done and ready - done >= margin:  # else most of the work were its surroundings
             yield _closed(window, radius)[done:ready]
             cut = max(0, ready - margin)
             window, done = window[cut:], ready - cut

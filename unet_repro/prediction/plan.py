@@ -91,10 +91,11 @@ class Buffers:
     def _labelling(self) -> tuple[int, int]:
         """Return what the two passes over the pages take, beside the numbers of the instances."""
         rows = max(1, BAND_PX // self.output[1])
-        margins = 2 * int(2 * self.grow_px)
+        margin = int(2 * self.grow_px)
         first = min(rows, self.output[0]) * self.output[1] * _FOUND
         per_px = _NUMBERED + (_GROWN if self.grow_px else 0)
-        return first, min(rows + margins, self.output[0]) * self.output[1] * per_px
+        second = min(max(rows, margin) + 2 * margin, self.output[0]) * self.output[1] * per_px
+        return first, second
 
 
 @dataclass(frozen=True)
