@@ -19,6 +19,7 @@ from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConf
 from unet_repro.images.stacks import read_images, read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model, save_model
+from unet_repro.prediction.components import components
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.reports import drawing
@@ -182,6 +183,16 @@ def test_predict_threshold_and_z(files, model):
     np.testing.assert_array_equal(tifffile.imread(out), expected)
 
 
+def test_predict_instances(files, model):
+    out = files / "out.tif"
+    assert run("predict", files / "images.tif", "--model", model, "--out", out, "--kind",
+               "instances", "--threshold", "0.2", "--min-size", 4, "--grow", 0) == 0  # fmt: skip
+    images = tifffile.imread(files / "images.tif")
+    predictor = OverlapTilePredictor(load_model(model))
+    expected = [components(predictor(image)[1] > 0.2, min_size=4) for image in images]
+    np.testing.assert_array_equal(tifffile.imread(out), expected)
+
+
 @pytest.mark.parametrize(
     ("flags", "settings"),
     [
@@ -239,7 +250,7 @@ COMMANDS = {
         ("predict", "--tile many", "--tile"),
         ("predict", "--memory lots", "lots"),
         ("predict", "--z 3:9", "--z"),
-        ("predict", "--threshold 0.5", "a threshold makes labels"),
+        ("predict", "--threshold 0.5", "a threshold goes with kind labels, mask, instances"),
         ("predict", "--out images.tif/out.tif", "cannot be written"),
         ("weight-map", "--sigma -1", "sigma is -1"),
         ("weight-map", "--w0 many", "many"),

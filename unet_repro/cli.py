@@ -31,7 +31,7 @@ from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predict_stack import prepared
 from unet_repro.prediction.settings import PredictionSettings
-from unet_repro.prediction.values import recorded_full_scale
+from unet_repro.prediction.values import recorded_full_scale, recorded_kind
 from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.training import parallel
@@ -390,7 +390,10 @@ class Evaluate:
                 known=known,
             )
         elif self.task == "cells":
-            predicted_ids, line = evaluation.predicted_cells(prediction, full_scale)
+            are_ids = recorded_kind(recorded) == "instances"
+            predicted_ids, line = evaluation.predicted_cells(
+                prediction, full_scale, are_ids=are_ids
+            )
             told.append(f"prediction: {line}")
             result = evaluation.evaluate_cells(cells, predicted_ids, known=known)
         else:

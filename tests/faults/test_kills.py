@@ -158,6 +158,20 @@ def jobs(inputs: Inputs, published: str) -> list[Job]:
             read_images,
         ),
         Job(
+            "predict instances",
+            lambda folder: [
+                *predict,
+                "--kind",
+                "instances",
+                "--grow",
+                "1",
+                "--out",
+                folder / "i.tif",
+            ],
+            "--resume",
+            bytes_of("i.tif"),
+        ),
+        Job(
             "weight-map",
             lambda folder: [*weight_map, "--out", folder / "w.tif"],
             "--resume",
@@ -262,7 +276,14 @@ def run_trials(
 # train: with -m faults; its loop is killed in `test_train`
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("predict", 3), ("predict a folder", 3), ("weight-map", 3), ("evaluate", 3), ("download", 3)],
+    [
+        ("predict", 3),
+        ("predict instances", 3),
+        ("predict a folder", 3),
+        ("weight-map", 3),
+        ("evaluate", 3),
+        ("download", 3),
+    ],
 )
 def test_nothing_is_lost(name, count, server, undisturbed, tmp_path):
     run_trials(name, count, server, undisturbed, tmp_path, seed=1)
@@ -275,6 +296,7 @@ def test_nothing_is_lost(name, count, server, undisturbed, tmp_path):
         ("train", 36),
         ("predict", 54),
         ("predict a folder", 36),
+        ("predict instances", 18),
         ("weight-map", 48),
         ("evaluate", 30),
         ("download", 48),

@@ -225,7 +225,7 @@ def resumed_output(random: Random, folder: Path, templates: Templates) -> list[s
 
 _OPTIONS = {
     "predict": "z roi memory tile threshold kind dtype average precision backend compression device"
-    " model out",
+    " min-size grow model out",
     "weight-map": "w0 sigma ignore-label workers kind variant compression class-balance preview"
     " out",
     "train": "val iterations time-budget tile batch-size momentum learning-rate seed depth dropout"

@@ -27,7 +27,7 @@ from unet_repro.images.calibration import Calibration, read_calibration, read_in
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_writer import layout_of, write_pages
 
-DTYPES = ["uint8", "uint16", "float16", "float32"]
+DTYPES = ["uint8", "uint16", "uint32", "float16", "float32"]
 COMPRESSIONS = ["zlib", "zstd", "lzw", "none"]
 SCALE = Calibration(resolution=(2.0, 4.0), unit=r"\u00B5m", spacing=0.5, interval=3.0)
 INFO = json.dumps({"settings": {"name": "Zürich <&>"}}, indent=1)
@@ -59,7 +59,9 @@ public class Show {
 
 def noise(shape, dtype, seed=0):
     values = np.random.default_rng(seed).random(shape)
-    return (values * (1 if np.dtype(dtype).kind == "f" else 250)).astype(dtype)
+    scales = {"float16": 1, "float32": 1, "uint32": 2**32 - 1}
+    scale = scales.get(np.dtype(dtype).name, 250)
+    return (values * scale).astype(dtype)
 
 
 def cut(array, rows):
@@ -102,7 +104,7 @@ def cases(draw):
         edges = [0, *sorted(cuts), len(page)]
         bands += [page[a:b] for a, b in pairwise(edges)]
     axes = draw(st.sampled_from(AXES[array.ndim]))
-    is_tiled = array.dtype == np.float16 or axes.startswith("ZT")  # not ImageJ's
+    is_tiled = array.dtype in (np.float16, np.uint32) or axes.startswith("ZT")  # not ImageJ's
     layouts = ["tiles"] if is_tiled else ["strips", "tiles"]
     options = {
         "axes": axes,
@@ -140,6 +142,7 @@ def test_pixels_are_kept_and_the_bytes_do_not_depend_on_bands_or_workers(
         ((30, 512, 512), "uint8", "none", "strips"),
         ((30, 512, 512), "uint8", "zstd", "tiles"),  # ImageJ cannot
         ((1, 8, 8), "float16", "none", "tiles"),
+        ((1, 8, 8), "uint32", "none", "tiles"),
         ((1, 2**15, 2**15), "float32", "none", "tiles"),  # 4 GiB
         ((1, 2**15, 2**15 - 2**9), "float32", "none", "strips"),
         ((1, 2**15, 2**15 - 2**9), "float32", "lzw", "tiles"),  # LZW makes noise larger
@@ -171,7 +174,7 @@ def test_structure_of_strips(tmp_path):
         assert "DateTime" not in page.tags
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "float32", "float16"])
 def test_structure_of_tiles(tmp_path, dtype):
     array = noise((2, 3, 600, 20), dtype)
     path = write(tmp_path / "a.tif", array, axes="ZCYX", layout="tiles", compression="zstd")
@@ -184,7 +187,8 @@ def test_structure_of_tiles(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout"), [("uint8", "strips"), ("float16", "tiles"), ("float32", "tiles")]
+    ("dtype", "layout"),
+    [("uint8", "strips"), ("float16", "tiles"), ("uint32", "tiles"), ("float32", "tiles")],
 )
 def test_scale_is_recorded(tmp_path, dtype, layout):
     array = noise((3, 20, 30), dtype)
@@ -302,10 +306,14 @@ def test_bands_that_do_not_tile_the_pages_are_errors(tmp_path, bands, message, l
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float64"}, "dtype 'float64': one of uint8, uint16, float16, float32 is"),
+        (
+            {"dtype": "float64"},
+            "dtype 'float64': one of uint8, uint16, uint32, float16, float32 is",
+        ),
         ({"compression": "jpeg"}, "compression 'jpeg': one of zlib, zstd, lzw, none is needed"),
         ({"layout": "rows"}, "layout 'rows': one of strips, tiles is needed"),
         ({"dtype": "float16", "layout": "strips"}, "cannot hold float16; tiles can"),
+        ({"dtype": "uint32", "layout": "strips"}, "cannot hold uint32; tiles can"),
         (
             {"shape": (2, 2, 5, 4), "axes": "ZTYX", "layout": "strips"},
             "cannot hold axes ZTYX; tiles can",
@@ -431,6 +439,9 @@ CLIENT_CASES = [
 ]
 
 
+OTHER_DTYPES = ("float16", "uint32")
+
+
 def write_case(path, case):
     dtype, layout, compression, shape, axes = case
     array = noise(shape, dtype)
@@ -450,7 +461,10 @@ def test_pillow_reads_the_same(tmp_path, case):
 
 
 @pytest.mark.skipif(not shutil.which("tiffcp"), reason="needs libtiff's tools")
-@pytest.mark.parametrize("case", [*CLIENT_CASES, ("float16", "tiles", "zlib", (2, 40, 50), "ZYX")])
+@pytest.mark.parametrize(
+    "case",
+    [*CLIENT_CASES, *((dtype, "tiles", "zlib", (2, 40, 50), "ZYX") for dtype in OTHER_DTYPES)],
+)
 def test_libtiff_reads_the_same(tmp_path, case):
     pages = write_case(tmp_path / "a.tif", case)
     height, width = pages.shape[1:]

@@ -314,8 +314,8 @@ def test_scale_of_png_files_is_carried_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(kind="mask"), "kind is 'mask': one of probability, uint8, labels, logits"),
-        (dict(threshold=0.5), "a threshold makes labels; the kind is probability"),
+        (dict(kind="masks"), "kind is 'masks': one of probability, uint8, labels, mask, logits, i"),
+        (dict(threshold=0.5), "goes with kind labels, mask, instances; the kind is probability"),
         (dict(kind="labels", threshold=1.0), r"threshold 1.0 is not in \[0, 1\)"),
         (dict(dtype="float16"), "dtype is float16: probability is stored as float32"),
         (dict(kind="labels", dtype="float32"), "labels is stored as uint8 or uint16"),

@@ -25,8 +25,9 @@ Layout = Literal["strips", "tiles"]
 PathLike = str | os.PathLike[str]
 
 _AXES = ("ZYX", "TYX", "ZCYX", "TCYX", "TZYX", "TZCYX", "ZTYX", "ZTCYX")
-_DTYPES = ("uint8", "uint16", "float16", "float32")
+_DTYPES = ("uint8", "uint16", "uint32", "float16", "float32")
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
+_OME_DTYPES = (*_IMAGEJ_DTYPES, "uint32")
 _IMAGEJ_PAGE_PX = 2**31 - 1  # an array of Java
 _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # classic offsets are 32 bits; 32 MiB are left for the text
 _PAGE_TAGS_BYTES, _STRIP_TAGS_BYTES = 512, 64  # more than what tags and an encoder add to the data
@@ -55,9 +56,9 @@ def layout_of(
 ) -> Layout:
     """Return the layout that `write_pages` gives a file: "strips" where ImageJ can read it.
 
-    Strips need a dtype and a compression that ImageJ knows (not float16, not zstd), its order of
-    axes (TZCYX), pages of less than 2**31 pixels, and a file below 4 GiB even if its pixels do not
-    compress at all.
+    Strips need a dtype and a compression that ImageJ knows (not float16, uint32 or zstd), its order
+    of axes (TZCYX), pages of less than 2**31 pixels, and a file below 4 GiB even if its pixels do
+    not compress at all.
 
     Examples
     --------
@@ -105,7 +106,7 @@ def write_pages(
     shape : tuple of int
         (z, y, x) or (z, c, y, x), no side 0; c channels, such as classes, are pages of their own.
         With times and slices (t, z, y, x) or (t, z, c, y, x), or z before t.
-    dtype : uint8, uint16, float16 or float32
+    dtype : uint8, uint16, uint32, float16 or float32
     axes : str
         "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series; "TZYX", "TZCYX", "ZTYX", "ZTCYX".
 
@@ -146,7 +147,7 @@ def write_pages(
     layout = layout or layout_of(shape, dtype, compression, axes)
     segment_shape = _segment_shape(shape, dtype, layout)
     is_tiled = layout == "tiles"
-    is_ome = is_tiled and dtype.name in _IMAGEJ_DTYPES
+    is_ome = is_tiled and dtype.name in _OME_DTYPES
     options: dict[str, Any] = {
         "tile": segment_shape if is_tiled else None,
         "rowsperstrip": None if is_tiled else segment_shape[0],

@@ -147,12 +147,14 @@ class UNet(nn.Module):
 
     input_mean: Tensor
     input_std: Tensor
+    separation_px: float  # that training has parted touching cells by; `load_model` reads it
 
     def __init__(
         self, config: UNetConfig | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.config = config = config or UNetConfig()
+        self.separation_px = 0.0
         channels = [config.base_channels * 2**level for level in range(config.depth + 1)]
         if config.bilinear:
             channels[-1] //= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,18 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: weight {name} holds NaN or infinite values")
     model.load_state_dict(tensors)
+    model.separation_px = _separation_px(metadata["training"])
     return model.to(device).eval()
+
+
+def _separation_px(training: Any) -> float:
+    """Return the px that training has parted touching cells by, 0.0 where it says no such thing."""
+    try:
+        how = training["settings"]["weight_map"]
+        px = float(how["separation_px"]) if how["separate_touching"] is True else 0.0
+    except (KeyError, TypeError, ValueError, OverflowError):  # whatever a file may hold
+        return 0.0
+    return px if 0 < px < math.inf else 0.0
 
 
 def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

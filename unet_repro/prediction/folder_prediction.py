@@ -43,7 +43,7 @@ class FolderPrediction:
         largest = max(plans, key=lambda plan: plan.peak_bytes)
         flops = sum(plan.tiles.flops for plan in plans)
         seconds = estimated_seconds(self.predictor, largest.tiles, 1)
-        kinds = Counter(image.destination.layout for image in self.images)
+        kinds = Counter(image.layout for image in self.images)
         return FolderOutlook(
             plans=plans,
             largest=largest,

@@ -11,6 +11,7 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 from unet_repro.errors import InputError
+from unet_repro.prediction.components import components
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ def instances_of_scores(scores: np.ndarray, rule: InstanceRule) -> np.ndarray:
     if rule.valley:
         cells = _cells_of_peaks(scores, rule)
         return _finished(cells, rule)
-    cores, _ = ndimage.label(scores > _log_odds(rule.threshold))
-    cores = _keep(cores, np.bincount(cores.ravel()) > rule.least_px)
+    cores = components(scores > _log_odds(rule.threshold), min_size=rule.least_px + 1)
     if rule.grow_to < rule.threshold:
         cells = watershed(-scores, cores, mask=scores > _log_odds(rule.grow_to))
     else:

@@ -17,6 +17,7 @@ from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.blocks import Block, Job, averaged_block, predict_block, read_block
+from unet_repro.prediction.instance_pages import InstancePages
 from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.tile_runner import TileRunner
@@ -102,10 +103,15 @@ class LocalRun:
                 arrivals.wait_for(places)
                 yield np.concatenate([self.store.read(place)[0, plane] for place in places], axis=1)
 
+        destination, pages, settings = self.destination, bands, self.job.settings
         try:
-            self.destination.write(
-                self.store.whole, bands, info=self.job.info(self.source.path.name)
-            )
+            if self.job.values.kind == "instances":
+                assert settings.grow != "auto"
+                instances = InstancePages(
+                    lambda k: bands(k, 0), len(self.job.slices), settings.min_size, settings.grow
+                )
+                destination, pages = destination.holding(instances.dtype), instances.bands
+            destination.write(self.store.whole, pages, info=self.job.info(self.source.path.name))
         except OSError as error:
             raise self.store.unwritable(error) from error
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_folder
 from unet_repro.images.calibration import Calibration
 from unet_repro.images.png_files import encode_png
@@ -31,7 +32,7 @@ class Destination:
     shape: tuple[int, int, int]  # slices, height, width
     depth_axes: Axes  # of all slices of the source
     planes: int  # values per pixel
-    dtype: str
+    dtype: str  # of instances the widest that may be needed; see `holding`
     calibrations: tuple[Calibration, ...]  # carried over, one for each file
     compression: Compression  # of TIFF files
 
@@ -66,6 +67,15 @@ class Destination:
         tiffs = len(self.names) - pngs
         files = [f"{pngs} PNG files"] * (pngs > 0) + [f"{tiffs} files: {kind}"] * (tiffs > 0)
         return ", ".join(files)
+
+    def holding(self, dtype: str) -> Destination:
+        """Return the same for values of another dtype, or say that a format cannot hold it."""
+        if dtype == "uint32" and any(map(_is_png, self.names or (self.path.name,))):
+            raise InputError(
+                f"{self.path.name}: a slice has more than 65535 instances, too many for PNG: "
+                "--out with a name that ends in .tif, or a larger --min-size, is needed"
+            )
+        return replace(self, dtype=dtype)
 
     def check(self) -> None:
         """Refuse to replace a folder that holds anything else than what is written."""
@@ -113,7 +123,7 @@ def names_in_folder(out: Path, source_names: list[str], values: Values) -> tuple
     """
     if out.suffix.lower() in _TIFF_SUFFIXES:
         return ()
-    fits_png = values.planes == 1 and values.dtype in ("uint8", "uint16")
+    fits_png = values.planes == 1 and values.dtype in ("uint8", "uint16", "auto")
     kept = (*_TIFF_SUFFIXES, ".png") if fits_png else _TIFF_SUFFIXES
     other = ".png" if fits_png else ".tif"
     return tuple(

@@ -12,13 +12,17 @@ import torch
 from unet_repro.images.readers import range_of
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
+from unet_repro.prediction.components import BAND_PX
 from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tiling import TilePlan
+from unet_repro.prediction.values import Values
 from unet_repro.prediction.views import largest_batch
 
 BLOCKS_AT_WORK = 5  # at once in memory: two read ahead, one computed, two to be written
 _THREADS = 2**24  # what their stacks, codecs and heaps take
+_FOUND, _NUMBERED, _GROWN = 12, 16, 32  # bytes for each pixel of a band of instances
 _TRIAL_FLOPS, _TRIAL_PX = 10**11, 400  # of the window that the speed is measured on
 
 
@@ -38,11 +42,19 @@ class Buffers:
     output: tuple[int, int]  # rows and columns that are predicted
     classes: int
     planes: int
-    value_bytes: int
+    value_bytes: int  # of the output
+    kept_bytes: int  # of the blocks
+    makes_instances: bool
+    grow_px: float  # of those
 
     @classmethod
     def of(
-        cls, source: StackReader, cache_bytes: int, destination: Destination, classes: int
+        cls,
+        source: StackReader,
+        cache_bytes: int,
+        destination: Destination,
+        values: Values,
+        settings: PredictionSettings,
     ) -> Buffers:
         return cls(
             source=source.shape[1:],
@@ -51,9 +63,12 @@ class Buffers:
             stored_bytes=source.stored_bytes,
             cache_bytes=cache_bytes,
             output=destination.shape[1:],
-            classes=classes,
+            classes=values.classes,
             planes=destination.planes,
             value_bytes=np.dtype(destination.dtype).itemsize,
+            kept_bytes=np.dtype(values.kept_dtype).itemsize,
+            makes_instances=values.kind == "instances",
+            grow_px=0.0 if settings.grow == "auto" else settings.grow,
         )
 
     def __call__(self, windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
@@ -61,12 +76,26 @@ class Buffers:
         height, width, rows, columns = (np.asarray(side, float) for side in sides)  # no overflow
         window = height * width * (4 * self.channels + self.read_bytes)
         values = rows * columns * self.classes * 4
-        row_of_tiles = rows * self.output[1] * self.value_bytes * (self.planes + 1)
+        row_of_tiles = rows * self.output[1] * self.kept_bytes * (self.planes + 1)
         row_of_segments = min(512, self.output[0]) * self.output[1] * self.value_bytes
         touched = np.minimum(self.source[0], height + self.output[0]) * self.source[1]
         cache = np.minimum(self.cache_bytes, touched * self.stored_bytes)
         at_work = BLOCKS_AT_WORK * (window + values)
-        return at_work + row_of_tiles + row_of_segments + cache + _THREADS
+        if self.makes_instances:  # written when all blocks are there
+            first, second = self._labelling()
+            at_work = np.maximum(at_work + first, row_of_segments + second)
+        else:
+            at_work = at_work + row_of_segments
+        return at_work + row_of_tiles + cache + _THREADS
+
+    def _labelling(self) -> tuple[int, int]:
+        """Return what the two passes over the pages take, beside the numbers of the instances."""
+        rows = max(1, BAND_PX // self.output[1])
+        margin = int(2 * self.grow_px)
+        first = min(rows, self.output[0]) * self.output[1] * _FOUND
+        per_px = _NUMBERED + (_GROWN if self.grow_px else 0)
+        second = min(max(rows, margin) + 2 * margin, self.output[0]) * self.output[1] * per_px
+        return first, second
 
 
 @dataclass(frozen=True)

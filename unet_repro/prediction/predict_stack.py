@@ -30,7 +30,7 @@ from unet_repro.prediction.plan import Buffers, Plan, make_plan
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.stack_prediction import StackPrediction
-from unet_repro.prediction.values import Values
+from unet_repro.prediction.values import Values, id_dtype
 
 PathLike = str | os.PathLike[str]
 
@@ -55,6 +55,10 @@ def predict_stack(
     slices, and of pages larger than memory only the parts at work are read. Killed at any moment,
     it goes on with `resume`, and the result is the same to the byte (on the same machine, as far as
     the network's own arithmetic is, and unless memory ran out and tiles were halved).
+
+    Instances are numbered in two passes over the kept blocks of each page, the first while the
+    network runs; beside the plan they take up to 40 bytes for each, or for each part of one in the
+    2^20 pixels that are labelled together.
 
     The images of a folder may have several sizes: they are predicted one after the other, each
     with a plan of its own, into a folder that gets its name when all are complete.
@@ -107,6 +111,8 @@ def prepared(
     what the run will take (`outlook`), and runs (`run`).
     """
     network = model if isinstance(model, UNet) else load_model(model)
+    if settings.kind == "instances":
+        settings = replace(settings, grow=settings.growth_px(network.separation_px))
     values = Values(
         settings.kind,
         settings.dtype,
@@ -180,14 +186,16 @@ class _Planner:
             (len(slices), len(rows), len(columns)),
             reader.depth_axes,
             values.planes,
-            values.dtype,
+            id_dtype(-(-len(rows) * len(columns) // 2))  # pixels that do not touch
+            if values.kind == "instances"
+            else values.dtype,
             tuple(map(read_calibration, sources)),
             self.settings.compression,
         )
         if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
             axes = " x ".join(axis for axis, _ in reader.depth_axes)
             note(f"{out}: a part of the slices of {axes} is written as plain slices, axes ZYX")
-        buffers = Buffers.of(reader, self.cache_bytes, destination, values.classes)
+        buffers = Buffers.of(reader, self.cache_bytes, destination, values, self.settings)
         plan = self.plans.get(size)
         if plan is None:
             plan = make_plan(predictor, buffers, rows=rows, columns=columns, memory=self.memory)

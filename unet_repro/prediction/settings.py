@@ -15,6 +15,8 @@ from unet_repro.network.device import Precision
 from unet_repro.prediction.values import Kind
 from unet_repro.prediction.views import Average
 
+LARGEST_GROWTH_PX = 64.0
+
 
 @dataclass(frozen=True)
 class PredictionSettings:
@@ -25,13 +27,22 @@ class PredictionSettings:
     kind
         probability: float32 P(class 1), of more than two classes a channel for each; uint8: the
         same, 0 to 255, rounded; labels: the most probable class, or with a threshold 1 where
-        P(class 1) is above it; logits: scores of all classes, which become channels.
+        P(class 1) is above it; mask: 255 where that is above 0, else 0; logits: scores of all
+        classes, which become channels; instances: the 4-connected components of the mask,
+        numbered 1, 2, ... in each slice.
     dtype
-        auto; uint8 or uint16 for labels; float32 or float16 for logits.
+        auto; uint8 or uint16 for labels; float32 or float16 for logits. Instances are uint8, uint16
+        or uint32, whatever holds the largest number.
     threshold
-        Of P(class 1), in [0, 1); for kind labels. Of more than two classes, of `of_class`.
+        Of P(class 1), in [0, 1); for kinds labels, mask and instances. Of more than two classes,
+        of `of_class`.
     of_class
         One class in place of class 1, or of all: a single plane of it.
+    min_size
+        Instances of fewer px are dropped, counted before they grow.
+    grow
+        "auto", or px, 0 for none: instances that training parted get the ridge between them back.
+        auto is the separation_px of a network that was trained with separate_touching.
     average
         Views of each slice whose predictions are averaged.
     tile
@@ -58,6 +69,8 @@ class PredictionSettings:
     dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
     threshold: float | None = None
     of_class: Annotated[int | None, tyro.conf.arg(name="class")] = None
+    min_size: int = 0
+    grow: float | Literal["auto"] = "auto"
     average: Average = "none"
     tile: int | Literal["auto"] = "auto"
     memory: int | str = ""
@@ -71,10 +84,33 @@ class PredictionSettings:
     def __post_init__(self) -> None:
         if self.tile != "auto" and self.memory != "":
             raise InputError("tile and memory exclude each other: memory is there to choose tiles")
+        self._check_instances()
         if isinstance(self.memory, int) and self.memory < 1:
             raise InputError(f"memory is {self.memory}: a number of bytes above 0 is needed")
         if isinstance(self.memory, str) and self.memory:
             object.__setattr__(self, "memory", quantities.memory_bytes(self.memory))
+
+    def _check_instances(self) -> None:
+        if self.kind != "instances" and (self.min_size != 0 or self.grow != "auto"):
+            name = "min_size" if self.min_size != 0 else "grow"
+            raise InputError(f"{name} goes with kind instances; the kind is {self.kind}")
+        if self.min_size < 0:
+            raise InputError(f"min_size is {self.min_size}: it must be 0 px or more")
+        if self.grow != "auto" and not 0 <= self.grow <= LARGEST_GROWTH_PX:
+            raise InputError(
+                f"grow is {self.grow}: auto, or 0 to {LARGEST_GROWTH_PX:g} px is needed"
+            )
+
+    def growth_px(self, separation_px: float) -> float:
+        """Return the px of `grow`; "auto" is what training has parted touching cells by."""
+        if self.grow != "auto":
+            return float(self.grow)
+        if separation_px > LARGEST_GROWTH_PX:
+            raise InputError(
+                f"the network was trained with cells {separation_px:g} px apart: instances grow by "
+                f"at most {LARGEST_GROWTH_PX:g} px; --grow says by how much, 0 for not at all"
+            )
+        return separation_px
 
     @property
     def memory_bytes(self) -> int | None:

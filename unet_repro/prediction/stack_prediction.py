@@ -46,9 +46,19 @@ class StackPrediction:
             slices=slices,
             views=len(self.predictor.views),
             output_bytes=self.destination.n_bytes,
-            layout=self.destination.layout,
+            layout=self.layout,
             seconds=estimated_seconds(self.predictor, self.plan.tiles, slices),
         )
+
+    @property
+    def layout(self) -> str:
+        """What the output is stored as, in words."""
+        widest = self.destination.layout
+        if self.job.values.kind != "instances":
+            return widest
+        narrow = self.destination.holding("uint16").layout
+        choice = widest if narrow == widest else f"{narrow} up to 65535 instances, else {widest}"
+        return f"if ids need {self.destination.dtype}; {choice}"
 
     def run(
         self,
@@ -73,7 +83,9 @@ class StackPrediction:
                 store.is_complete = True
                 return
             job = self.job if store.record is None else self.continued(store.record)
-            store.begin(job.record(), shape=job.shape, dtype=job.values.dtype, chunks=job.chunks)
+            store.begin(
+                job.record(), shape=job.shape, dtype=job.values.kept_dtype, chunks=job.chunks
+            )
             if store.is_complete:
                 return
             run = LocalRun(job, self.source, self.predictor, store, self.destination)

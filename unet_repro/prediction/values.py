@@ -15,15 +15,20 @@ from unet_repro.files.file_access import parse_json
 from unet_repro.network.device import Precision
 from unet_repro.prediction.tile_runner import raw_logits, softmax
 
-Kind = Literal["probability", "uint8", "labels", "logits"]
+Kind = Literal["probability", "uint8", "labels", "mask", "logits", "instances"]
 
 _DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
     "probability": ("float32",),
     "uint8": ("uint8",),
     "labels": ("uint8", "uint16"),
+    "mask": ("uint8",),
     "logits": ("float32", "float16"),
+    "instances": ("auto",),  # the smallest of `ID_DTYPES` that holds the largest id
 }
-FULL_SCALE: dict[Kind, float] = {"uint8": 255.0, "labels": 1.0}  # what stands for P = 1
+ID_DTYPES = ("uint8", "uint16", "uint32")
+_THRESHOLDED: tuple[Kind, ...] = ("labels", "mask", "instances")
+_CELL = 255  # in a mask
+FULL_SCALE: dict[Kind, float] = {"uint8": 255.0, "labels": 1.0, "mask": _CELL}  # P = 1
 # Largest difference of a probability by rounding. float32: 1e-5 is what tests of tilings hold to;
 # bfloat16 has 8 bits, and rounds at every layer; a window off the pooling grid differs by 0.1 and
 # more somewhere.
@@ -39,7 +44,8 @@ class Values:
     kind, threshold, of_class
         As in `PredictionSettings`; of equally probable classes the lowest is the label.
     dtype
-        "auto" is the kind's own: float32, uint8, uint8 (uint16 beyond 256 classes), float32.
+        "auto" is the kind's own: float32, uint8, uint8 (uint16 beyond 256 classes), uint8, float32.
+        Of instances it stays "auto": their number decides it.
     classes
         Of the network.
     """
@@ -53,8 +59,9 @@ class Values:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise InputError(f"kind is {self.kind!r}: one of {', '.join(get_args(Kind))} is needed")
-        if self.threshold is not None and self.kind != "labels":
-            raise InputError(f"a threshold makes labels; the kind is {self.kind}")
+        if self.threshold is not None and self.kind not in _THRESHOLDED:
+            kinds = ", ".join(_THRESHOLDED)
+            raise InputError(f"a threshold goes with kind {kinds}; the kind is {self.kind}")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InputError(f"threshold {self.threshold} is not in [0, 1)")
         self._check_class()
@@ -63,9 +70,10 @@ class Values:
         if self.dtype == "auto":
             object.__setattr__(self, "dtype", "uint16" if is_wide else allowed[0])
         if self.dtype not in allowed:
-            raise InputError(
-                f"dtype is {self.dtype}: {self.kind} is stored as {' or '.join(allowed)}"
-            )
+            choice = " or ".join(allowed)
+            if self.kind == "instances":
+                choice = f"the smallest of {', '.join(ID_DTYPES)} that holds all ids (auto)"
+            raise InputError(f"dtype is {self.dtype}: {self.kind} is stored as {choice}")
         if is_wide and self.dtype == "uint8":
             raise InputError(f"dtype is uint8: {self.classes} classes need uint16")
 
@@ -96,6 +104,11 @@ class Values:
         return slice(None) if is_of_all else slice(1, 2)
 
     @property
+    def kept_dtype(self) -> str:
+        """Of the blocks; those of instances are blocks of a mask, from which they are made."""
+        return "uint8" if self.kind == "instances" else self.dtype
+
+    @property
     def finish(self) -> Callable[[Tensor], Tensor]:
         """What is averaged over the views: probabilities, or for logits the scores."""
         return raw_logits if self.kind == "logits" else softmax
@@ -103,7 +116,8 @@ class Values:
     @property
     def planes(self) -> int:
         """Values per pixel."""
-        return 1 if self.kind == "labels" else len(range(self.classes)[self.of_classes])
+        is_one = self.kind in _THRESHOLDED
+        return 1 if is_one else len(range(self.classes)[self.of_classes])
 
     def kept(self, values: NDArray[Any]) -> NDArray[Any]:
         """Turn averaged values (classes, h, w) into those to keep, (planes, h, w).
@@ -121,10 +135,34 @@ class Values:
             return kept
         if self.kind == "labels" and self.threshold is None:
             return values.argmax(axis=0)[None].astype(self.dtype)
+        if self.kind in _THRESHOLDED:
+            is_cell = self.margin(values)[None] > 0
+            return is_cell.astype(self.kept_dtype) * (1 if self.kind == "labels" else _CELL)
         probs = values[self.of_classes]
-        if self.kind == "labels":
-            return (probs > self.threshold).astype(self.dtype)
         return np.rint(probs * 255).astype(np.uint8) if self.kind == "uint8" else probs
+
+    def margin(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return (h, w), above 0 where averaged probabilities (classes, h, w) make a cell."""
+        if self.threshold is not None:
+            return values[self.of_classes][0] - self.threshold
+        if self.of_class is not None:
+            return values[self.of_class] - np.delete(values, self.of_class, axis=0).max(axis=0)
+        return values[1:].max(axis=0) - values[0]
+
+
+def id_dtype(largest: int) -> str:
+    """Return the smallest dtype of instance ids that holds this one.
+
+    >>> id_dtype(255), id_dtype(256), id_dtype(65536)
+    ('uint8', 'uint16', 'uint32')
+    """
+    return next(dtype for dtype in ID_DTYPES if largest <= np.iinfo(dtype).max)
+
+    def margin(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return (h, w), above 0 where averaged probabilities (classes, h, w) make a cell."""
+        if self.threshold is not None:
+            return values[1] - self.threshold
+        return values[1:].max(axis=0) - values[0]
 
 
 def recorded_full_scale(info: str | None) -> float | None:
@@ -135,6 +173,12 @@ def recorded_full_scale(info: str | None) -> float | None:
     >>> recorded_full_scale('{"model_sha256": "", "settings": {"kind": "uint8"}}')
     255.0
     """
+    kind = recorded_kind(info)
+    return None if kind is None else FULL_SCALE.get(kind)
+
+
+def recorded_kind(info: str | None) -> Kind | None:
+    """Return the kind of values in a file whose recorded text is `info`, if any."""
     try:
         facts = parse_json(info or "")
     except ValueError:
@@ -142,7 +186,7 @@ def recorded_full_scale(info: str | None) -> float | None:
     settings = facts.get("settings") if isinstance(facts, dict) else None
     if not isinstance(settings, dict) or "model_sha256" not in facts:
         return None
-    return FULL_SCALE.get(settings.get("kind", ""))
+    return next((kind for kind in get_args(Kind) if kind == settings.get("kind")), None)
 
 
 def check_values(
@@ -163,11 +207,10 @@ def check_values(
         chosen = np.take_along_axis(again, kept.astype(np.int64), axis=0)
         difference = again.max(axis=0) - chosen[0]
         tolerance *= 2
-    elif values.kind == "labels":
-        probs = again[values.of_classes]
-        difference = np.where(
-            (probs > values.threshold) == kept, 0, np.abs(probs - values.threshold)
-        )
+    elif values.kind in _THRESHOLDED:
+        margin = values.margin(again)
+        difference = np.where((margin > 0) == (kept[0] > 0), 0, np.abs(margin))
+        tolerance *= 1 if values.threshold is not None else 2
     elif values.kind == "uint8":
         difference = np.abs(kept / 255 - again[values.of_classes])
         tolerance += 0.5 / 255

@@ -16,7 +16,7 @@ from unet_repro import metrics
 from unet_repro.config import TABLE_1, TABLE_2
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
-from unet_repro.images.labels import read_meaning
+from unet_repro.images.labels import LabelSettings, read_meaning
 from unet_repro.images.slices import Slices, joined, mapped, pieces
 from unet_repro.reports import drawing
 
@@ -212,15 +212,18 @@ def as_probability(prediction: Slices, full_scale: float | None) -> Slices:
     return mapped(lambda values: (values / full_scale).astype(np.float32), prediction)
 
 
-def predicted_cells(prediction: Slices, full_scale: float | None) -> tuple[Slices, str]:
+def predicted_cells(
+    prediction: Slices, full_scale: float | None, *, are_ids: bool = False
+) -> tuple[Slices, str]:
     """Return a prediction's cells, int (z, y, x), 0 = background, and in words how it was read.
 
     Floating-point values, and integers of which `full_scale` stands for 1, are P(interior): cells
-    are the 4-connected components of what is above 0.5. Other integers are ids, or a mask.
+    are the 4-connected components of what is above 0.5. Other integers are ids, or a mask,
+    unless it is known that they `are_ids`.
     """
     if full_scale is None and prediction[0].dtype.kind != "f":
         try:
-            reading = read_meaning(prediction)
+            reading = read_meaning(prediction, LabelSettings("ids" if are_ids else "auto"))
         except InputError as error:
             raise InputError(
                 f"the prediction: {error}; of P(interior), --max-value says which value is 1"
