@@ -199,6 +199,9 @@ def test_a_resume_with_other_initial_weights_is_refused(training, begun, shape, 
     path.rename(tmp_path / "moved.safetensors")  # the same weights, wherever they lie
     moved = replace(begun, init=str(tmp_path / "moved.safetensors"), iterations=13)
     assert learn(training, moved, tmp_path / "run", resume=True).iterations == 13
+    path.write_bytes(b"no model")  # the run could do without; but this may be a slip
+    with pytest.raises(InputError, match="not a model of unet_repro"):
+        learn(training, begun, tmp_path / "run", resume=True)
     saved(replace(shape, input_mean=(7.0,)), path, seed=6)
     for other in (begun, replace(begun, init="")):
         network = UNetConfig() if not other.init else replace(shape, input_mean=(7.0,))
