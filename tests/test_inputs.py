@@ -262,8 +262,10 @@ def test_train_leaves_unknown_pixels_out_and_says_so(at, capsys):
     assert record["unknown"] == 3 * 40 * 11
     assert "25 % unknown pixels" in (at / "run/report.html").read_text()
     # what is unknown is drawn as background, and scored again as it was
-    again = run(capsys, "evaluate", "run/heldout_labels.tif", "run/heldout_probability.tif",
-                "--label-kind", "ids", "--ignore-label", "65535", "--json", "e.json")  # fmt: skip
+    again = run(
+        capsys,
+        *("evaluate", "run/heldout_labels.tif", "run/heldout_probability.tif", "--json", "e.json"),
+    )
     assert "25 % unknown" in again
     metrics = json.loads((at / "run/metrics.json").read_text())
     figures = json.loads((at / "e.json").read_text())["figures"]
@@ -338,6 +340,39 @@ def test_8_bit_probabilities_of_our_own_are_read_as_such(at, capsys):
         assert found["p8"] == found["foreign"] == found["exact"]
         assert "--max-value" in refused(capsys, "evaluate", "mask.tif", "foreign.tif",
                                         "--task", task)  # fmt: skip
+
+
+def test_png_files_of_our_own_say_what_they_hold(at, capsys):
+    images = folder(at / "images", {f"{z}.png": png(s) for z, s in enumerate(GREY)})
+    truth = folder(at / "truth", {f"{z}.png": png(s) for z, s in enumerate(MASK)})
+    predict = ["predict", images, "--model", "m.safetensors", "--out"]
+    run(capsys, *predict, "p8", "--kind", "uint8")
+    run(capsys, *predict, "p")
+    for task in ("em", "cells"):
+        told = run(capsys, "evaluate", truth, "p8", "--task", task, "--json", f"{task}8.json")
+        assert "prediction: P(interior)" in told
+        figures = json.loads((at / f"{task}8.json").read_text())["figures"]
+        exact = (read_stack(at / "p8") / 255).astype(np.float32)
+        plain(at / "exact.tif", exact)
+        run(capsys, "evaluate", "mask.tif", "exact.tif", "--task", task, "--json", f"{task}.json")
+        assert figures == json.loads((at / f"{task}.json").read_text())["figures"]
+    before = {path.name: path.stat().st_ino for path in (at / "p8").iterdir()}
+    run(capsys, *predict, "p8", "--kind", "uint8", "--resume")  # it is complete
+    assert {path.name: path.stat().st_ino for path in (at / "p8").iterdir()} == before
+
+
+def test_no_output_replaces_an_input(at, capsys):
+    before = {path: path.read_bytes() for path in at.iterdir()}
+    for command in (
+        ["evaluate", "mask.tif", "images.tif", "--max-value", "255", "--json", "mask.tif"],
+        ["evaluate", "mask.tif", "images.tif", "--max-value", "255", "--plot", "images.tif"],
+        ["evaluate", "mask.tif", "images.tif", "--json", "a.png", "--plot", "a.png"],
+        ["preview-augmentation", "images.tif", "mask.tif", "--out", "mask.tif"],
+        ["weight-map", "mask.tif", "--out", "w.tif", "--preview", "w.tif"],
+        ["train", "images.tif", "mask.tif", "--out", ".", *TRAIN],
+    ):
+        assert "would be among the files of" in refused(capsys, *command, "--overwrite")
+    assert {path: path.read_bytes() for path in at.iterdir()} == before
 
 
 @pytest.mark.parametrize(

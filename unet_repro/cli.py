@@ -24,7 +24,13 @@ from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
 from unet_repro.images.calibration import read_info
-from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
+from unet_repro.images.labels import (
+    UNKNOWN_CELL,
+    LabelSettings,
+    Reading,
+    read_meaning,
+    recorded_unknown,
+)
 from unet_repro.images.slices import joined, mapped
 from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack, slice_names
 from unet_repro.network.device import choose_device
@@ -371,9 +377,11 @@ class Evaluate:
                 check_output(path, overwrite=self.overwrite)
         predicted, truth = paired_files(self.prediction, self.labels, mask_suffix=self.mask_suffix)
         ignore = self.read_as.ignore_label
+        if ignore is None:
+            ignore = recorded_unknown(read_info(truth[0] if truth else self.labels))
         axes = self.axes or None
         labels = read_labels(self.labels, ignore_label=ignore, axes=axes, files=truth)
-        reading = read_meaning(labels, self._labels_read_as(), where=str(self.labels))
+        reading = read_meaning(labels, self._labels_read_as(ignore), where=str(self.labels))
         told = [f"labels: {reading.line()}"]
         cells = joined([reading.cells(slice_) for slice_ in labels])
         known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None
@@ -413,16 +421,17 @@ class Evaluate:
         print(_table(result))
         return 0
 
-    def _labels_read_as(self) -> LabelSettings:
+    def _labels_read_as(self, ignore_label: int | None) -> LabelSettings:
         """Return how labels are to be read: of the task classes as such."""
+        read_as = replace(self.read_as, ignore_label=ignore_label)
         if self.task != "classes":
-            return self.read_as
+            return read_as
         if self.read_as.label_kind in ("mask", "ids"):
             raise InputError(
                 f"--task classes reads labels as classes, not as {self.read_as.label_kind}: leave "
                 "--label-kind out"
             )
-        return replace(self.read_as, label_kind="classes")
+        return replace(read_as, label_kind="classes")
 
 
 @dataclass(frozen=True)

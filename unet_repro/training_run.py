@@ -333,8 +333,16 @@ def evaluate_run(
                 "labels": labels,
                 "prediction" if has_classes else "probability": prediction,
             }
+            told = {"unknown_label": result["unknown_label"]}  # so that the labels alone say it
+            infos = {"labels": "" if result["unknown_label"] is None else json.dumps(told)}
             for name, stack in stacks.items():
-                _write_slices(folder / f"heldout_{name}", stack, held_out, is_stack=is_stack)
+                _write_slices(
+                    folder / f"heldout_{name}",
+                    stack,
+                    held_out,
+                    is_stack=is_stack,
+                    info=infos.get(name, ""),
+                )
             result["heldout"] = _evaluation(data, settings, held_out, prediction)
         if test is not None:
             result["test"] = evaluate_em(*test)
@@ -355,16 +363,18 @@ def _evaluation(
     return evaluate_classes(classes, prediction, n_classes=n_classes, **common)
 
 
-def _write_slices(path: Path, stack: Slices, numbers: list[int], *, is_stack: bool) -> None:
+def _write_slices(
+    path: Path, stack: Slices, numbers: list[int], *, is_stack: bool, info: str
+) -> None:
     """Write ``path.tif``; or, where the data have several sizes, ``path/<number>.tif`` for each."""
     single = path.with_suffix(".tif")
     if is_stack:
-        write_stack(single, np.asarray(stack), overwrite=True)
+        write_stack(single, np.asarray(stack), overwrite=True, info=info)
         return
     single.unlink(missing_ok=True)
     for number, image in zip(numbers, stack):
         one = image if image.ndim == 2 else image[np.newaxis]  # channels: (1, c, y, x)
-        write_stack(path / f"{number}.tif", one, overwrite=True)
+        write_stack(path / f"{number}.tif", one, overwrite=True, info=info)
 
 
 def _held_out_classes(data: LabelledStack, held_out: list[int]) -> tuple[Slices, int | None]:

@@ -16,7 +16,7 @@ from unet_repro.files.file_access import as_input_errors, open_binary
 from unet_repro.images.image_files import image_files
 from unet_repro.images.image_formats import format_of
 from unet_repro.images.jpeg_files import pixel_density
-from unet_repro.images.png_files import pixels_per_metre
+from unet_repro.images.png_files import pixels_per_metre, png_text
 from unet_repro.images.tiff_pages import tag_ratio
 from unet_repro.images.units import escaped_unit, length_ratio, plain_unit, seconds
 
@@ -249,6 +249,8 @@ def _interval(size: Fraction | None, unit: str, notes: list[str]) -> float | Non
 def read_info(path: PathLike) -> str | None:
     """Return the text that this package recorded in a file, None if there is none."""
     try:
+        if Path(path).suffix.lower() == ".png":
+            return png_text(Path(path))
         with as_input_errors(Path(path)), _open_tiff(Path(path)) as file:
             if file.ome_metadata:
                 image = _ome_image(file.ome_metadata)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from unet_repro.errors import InputError, note
+from unet_repro.files.file_access import parse_json
 from unet_repro.images.label_facts import SliceFacts, holds, merged, slice_facts
 from unet_repro.images.slices import Slices
 
@@ -294,6 +295,22 @@ def instances(
     cells = [np.maximum(reading.cells(slice_), 0) for slice_ in stack]
     ids = np.stack(cells) if cells else np.zeros(stack.shape, np.int32)
     return ids.reshape(np.shape(labels))
+
+
+def recorded_unknown(info: str | None) -> int | None:
+    """Return the value of unknown pixels that a file of labels records in its text, if any.
+
+    Examples
+    --------
+    >>> recorded_unknown('{"unknown_label": 65535}')
+    65535
+    """
+    try:
+        facts = parse_json(info or "")
+    except ValueError:
+        return None
+    value = facts.get("unknown_label") if isinstance(facts, dict) else None
+    return value if type(value) is int else None
 
 
 def as_stack(labels: Any) -> np.ndarray:

@@ -20,7 +20,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST_SIDE_PX = 1_000_000  # libpng decodes no more
 _LARGEST_NUMBER = 2**31 - 1
 _LARGEST_RATIO = 1032  # of zlib: bytes out per byte in
-_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"eXIf", b"acTL")
+_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"eXIf", b"acTL", b"tEXt")
+_KEYWORD = b"Description"  # of the text that this package records
 _LONGEST_KEPT = 2**17  # Exif of a JPEG ends at 2**16
 _GREY, _RGB, _TABLE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6  # the colour types
 _SAMPLES = {_GREY: 1, _RGB: 3, _TABLE: 1, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
@@ -107,14 +108,31 @@ def pixels_per_metre(path: Path) -> tuple[tuple[int, int], bool] | None:
     return ((x, y), unit == 1) if min(x, y) > 0 else None
 
 
-def encode_png(image: np.ndarray, per_metre: tuple[float, float] | None = None) -> bytes:
-    """Return a grey image as a PNG file; pixels per metre along x and y as integers, if at all."""
+def png_text(path: Path) -> str | None:
+    """Return the text that `encode_png` recorded, None if there is none."""
+    with open_binary(path) as file:
+        body = _parse(path, file).bodies.get(b"tEXt", b"")
+    keyword, _, text = body.partition(b"\0")
+    return text.decode("latin-1") if keyword == _KEYWORD else None
+
+
+def encode_png(
+    image: np.ndarray, per_metre: tuple[float, float] | None = None, *, text: str = ""
+) -> bytes:
+    """Return a grey image as a PNG file.
+
+    Pixels per metre along x and y are recorded as integers, if at all; a text, such as JSON, must
+    be ASCII.
+    """
     content = bytes(imagecodecs.png_encode(image))
     numbers = [round(number) for number in per_metre or (0, 0)]
-    if not 0 < min(numbers) <= max(numbers) <= _LARGEST_NUMBER:
-        return content
+    chunks = b""
+    if 0 < min(numbers) <= max(numbers) <= _LARGEST_NUMBER:
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", *numbers, 1))
+    if text:
+        chunks += _chunk(b"tEXt", _KEYWORD + b"\0" + text.encode("ascii"))
     head = len(_SIGNATURE) + 25  # the chunk IHDR is the first and has 25 bytes
-    return content[:head] + _chunk(b"pHYs", struct.pack(">IIB", *numbers, 1)) + content[head:]
+    return content[:head] + chunks + content[head:]
 
 
 def _parse(path: Path, file: BinaryIO) -> _Png:

@@ -229,6 +229,7 @@ def write_stack(
     overwrite: bool = False,
     compression: str | None = None,
     voxel_size_um: tuple[float, float, float] | None = None,
+    info: str = "",
 ) -> None:
     """Write a stack as a TIFF that is either complete or absent, in folders made for it.
 
@@ -243,6 +244,8 @@ def write_stack(
         A lossless scheme of tifffile: ``"zlib"``, ``"lzw"``, ``"zstd"``.
     voxel_size_um : tuple of float, optional
         (z, y, x) in micrometres.
+    info : str
+        A text to record, such as JSON, which `images.calibration.read_info` gives.
 
     Raises
     ------
@@ -259,6 +262,8 @@ def write_stack(
         raise InputError(f"{path}: pages 1 px wide cannot be stored here; transpose them")
     is_classic = stack.nbytes < _CLASSIC_TIFF_BYTES
     metadata: dict[str, Any] = {"axes": "ZYX" if stack.ndim == 3 else "ZCYX"}
+    if info:
+        metadata["Info"] = info
     resolution = None
     if voxel_size_um is not None:
         z, y, x = voxel_size_um

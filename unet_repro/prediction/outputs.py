@@ -96,7 +96,7 @@ class Destination:
     ) -> None:
         if _is_png(path.name):
             image = np.concatenate(list(bands(slices.start, 0)))
-            path.write_bytes(encode_png(image, calibration.pixels_per_metre))
+            path.write_bytes(encode_png(image, calibration.pixels_per_metre, text=info))
             return
         write_pages(
             path,

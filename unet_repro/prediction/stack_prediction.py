@@ -93,13 +93,10 @@ class StackPrediction:
                 run.go(runner=ready, verify=verify, progress=progress, bar=bar)
 
     def _is_complete(self, target: Path) -> bool:
-        """Tell whether the output is there and made of the same; PNG files cannot tell."""
-        names = [name for name in self.destination.names if not name.lower().endswith(".png")]
-        if names:
-            target = target / names[0]
-        elif target.is_dir():
-            return False
-        return target.is_file() and read_info(target) == self.job.info(self.source.path.name)
+        """Tell whether the output is there and made of the same."""
+        files = [target / name for name in self.destination.names] or [target]
+        info = self.job.info(self.source.path.name)
+        return all(file.is_file() and read_info(file) == info for file in files)
 
     def continued(self, record: dict[str, Any]) -> Job:
         """Return the job with the tiles of an unfinished run: another memory may have made them."""
