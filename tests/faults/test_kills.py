@@ -119,6 +119,9 @@ def read_download(folder: Path) -> dict[str, Any]:
     return {path.name: path.read_bytes() for path in target.iterdir()}
 
 
+GROWN = ("--kind", "instances", "--grow", "1")
+
+
 def jobs(inputs: Inputs, published: str) -> list[Job]:
     train = [
         *("train", inputs / "images.tif", inputs / "labels.tif"),
@@ -159,15 +162,7 @@ def jobs(inputs: Inputs, published: str) -> list[Job]:
         ),
         Job(
             "predict instances",
-            lambda folder: [
-                *predict,
-                "--kind",
-                "instances",
-                "--grow",
-                "1",
-                "--out",
-                folder / "i.tif",
-            ],
+            lambda folder: [*predict, *GROWN, "--out", folder / "i.tif"],
             "--resume",
             bytes_of("i.tif"),
         ),

@@ -227,7 +227,7 @@ def test_plan_says_what_ids_may_take(model: UNet, tmp_path: Path) -> None:
         peaks.append(outlook.plan.peak_bytes)
     assert peaks[0] + 2**23 < peaks[1] < peaks[2] - 2**23
     assert outlook.output_bytes == 3000 * 2000 * 4
-    assert "if ids need uint32; ImageJ TIFF in strips up to 65535 instances" in str(outlook)
+    assert "with uint32 ids (of few cells less), ImageJ TIFF in strips up to 65535" in str(outlook)
 
 
 @pytest.mark.parametrize("kind", ["mask", "instances"])

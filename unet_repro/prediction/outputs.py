@@ -16,7 +16,7 @@ from unet_repro.images.calibration import Calibration
 from unet_repro.images.png_files import encode_png
 from unet_repro.images.tiff_axes import Axes, as_written
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
-from unet_repro.prediction.values import Values
+from unet_repro.prediction.values import Values, id_dtype
 
 Bands = Callable[[int, int], Iterator[NDArray[Any]]]  # slice, plane -> bands from top to bottom
 
@@ -68,9 +68,19 @@ class Destination:
         files = [f"{pngs} PNG files"] * (pngs > 0) + [f"{tiffs} files: {kind}"] * (tiffs > 0)
         return ", ".join(files)
 
+    def for_ids(self) -> Destination:
+        """Return the same for instances, with the widest dtype that they may need."""
+        height, width = self.shape[1:]
+        most = (height * width + 1) // 2  # pixels that do not touch each other
+        return replace(self, dtype=id_dtype(min(most, 65535) if self._holds_png else most))
+
+    @property
+    def _holds_png(self) -> bool:
+        return any(map(_is_png, self.names or (self.path.name,)))
+
     def holding(self, dtype: str) -> Destination:
         """Return the same for values of another dtype, or say that a format cannot hold it."""
-        if dtype == "uint32" and any(map(_is_png, self.names or (self.path.name,))):
+        if dtype == "uint32" and self._holds_png:
             raise InputError(
                 f"{self.path.name}: a slice has more than 65535 instances, too many for PNG: "
                 "--out with a name that ends in .tif, or a larger --min-size, is needed"

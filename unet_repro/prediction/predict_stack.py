@@ -30,7 +30,7 @@ from unet_repro.prediction.plan import Buffers, Plan, make_plan
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.stack_prediction import StackPrediction
-from unet_repro.prediction.values import Values, id_dtype
+from unet_repro.prediction.values import Values
 
 PathLike = str | os.PathLike[str]
 
@@ -186,12 +186,12 @@ class _Planner:
             (len(slices), len(rows), len(columns)),
             reader.depth_axes,
             values.planes,
-            id_dtype(-(-len(rows) * len(columns) // 2))  # pixels that do not touch
-            if values.kind == "instances"
-            else values.dtype,
+            values.kept_dtype,
             tuple(map(read_calibration, sources)),
             self.settings.compression,
         )
+        if values.kind == "instances":
+            destination = destination.for_ids()
         if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
             axes = " x ".join(axis for axis, _ in reader.depth_axes)
             note(f"{out}: a part of the slices of {axes} is written as plain slices, axes ZYX")

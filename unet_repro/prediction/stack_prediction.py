@@ -58,7 +58,7 @@ class StackPrediction:
             return widest
         narrow = self.destination.holding("uint16").layout
         choice = widest if narrow == widest else f"{narrow} up to 65535 instances, else {widest}"
-        return f"if ids need {self.destination.dtype}; {choice}"
+        return f"with {self.destination.dtype} ids (of few cells less), {choice}"
 
     def run(
         self,
