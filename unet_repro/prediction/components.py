@@ -56,11 +56,11 @@ def numbered(
     bands: Iterable[NDArray[Any]], numbering: Numbering, dtype: Any = np.uint32
 ) -> Iterator[NDArray[Any]]:
     """Yield the bands of the page whose `number_components` is given, as numbers."""
-    numbers = numbering.numbers.astype(dtype)
     found = 0
     for band in _cut(bands):
         labels, count = ndimage.label(band)
-        labels[labels > 0] += found
+        numbers = numbering.numbers[found : found + count + 1].astype(dtype)
+        numbers[0] = 0
         yield numbers[labels]
         found += count
 
