@@ -72,6 +72,13 @@ def test_balance_is_that_of_the_training_slices(row):
     np.testing.assert_allclose(held_out.weights[0, 0, :6], one, rtol=1e-6)
 
 
+def test_a_held_out_class_that_is_not_trained_on_weighs_nothing_but_counts(row):
+    with pytest.warns(InputNote, match="class 2 occurs nowhere"):
+        _, held_out = taken(classed(row[[1, 0]]), settings(val="1:2"))
+    np.testing.assert_array_equal(held_out.weights[0] == 0, np.isin(row[0], (2, 9)))
+    np.testing.assert_array_equal(held_out.known[0], row[0] != 9)
+
+
 def test_a_ridge_between_touching_classes_is_class_0():
     labels = np.zeros((1, 9, 20), np.uint8)
     labels[:, :, 2:10], labels[:, :, 10:18] = 1, 2
@@ -136,9 +143,9 @@ def test_validation_of_classes_is_the_share_of_known_pixels_that_are_wrong():
     weights = np.ones(classes.shape, np.float32)
     weights[0, 1, 0] = 0  # a class that training knows nothing of weighs 0, and counts all the same
     known = np.ones(classes.shape, bool)
-    known[0, 1, 3] = False
+    known[0, 1, 2:] = False  # one right, one wrong
     found = validate(predictor, HeldOut(images, classes, weights, known))
-    assert found.pixel_error == pytest.approx(3 / 7)
+    assert found.pixel_error == 3 / 6
     np.testing.assert_array_equal(found.prediction, images)
     assert found.prediction.dtype == np.uint8 and not found.is_one_class
     assert validate(predictor, HeldOut(images * 0, classes, weights, known)).is_one_class

@@ -149,7 +149,7 @@ def _remarks(run: RunFolder) -> list[str]:
     best = run_facts.best_validation(run)
     if best:
         last = "The figures are of the last weights (model.safetensors). "
-        shown = last if run.evaluations() else ""
+        shown = last if run.evaluations() or run.class_evaluation() else ""
         remarks.append(
             f"{shown}The lowest pixel error of a validation so far is {best} "
             "(best.safetensors). That choice was made on the held-out slices themselves, so the "

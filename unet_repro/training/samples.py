@@ -148,13 +148,9 @@ def _check_occurring(sizes: list[int]) -> None:
             f"the training slices' labels are all of class {present[0]}: two classes or more are "
             "needed"
         )
-    absent = [str(k) for k, size in enumerate(sizes) if not size]
+    absent = ", ".join(str(k) for k, size in enumerate(sizes) if not size)
     if absent:
-        what = (
-            f"class {absent[0]} occurs"
-            if len(absent) == 1
-            else f"classes {', '.join(absent)} occur"
-        )
+        what = f"classes {absent} occur" if "," in absent else f"class {absent} occurs"
         note(f"{what} nowhere in the training slices: there is nothing to learn of it")
 
 
