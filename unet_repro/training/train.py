@@ -250,7 +250,8 @@ class _Loop:
         )
         if state.best is None or found.pixel_error < state.best.pixel_error:
             state.best = Best(state.iteration, found.pixel_error)
-            if not (state.folder / "checkpoint.pt").exists():
+            is_first = not (state.folder / "checkpoint.pt").exists()
+            if is_first and state.processes.count == 1:  # with others it takes all of them
                 state.save_checkpoint()  # no model without what going on from it needs
             state.save_model_as("best.safetensors", validation_pixel_error=found.pixel_error)
         z = len(held_out.images) // 2
