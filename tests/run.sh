@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: ruff, mypy, the default test suite. Options are passed on to pytest.
+# All checks: ruff, mypy, the default test suite in two processes. Options are passed on to pytest.
 set -euo pipefail
 root="$(CDPATH='' cd "$(dirname "$0")/.." && pwd)"
 cd "$root"
@@ -11,4 +11,4 @@ fi
 "$PYTHON_BIN" -m ruff check .
 "$PYTHON_BIN" -m ruff format --check .
 "$PYTHON_BIN" -m mypy
-exec "$PYTHON_BIN" -m pytest "$@"
+exec "$PYTHON_BIN" -m pytest -n 2 "$@"
