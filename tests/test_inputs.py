@@ -340,6 +340,9 @@ def test_8_bit_probabilities_of_our_own_are_read_as_such(at, capsys):
         assert found["p8"] == found["foreign"] == found["exact"]
         assert "--max-value" in refused(capsys, "evaluate", "mask.tif", "foreign.tif",
                                         "--task", task)  # fmt: skip
+        for name, other in (("p8", "200"), ("p", "255")):
+            line = refused(capsys, "evaluate", "mask.tif", f"{name}.tif", "--max-value", other)
+            assert "leave --max-value out" in line
 
 
 def test_png_files_of_our_own_say_what_they_hold(at, capsys):

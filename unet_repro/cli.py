@@ -388,7 +388,13 @@ class Evaluate:
         cells = mapped(lambda ids: np.maximum(ids, 0), cells)
         prediction = read_stack(self.prediction, axes=axes, files=predicted)
         recorded = read_info(predicted[0] if predicted else self.prediction)
-        full_scale = recorded_full_scale(recorded) if self.max_value is None else self.max_value
+        full_scale = recorded_full_scale(recorded)
+        if self.max_value is not None and full_scale not in (None, self.max_value):
+            raise InputError(
+                f"--max-value is {self.max_value:g}, but {self.prediction} records that "
+                f"{full_scale:g} stands for 1: leave --max-value out"
+            )
+        full_scale = full_scale or self.max_value
         if self.task == "classes":
             found = class_evaluation.predicted_classes(prediction, full_scale)
             result = class_evaluation.evaluate_classes(
@@ -405,7 +411,7 @@ class Evaluate:
             told.append(f"prediction: {line}")
             result = evaluation.evaluate_cells(cells, predicted_ids, known=known)
         else:
-            if full_scale is not None:
+            if full_scale not in (None, 1):
                 told.append(f"prediction: P(interior) is value / {full_scale:g}")
             probability = evaluation.as_probability(prediction, full_scale)
             result = evaluation.evaluate_em(cells, probability, known=known, progress=True)

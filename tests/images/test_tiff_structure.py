@@ -148,6 +148,15 @@ def test_one_whole_page_with_the_description_of_a_small_stack_is_that_page(tmp_p
                 read_stack(tmp_path / "s.tif")
 
 
+def test_several_ome_images_are_told(tmp_path):
+    stack = noise()
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif", ome=True) as writer:
+        for part in (stack[:3], stack[3:]):
+            writer.write(part, photometric="minisblack", metadata={"axes": "ZYX"})
+    with pytest.warns(InputNote, match="holds 2 OME images: their slices are read one after"):
+        np.testing.assert_array_equal(read_stack(tmp_path / "s.ome.tif"), stack)
+
+
 def test_pixels_that_no_directory_points_to_are_not_left_out(tmp_path):
     with tifffile.TiffWriter(tmp_path / "s.tif") as writer:
         for seed in range(2):

@@ -147,7 +147,12 @@ class StructureFinder:
             for axis, length in innermost.pop():
                 if axis == "C" and first.keyframe.samplesperpixel == 1:
                     leading = (("I", n_pages // length), (axis, length))
-        return Structure(self._named(StoredAxes.of_pages(first.keyframe, leading)), self._chain)
+        axes = self._named(StoredAxes.of_pages(first.keyframe, leading))
+        notes: tuple[str, ...] = ()
+        if self._file.is_ome:
+            how = "their slices are read one after the other, at the first one's scale"
+            notes = (f"holds {len(all_series)} OME images: {how}",)
+        return Structure(axes, self._chain, notes=notes)
 
     def _of_pages(self, declared: Any) -> Structure:
         """Return the structure of pages that a description does not describe."""

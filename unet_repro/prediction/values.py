@@ -28,7 +28,12 @@ _DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
 ID_DTYPES = ("uint8", "uint16", "uint32")
 _THRESHOLDED: tuple[Kind, ...] = ("labels", "mask", "instances")
 _CELL = 255  # in a mask
-FULL_SCALE: dict[Kind, float] = {"uint8": 255.0, "labels": 1.0, "mask": _CELL}  # P = 1
+FULL_SCALE: dict[Kind, float] = {  # what stands for P = 1
+    "probability": 1.0,
+    "uint8": 255.0,
+    "labels": 1.0,
+    "mask": _CELL,
+}
 # Largest difference of a probability by rounding. float32: 1e-5 is what tests of tilings hold to;
 # bfloat16 has 8 bits, and rounds at every layer; a window off the pooling grid differs by 0.1 and
 # more somewhere.
