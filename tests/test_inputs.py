@@ -22,6 +22,7 @@ from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stacks import read_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
+from unet_repro.weight_maps.weight_map import frequency_weights, weight_map
 
 rng = np.random.default_rng(0)
 GREY = ndimage.gaussian_filter(rng.integers(0, 256, (3, 40, 44)).astype(float), (0, 1, 1))
@@ -362,6 +363,22 @@ def test_png_files_of_our_own_say_what_they_hold(at, capsys):
     before = {path.name: path.stat().st_ino for path in (at / "p8").iterdir()}
     run(capsys, *predict, "p8", "--kind", "uint8", "--resume")  # it is complete
     assert {path.name: path.stat().st_ino for path in (at / "p8").iterdir()} == before
+
+
+def test_instances_of_several_sizes_and_types_are_scored(at, capsys):
+    many = np.zeros((40, 60), np.uint16)
+    many[::2, ::2] = np.arange(1, 601).reshape(20, 30)
+    few = np.kron(np.arange(1, 5, dtype=np.uint8).reshape(2, 2), np.ones((9, 7), np.uint8))
+    found = folder(at / "found", {"a.png": png(many), "b.png": png(few)})
+    run(capsys, "evaluate", found, found, "--task", "cells", "--label-kind", "ids", "--json", "j")
+    assert json.loads((at / "j").read_text())["figures"]["seg"] == 1
+    run(capsys, "weight-map", found, "--label-kind", "ids", "--out", "w")
+    balance = frequency_weights(many.size + few.size - 600 - few.size, 600 + few.size)
+    for name, one in (("a", many), ("b", few)):
+        expected = weight_map(one, label_kind="ids", class_balance=balance)
+        np.testing.assert_array_equal(tifffile.imread(at / f"w/{name}.tif"), expected)
+    line = refused(capsys, "predict", found, "--model", "m.safetensors", "--out", "o")
+    assert "images may differ in size, not in type" in line
 
 
 def test_no_output_replaces_an_input(at, capsys):

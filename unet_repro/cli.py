@@ -386,7 +386,8 @@ class Evaluate:
         cells = joined([reading.cells(slice_) for slice_ in labels])
         known = mapped(lambda ids: ids != UNKNOWN_CELL, cells) if reading.unknown else None
         cells = mapped(lambda ids: np.maximum(ids, 0), cells)
-        prediction = read_stack(self.prediction, axes=axes, files=predicted)
+        are_labels = self.task != "em"
+        prediction = read_stack(self.prediction, as_labels=are_labels, axes=axes, files=predicted)
         recorded = read_info(predicted[0] if predicted else self.prediction)
         full_scale = recorded_full_scale(recorded)
         if self.max_value is not None and full_scale not in (None, self.max_value):

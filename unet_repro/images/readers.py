@@ -29,7 +29,8 @@ def sizes_in_folder(
 ) -> dict[Path, Size]:
     """Return the images of a folder and their sizes if these differ; else, and of a file, nothing.
 
-    Options and errors are those of `StackReader`; `InputError` also for images of several dtypes.
+    Options and errors are those of `StackReader`; `InputError` also for images of several dtypes,
+    but for labels of unsigned integers.
     """
     if not Path(path).is_dir():
         return {}
@@ -41,7 +42,8 @@ def sizes_in_folder(
         dtypes.setdefault(dtype, file)
     if len(set(found.values())) == 1:
         return {}  # whatever else is wrong, `StackReader` says so
-    if len(dtypes) > 1:
+    is_lossless = as_labels and all(dtype.kind == "u" for dtype in dtypes)  # ids are ids
+    if len(dtypes) > 1 and not is_lossless:
         (dtype0, file0), (dtype, file) = list(dtypes.items())[:2]
         raise InputError(
             f"{file}: is {describe_size(found[file])} {dtype}, but {file0.name} is "

@@ -24,15 +24,20 @@ _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 
 
 def read_stack(
-    path: PathLike, *, axes: str | None = None, files: Sequence[Path] | None = None
+    path: PathLike,
+    *,
+    as_labels: bool = False,
+    axes: str | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Slices:
     """Read a grey TIFF stack, one image, or a folder's images (2 before 10), into memory.
 
     Returns (z, y, x) in the stored dtype and native byte order; a single image is a stack of one
-    slice. `axes` and `files`: as of `StackReader`. Where a folder's images have several sizes, the
-    result is a list of images (y, x). `InputError`: as `StackReader`; images of several dtypes.
+    slice. `as_labels`, `axes` and `files`: as of `StackReader`. Where a folder's images have
+    several sizes, the result is a list of images (y, x); labels of several unsigned types come in
+    the widest. `InputError`: as `StackReader`; images of several dtypes.
     """
-    return _read(path, axes, files, lambda reader, stack: stack)
+    return _read(path, axes, files, lambda reader, stack: stack, is_labels=as_labels)
 
 
 def read_images(
@@ -107,7 +112,10 @@ def _read(
     """Read what is of one size as an array, several sizes as a list of images."""
     opened = readers(path, as_labels=is_labels, channels=channels, axes=axes, files=files)
     parts = [checked(reader, reader.read()) for reader in opened]
-    return parts[0] if len(parts) == 1 else [image for part in parts for image in part]
+    if len(parts) == 1:
+        return parts[0]
+    widest = np.result_type(*{part.dtype for part in parts})
+    return [image.astype(widest, copy=False) for part in parts for image in part]
 
 
 def check_pair(images: Slices, labels: Slices, *, names: Sequence[str] | None = None) -> None:
