@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from unet_repro.augmentation import augment
 from unet_repro.challenges.phantom import em_phantom
@@ -124,8 +125,10 @@ def main() -> None:
         ("augmentation", augmented(images[0], labels[0])),
         ("segmentation", segmented(images, labels, options.iterations)),
     ):
-        figure.savefig(options.out / f"{name}.png")
-        print(options.out / f"{name}.png")
+        path = options.out / f"{name}.png"
+        figure.savefig(path)
+        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+        print(path)
 
 
 if __name__ == "__main__":
