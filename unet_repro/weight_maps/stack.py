@@ -64,8 +64,13 @@ class WeightMapSettings:
         frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
     variant
         paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
-    label_kind, ignore_label
-        As in `LabelSettings`; unknown pixels weigh 0.
+    label_kind
+        What the values mean. mask: 4-connected components in a slice are the cells, of several
+        values above 0 what is above half of the highest. ids: k > 0 is cell k. classes: components
+        of a class above 0 are cells. auto: a mask where one value above 0 occurs, else ids; what
+        looks like a grey image or a spoiled mask is refused.
+    ignore_label
+        Value of pixels of which nothing is known: they weigh 0.
     axes
         Of the labels, in place of those that the file declares, such as ZYX.
     separate_touching
