@@ -389,13 +389,7 @@ class Evaluate:
         are_labels = self.task != "em"
         prediction = read_stack(self.prediction, as_labels=are_labels, axes=axes, files=predicted)
         recorded = read_info(predicted[0] if predicted else self.prediction)
-        full_scale = recorded_full_scale(recorded)
-        if self.max_value is not None and full_scale not in (None, self.max_value):
-            raise InputError(
-                f"--max-value is {self.max_value:g}, but {self.prediction} records that "
-                f"{full_scale:g} stands for 1: leave --max-value out"
-            )
-        full_scale = full_scale or self.max_value
+        full_scale = self._full_scale(recorded)
         if self.task == "classes":
             found = class_evaluation.predicted_classes(prediction, full_scale)
             result = class_evaluation.evaluate_classes(
@@ -427,6 +421,16 @@ class Evaluate:
             print(one_line(line), file=sys.stderr)
         print(_table(result))
         return 0
+
+    def _full_scale(self, recorded: str | None) -> float | None:
+        """Return what stands for P = 1 in the prediction, as its file or the user says."""
+        full_scale = recorded_full_scale(recorded)
+        if self.max_value is not None and full_scale not in (None, self.max_value):
+            raise InputError(
+                f"--max-value is {self.max_value:g}, but {self.prediction} records that "
+                f"{full_scale:g} stands for 1: leave --max-value out"
+            )
+        return full_scale or self.max_value
 
     def _labels_read_as(self, ignore_label: int | None) -> LabelSettings:
         """Return how labels are to be read: of the task classes as such."""
