@@ -168,9 +168,15 @@ class AugmentationConfig:
     # turned otherwise nor deformed; not in the paper. Nothing is interpolated there: noise and the
     # borders of labels are those of the images to be predicted
     unwarped: float = 0.0
+    # against images of other microscopes; not in the paper, and none by default. Samples that are
+    # unwarped have none of the three
+    scale: float = 0.0  # magnified by 1 / (1 + this) ... 1 + this, evenly in its logarithm
+    blur_px: float = 0.0  # standard deviation of a Gaussian blur, 0 ... this
+    noise: float = 0.0  # white Gaussian noise of 0 ... this standard deviations
 
     def __post_init__(self) -> None:
-        for name in ("rotation_deg", "elastic_sigma_px", "contrast", "brightness"):
+        amounts = ("rotation_deg", "elastic_sigma_px", "contrast", "brightness")
+        for name in (*amounts, "scale", "blur_px", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more, finite")
         if not 2 <= self.elastic_grid <= LARGEST_ELASTIC_GRID:
@@ -179,6 +185,9 @@ class AugmentationConfig:
             )
         if self.contrast >= 1:
             raise InputError(f"contrast is {self.contrast}: it must stay below 1")
+        for name, most in (("scale", 7.0), ("blur_px", 32.0)):
+            if getattr(self, name) > most:
+                raise InputError(f"{name} is {getattr(self, name)}: {most:.0f} at most")
         if not 0 <= self.unwarped <= 1:
             raise InputError(f"unwarped is {self.unwarped}: a share in [0, 1] is needed")
 

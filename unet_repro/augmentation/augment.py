@@ -7,11 +7,14 @@ and runs on the device of the tensors it is given.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unet_repro import config
 from unet_repro.augmentation.elastic import basis, check_cpu, check_displacement, draw_displacement
@@ -38,6 +41,13 @@ class Augmentation:
         ... (Sec. 3.1).
     contrast, brightness
         Grey values g become mean + contrast (g - mean) + brightness std.
+    magnification
+        How many times as large the picture becomes about the window's centre.
+    blur_px
+        Standard deviation in px of the window of a Gaussian blur of the image; 0 for none.
+    noise, noise_seed
+        White Gaussian noise of so many standard deviations is added to the image at last, drawn
+        from that seed.
     """
 
     centre: tuple[float, float]
@@ -46,6 +56,10 @@ class Augmentation:
     displacement: Tensor
     contrast: float
     brightness: float
+    magnification: float = 1.0
+    blur_px: float = 0.0
+    noise: float = 0.0
+    noise_seed: int = 0
 
 
 def draw(
@@ -62,7 +76,8 @@ def draw(
     ranges
         Uniform over +-rotation_deg, 1 +- contrast and +-brightness; Gaussian displacements; a flip
         with probability 1/2 where flips are on. With probability `unwarped` the angle is the
-        nearest multiple of 90 degrees (0 if that is beyond rotation_deg), and nothing is displaced.
+        nearest multiple of 90 degrees (0 if that is beyond rotation_deg), and nothing is displaced,
+        magnified, blurred or made noisy.
     image_size, window
         (height, width) in px. The window's centre lies anywhere in the image, on a pixel's centre
         for an odd side of the (turned) window and on its lower right corner for an even one; what
@@ -84,7 +99,9 @@ def draw(
         sigma_px=ranges.elastic_sigma_px, grid=ranges.elastic_grid, generator=generator
     )
     angle_deg = ranges.rotation_deg * (2 * spread[2] - 1)
+    foreign = _draw_foreign(ranges, generator)
     if ranges.unwarped and torch.rand((), generator=generator, device="cpu") < ranges.unwarped:
+        foreign = {}
         turned = 90.0 * round(angle_deg / 90)
         angle_deg = turned if abs(turned) <= ranges.rotation_deg else 0.0
         displacement = torch.zeros_like(displacement)
@@ -102,7 +119,23 @@ def draw(
         displacement=displacement,
         contrast=1 + ranges.contrast * (2 * spread[4] - 1),
         brightness=ranges.brightness * (2 * spread[5] - 1),
+        **foreign,
     )
+
+
+def _draw_foreign(ranges: AugmentationConfig, generator: torch.Generator) -> dict[str, Any]:
+    """Draw what makes a sample look like another microscope's; no number where there is none."""
+    if not (ranges.scale or ranges.blur_px or ranges.noise):
+        return {}
+    size, blur, noise = torch.rand(
+        3, generator=generator, dtype=torch.float64, device="cpu"
+    ).tolist()
+    return {
+        "magnification": (1 + ranges.scale) ** (2 * size - 1),
+        "blur_px": ranges.blur_px * blur,
+        "noise": ranges.noise * noise,
+        "noise_seed": int(torch.randint(2**62, (), generator=generator, device="cpu")),
+    }
 
 
 def coordinates(
@@ -110,8 +143,9 @@ def coordinates(
 ) -> Tensor:
     """Return where each pixel of the window is taken from: float64 (2, height, width), (y, x) px.
 
-    A pixel's place in the window, seen from the window's centre, is displaced, then flipped, then
-    rotated, then shifted to `augmentation.centre`. The picture is so rotated first, then flipped:
+    A pixel's place in the window, seen from the window's centre, is displaced, then flipped,
+    rotated and divided by the magnification, then shifted to `augmentation.centre`. The picture is
+    so magnified and rotated first, then flipped:
     90 degrees and a flip are ``torch.rot90(image).fliplr()``. Rotations by multiples of 90
     degrees, flips and shifts are exact.
 
@@ -127,6 +161,7 @@ def coordinates(
     cos, sin = _exact_cos_sin(augmentation.angle_deg)
     mirror = -1.0 if augmentation.is_flipped else 1.0
     to_image = displacement.new_tensor([[cos, sin * mirror], [-sin, cos * mirror]])
+    to_image /= augmentation.magnification
     height, width = displacement.shape[1:]
     # A place is linear in each axis' basis: splines, distance, 1. So all of it, the displacement
     # turned into the image's frame included, is one small matrix between the two.
@@ -208,7 +243,8 @@ def apply(
     if mean is None or std is None:
         own_std, own_mean = torch.std_mean(image, dim=(-2, -1), correction=0, keepdim=True)
         mean, std = own_mean if mean is None else mean, own_std if std is None else std
-    return sample._replace(image=vary_grey_values(sample.image, augmentation, mean=mean, std=std))
+    varied = vary_grey_values(sample.image, augmentation, mean=mean, std=std)
+    return sample._replace(image=_add_noise(_blur(varied, augmentation.blur_px), augmentation, std))
 
 
 def _margin(window: tuple[int, int], output: tuple[int, int]) -> tuple[int, int]:
@@ -232,6 +268,28 @@ def vary_grey_values(
     """
     offset = (1 - augmentation.contrast) * mean + augmentation.brightness * std
     return augmentation.contrast * image + offset  # unchanged values stay so, exactly
+
+
+def _blur(image: Tensor, sigma_px: float) -> Tensor:
+    """Blur (C, H, W) by a Gaussian, cut off at four standard deviations, edges repeated."""
+    if not sigma_px:
+        return image
+    radius = math.ceil(4 * sigma_px)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
+    kernel /= kernel.sum()
+    blurred = functional.pad(image[:, None], (radius,) * 4, mode="replicate")  # (C, 1, H, W)
+    blurred = functional.conv2d(blurred, kernel[None, None, :, None])
+    return functional.conv2d(blurred, kernel[None, None, None, :])[:, 0]
+
+
+def _add_noise(image: Tensor, augmentation: Augmentation, std: Tensor) -> Tensor:
+    """Add the noise that the augmentation draws, the same whatever the device."""
+    if not augmentation.noise:
+        return image
+    generator = torch.Generator().manual_seed(augmentation.noise_seed)
+    noise = torch.randn(image.shape, generator=generator).to(image, non_blocking=True)
+    return image + augmentation.noise * std * noise
 
 
 def elastic_deformation(
