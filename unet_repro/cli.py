@@ -33,6 +33,7 @@ from unet_repro.images.labels import (
 )
 from unet_repro.images.slices import joined, mapped
 from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack, slice_names
+from unet_repro.network.bundled import bundled_models
 from unet_repro.network.device import choose_device
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predict_stack import prepared
@@ -164,7 +165,8 @@ class Predict:
     stack
         TIFF stack, PNG or JPEG image, or folder of images in natural order.
     model
-        A model.safetensors that train has written.
+        A model.safetensors that train has written, or the name of a network that comes with the
+        package: em (see unet-repro models).
     out
         TIFF file to write; or, where STACK is a folder, a folder for files of the same names
         (needed where its images have several sizes).
@@ -464,6 +466,33 @@ class Report:
         return 0
 
 
+@dataclass(frozen=True)
+class Models:
+    """List the trained networks that come with the package, or show the card of one.
+
+    Parameters
+    ----------
+    name
+        Show this network's card: data, terms, figures, what it is not for.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], arg(metavar="NAME")] = ""
+
+    def run(self) -> int:
+        models = bundled_models()
+        if self.name and self.name not in models:
+            raise InputError(
+                f"{self.name}: no network of the package has that name; there are "
+                f"{', '.join(models)}"
+            )
+        if self.name:
+            print(models[self.name].card)
+            return 0
+        for name, model in models.items():
+            print(f"{name}: {model.summary}\n{' ' * len(name)}  {model.path}")
+        return 0
+
+
 def _table(result: dict[str, Any]) -> str:
     """Return the figures of an evaluation as text."""
     from unet_repro.reports import class_evaluation, evaluation
@@ -495,6 +524,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Annotated[PreviewAugmentation, tyro.conf.subcommand(name="preview-augmentation")],
         Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
         Annotated[Report, tyro.conf.subcommand(name="report")],
+        Annotated[Models, tyro.conf.subcommand(name="models")],
     ]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text: it is its bytes
         sys.stdout.reconfigure(errors="surrogateescape")

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from unet_repro import elastic_deformation
-from unet_repro.augmentation import augment
+from unet_repro.augmentation import augment, elastic
 from unet_repro.augmentation.augment import Augmentation, coordinates, draw
 from unet_repro.augmentation.warp import warp_together
 from unet_repro.config import AugmentationConfig
@@ -43,10 +43,11 @@ def augmentation(
     shift: tuple[float, float] = (0.0, 0.0),
     contrast: float = 1.0,
     brightness: float = 0.0,
+    **more: float,
 ) -> Augmentation:
     """Everything about the middle of an image of this size."""
     centre = ((size[0] - 1) / 2 + shift[0], (size[1] - 1) / 2 + shift[1])
-    return Augmentation(centre, angle_deg, is_flipped, displacement, contrast, brightness)
+    return Augmentation(centre, angle_deg, is_flipped, displacement, contrast, brightness, **more)
 
 
 def coordinate_image(height: int, width: int) -> Tensor:
@@ -360,6 +361,53 @@ class TestGreyValues:
 
 
 class TestDraw:
+    def test_magnified_pictures_are_cut_from_a_smaller_part(self):
+        image = coordinate_image(40, 50)
+        drawn = augmentation((40, 50), magnification=2.0)
+        found = augment.apply(drawn, image, window=(20, 30)).image
+        y, x = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
+        expected = torch.stack([19.5 + (y - 9.5) / 2, 24.5 + (x - 14.5) / 2]).double()
+        torch.testing.assert_close(found, expected)
+
+    def test_displacements_are_magnified_with_the_picture(self):
+        image, shift = coordinate_image(60, 60), torch.full((2, 3, 3), 4.0, dtype=torch.float64)
+        drawn = augmentation((60, 60), displacement=shift, magnification=2.0)
+        still = augmentation((60, 60), magnification=2.0)
+        moved, kept = (augment.apply(one, image, window=(9, 9)).image for one in (drawn, still))
+        torch.testing.assert_close(moved - kept, torch.full_like(moved, 2.0))
+
+    def test_blur_is_scipys_gaussian_filter_of_the_window(self):
+        image = torch.rand(2, 30, 26, generator=seeded(27)).double()
+        found = augment.apply(augmentation((30, 26), blur_px=1.7), image, window=(30, 26)).image
+        for one, blurred in zip(image, found):
+            expected = ndimage.gaussian_filter(one.numpy(), 1.7, mode="nearest", radius=7)
+            np.testing.assert_allclose(blurred.numpy(), expected, rtol=0, atol=1e-12)
+
+    def test_noise_is_white_and_in_standard_deviations_of_each_channel(self):
+        image = torch.zeros(2, 200, 200)
+        mean, std = torch.zeros(2, 1, 1), torch.tensor([1.0, 40.0])[:, None, None]
+        drawn = augmentation((200, 200), noise=0.25, noise_seed=5)
+        noise = augment.apply(drawn, image, window=(200, 200), mean=mean, std=std).image
+        for channel, sigma in zip(noise, (0.25, 10.0)):
+            assert abs(float(channel.std()) / sigma - 1) < 5 / math.sqrt(2 * 40_000)
+            assert abs(float(channel.mean())) < 5 * sigma / 200
+            for shifted in (channel[1:] * channel[:-1], channel[:, 1:] * channel[:, :-1]):
+                assert abs(float(shifted.mean())) < 5 * sigma**2 / 199
+        again = augment.apply(drawn, image, window=(200, 200), mean=mean, std=std).image
+        other = augmentation((200, 200), noise=0.25, noise_seed=6)
+        assert torch.equal(noise, again)
+        assert not torch.equal(
+            noise, augment.apply(other, image, window=(200, 200), mean=mean, std=std).image
+        )
+
+    def test_labels_and_weights_are_neither_blurred_nor_noisy(self):
+        labels = torch.randint(0, 3, (20, 20), generator=seeded(28))
+        weights = torch.rand(20, 20, generator=seeded(29))
+        drawn = augmentation((20, 20), blur_px=2.0, noise=0.5)
+        found = augment.apply(drawn, torch.rand(1, 20, 20), labels, weights, window=(20, 20))
+        assert torch.equal(found.labels, labels)
+        assert torch.equal(found.weights, weights)
+
     def test_one_seed_one_result(self):
         def drawn(seed: int) -> Augmentation:
             return draw(
@@ -490,6 +538,45 @@ class TestDraw:
             drawn = draw(ranges, image_size=(9, 9), window=(5, 5), generator=generator)
             assert drawn.angle_deg == 0
             assert not drawn.displacement.any()
+
+    def test_magnification_is_even_in_its_logarithm_blur_and_noise_from_none(self):
+        ranges = AugmentationConfig(scale=1.0, blur_px=2.0, noise=0.5)
+        generator = seeded(24)
+        drawn = [
+            draw(ranges, image_size=(9, 9), window=(5, 5), generator=generator) for _ in range(2000)
+        ]
+        for values, low, high in (
+            ([math.log2(one.magnification) for one in drawn], -1.0, 1.0),
+            ([one.blur_px for one in drawn], 0.0, 2.0),
+            ([one.noise for one in drawn], 0.0, 0.5),
+        ):
+            spread = high - low
+            assert low <= min(values) < low + 0.01 * spread
+            assert high - 0.01 * spread < max(values) <= high
+            # a uniform's mean has a standard deviation of spread / sqrt(12 * 2000)
+            assert abs(sum(values) / 2000 - (low + high) / 2) < 5 * spread / math.sqrt(24_000)
+        assert len({one.noise_seed for one in drawn}) == 2000
+
+    def test_what_is_off_takes_no_random_number(self):
+        ranges, others = AugmentationConfig(), AugmentationConfig(noise=0.1)
+        states = []
+        for settings in (ranges, others):
+            generator = seeded(25)
+            first = draw(settings, image_size=(9, 9), window=(5, 5), generator=generator)
+            states.append(generator.get_state())
+            assert (first.magnification, first.blur_px) == (1.0, 0.0)
+        counted = seeded(25)
+        torch.rand(6, generator=counted, dtype=torch.float64)
+        elastic.draw_displacement(sigma_px=10.0, grid=3, generator=counted)
+        assert torch.equal(states[0], counted.get_state())
+        assert not torch.equal(states[0], states[1])
+
+    def test_unwarped_windows_are_as_sharp_and_as_noisy_as_the_image(self):
+        ranges = AugmentationConfig(unwarped=1, scale=1.0, blur_px=2.0, noise=0.5)
+        generator = seeded(26)
+        for _ in range(20):
+            drawn = draw(ranges, image_size=(9, 9), window=(5, 5), generator=generator)
+            assert (drawn.magnification, drawn.blur_px, drawn.noise) == (1.0, 0.0, 0.0)
 
     def test_share_of_unwarped_windows(self):
         ranges, generator = AugmentationConfig(unwarped=0.25), seeded(23)

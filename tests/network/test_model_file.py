@@ -49,6 +49,26 @@ def test_saved_network_gives_the_same_output(preset: str, tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_half_precision_rounds_the_weights_and_halves_the_file(tmp_path: Path) -> None:
+    network = network_of(base_channels=8)
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save_model(network, whole)
+    save_model(network, half, half=True)
+    assert 1.9 < whole.stat().st_size / half.stat().st_size < 2.0
+    for name, value in load_model(half).state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, network.state_dict()[name].half().float())
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    network = network_of(depth=1)
+    with torch.no_grad():
+        next(network.parameters())[0] = 1e5
+    with pytest.raises(InputError, match="beyond float16's range"):
+        save_model(network, tmp_path / "half.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_replaces_atomically(path: Path) -> None:
     before = path.read_bytes()
     network = network_of(depth=1)

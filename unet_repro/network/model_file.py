@@ -18,13 +18,18 @@ from unet_repro.config import UNetConfig, from_dict, to_dict
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
 from unet_repro.files.file_access import parse_json
+from unet_repro.network.bundled import bundled_models, model_path
 from unet_repro.network.model import UNet
 
 _FLOATS = ("F32", "F64", "F16", "BF16")  # as safetensors names them
 
 
 def save_model(
-    model: UNet, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None
+    model: UNet,
+    path: str | os.PathLike[str],
+    *,
+    training: dict[str, Any] | None = None,
+    half: bool = False,
 ) -> None:
     """Write weights and configuration, input normalisation included, to one file, atomically.
 
@@ -36,6 +41,13 @@ def save_model(
         Usually ``model.safetensors``; replaced if it exists.
     training : dict, optional
         How the weights came about (JSON-ready); kept in the metadata, not needed to predict.
+    half
+        Write float16: half the size, and weights rounded to eleven bits.
+
+    Raises
+    ------
+    InputError
+        `half`, and a weight beyond float16's range.
     """
     metadata = {
         "unet_repro": __version__,
@@ -44,12 +56,32 @@ def save_model(
     }
     weights = model.state_dict().items()
     tensors = {name: value.detach().contiguous().cpu() for name, value in weights}
+    if half:
+        tensors = {name: _halved(name, value) for name, value in tensors.items()}
     with atomic_path(path, overwrite=True) as part:
         part.write_bytes(save(tensors, metadata))
 
 
+def _halved(name: str, weights: Tensor) -> Tensor:
+    """Return floating-point weights as float16."""
+    if not weights.is_floating_point():
+        return weights
+    halved = weights.half()
+    if not bool(halved.isfinite().all()):
+        raise InputError(f"weight {name} holds values beyond float16's range (65504)")
+    return halved
+
+
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> UNet:
     """Read a network from `save_model`'s file, in eval mode. Nothing in the file is executed.
+
+    Parameters
+    ----------
+    path
+        A model file, or the name of a network that comes with the package, such as ``"em"``
+        (`bundled_models`). Weights of any floating-point type become float32.
+    device
+        Where the network goes.
 
     Raises
     ------
@@ -57,7 +89,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         The file is missing, not safetensors (a pickle is never opened), not one of ours, or its
         weights do not fit its configuration.
     """
-    path = Path(path)
+    path = model_path(path)
     metadata = read_metadata(path)
     config = from_dict(UNetConfig, metadata["config"])
     with torch.device("meta"):  # a configuration may lie: compare before allocating
@@ -108,11 +140,15 @@ def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return a model file's ``config``, ``training`` (dicts) and version (``unet_repro``).
 
-    A file that is missing or not one of ours is an `InputError`.
+    A bundled network's name will do. A file that is missing or not one of ours is an `InputError`.
     """
-    path = Path(path)
+    path = model_path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such model file (train writes model.safetensors)")
+        names = ", ".join(bundled_models())
+        raise InputError(
+            f"{path}: no such model file (train writes model.safetensors), nor a network that "
+            f"comes with the package ({names})"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

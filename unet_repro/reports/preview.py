@@ -260,10 +260,16 @@ def _description(drawn: Augmentation) -> str:
     """Return what was drawn in words."""
     y, x = drawn.centre
     flipped = ", flipped" if drawn.is_flipped else ""
-    return (
-        f"about (y, x) = ({y:g}, {x:g}) px, turned {drawn.angle_deg:+.0f}°{flipped}\n"
-        f"contrast {drawn.contrast:.2f}, brightness {drawn.brightness:+.2f} standard deviations"
-    )
+    lines = [
+        f"about (y, x) = ({y:g}, {x:g}) px, turned {drawn.angle_deg:+.0f}°{flipped}",
+        f"contrast {drawn.contrast:.2f}, brightness {drawn.brightness:+.2f} standard deviations",
+    ]
+    if (drawn.magnification, drawn.blur_px, drawn.noise) != (1, 0, 0):
+        lines.append(
+            f"magnified {drawn.magnification:.2f} times, blur {drawn.blur_px:.1f} px, "
+            f"noise {drawn.noise:.2f} standard deviations"
+        )
+    return "\n".join(lines)
 
 
 def _draw_boundaries(axes: Axes, ids: np.ndarray) -> None:
