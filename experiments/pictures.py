@@ -1,7 +1,8 @@
 """The README's pictures, made of the synthetic phantom: ``python experiments/pictures.py``.
 
 The overlap-tile strategy (Fig. 2), a weight map (Eq. 2), augmented samples (Sec. 3.1), and what a
-network trained for some minutes makes of a slice. No real data; a CPU takes about five minutes.
+network trained for some minutes, and the one that comes with the package, make of a slice. No real
+data; a CPU takes about five minutes. The slice is written to data/phantom/example.png.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 from unet_repro.augmentation import augment
 from unet_repro.challenges.phantom import em_phantom
 from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig
+from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.reports.drawing import coloured_objects
 from unet_repro.training.dataset import TrainingSet
@@ -27,6 +29,7 @@ from unet_repro.training.train import train
 from unet_repro.weight_maps.weight_map import weight_map
 
 WINDOW_PX, TILE_PX = 572, 388  # Fig. 1
+EXAMPLE = Path(__file__).parent.parent / "data" / "phantom" / "example.png"
 MARGIN_PX = (WINDOW_PX - TILE_PX) // 2
 BLUE, YELLOW = "#2f7fe0", "#f2c200"  # the colours of Fig. 2
 
@@ -112,18 +115,32 @@ def segmented(images: np.ndarray, labels: np.ndarray, iterations: int) -> Figure
     return figure
 
 
+def at_once(image: np.ndarray) -> Figure:
+    """Draw what the network that comes with the package makes of an image."""
+    probability = OverlapTilePredictor(load_model("em"))(image)[1]
+    figure, panels = sheet(3)
+    show(panels[0], image, "example.png")
+    show(panels[1], probability, "P(cell interior)", vmin=0, vmax=1)
+    show(panels[2], coloured_objects(probability > 0.5), "instances")
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "pictures")
     parser.add_argument("--iterations", type=int, default=600)
     options = parser.parse_args()
     images, labels = em_phantom(slices=6, seed=0)
+    example = em_phantom(slices=1, seed=1)[0][0]
+    EXAMPLE.parent.mkdir(exist_ok=True)
+    Image.fromarray(example).save(EXAMPLE, optimize=True)
     options.out.mkdir(exist_ok=True)
     for name, figure in (
         ("overlap_tile", overlap_tile(images[0])),
         ("weight_map", weights(images[0], labels[0])),
         ("augmentation", augmented(images[0], labels[0])),
         ("segmentation", segmented(images, labels, options.iterations)),
+        ("em", at_once(example)),
     ):
         path = options.out / f"{name}.png"
         figure.savefig(path)
