@@ -42,11 +42,11 @@ def slices_of(data: str, init: str) -> tuple[LabelledStack, np.ndarray, np.ndarr
         training = LabelledStack(images[:5], labels[:5], "phantom", "", "", True)
         return training, images[5:], labels[5:]
     whole, _, _ = load(data)
-    seen = set(read_metadata(init)["training"]["data"]["training_slices"])
-    if whole.is_synthetic or seen & set(range(20, 30)):
+    trained_on = read_metadata(init)["training"]["data"]["train_slices"]
+    if whole.is_synthetic or trained_on != "0:20":
         raise InputError(
-            f"{init}: was trained on slices that are scored here, or the challenge's data are not "
-            "at hand; --init needs a network of slices 0-19"
+            f"{init}: was trained on the slices {trained_on}, or the challenge's data are not at "
+            "hand; --data auto needs a network of the slices 0:20"
         )
     images, truth = np.asarray(whole.images), np.asarray(whole.truth)
     training = LabelledStack(images[20:25], truth[20:25], "slices 20-24", "", "")

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 import unet_repro
 from unet_repro.challenges.phantom import em_phantom
+from unet_repro.config import PRESETS, to_dict
 from unet_repro.errors import InputError
 from unet_repro.metrics import em_challenge_metrics
 from unet_repro.network.bundled import bundled_models, model_path
@@ -32,11 +33,13 @@ def test_em_is_a_small_network_in_half_precision():
     assert not config.batch_norm
 
 
-def test_its_file_says_what_it_was_trained_on_and_nothing_about_the_machine():
+def test_its_file_says_what_it_was_trained_on_but_not_where():
     training = read_metadata("em")["training"]
-    assert training["data"]["training_slices"] == list(range(30))
+    assert training["data"]["train_slices"] == "0:30"
+    assert not training["data"]["synthetic"]
     assert training["settings"]["preset"] == "robust"
-    assert "/" not in str(training["data"]).replace("and/or", "")
+    assert training["settings"]["augmentation"] == to_dict(PRESETS["robust"].augmentation)
+    assert not {"images", "labels"} & training["data"].keys()
 
 
 @pytest.mark.parametrize(
@@ -78,5 +81,5 @@ def test_em_segments_tissue_that_it_has_never_seen():
     images, labels = em_phantom(slices=2, height=256, width=256, seed=4)
     probability = predict_volume(OverlapTilePredictor(load_model("em")), images)
     figures = em_challenge_metrics(labels, probability)
-    assert figures.v_rand > 0.9
-    assert np.mean((probability > 0.5) != (labels > 0)) < 0.15  # all interior: 0.22
+    assert figures.v_rand.best > 0.95
+    assert np.mean((probability > 0.5) != (labels > 0)) < 0.1  # all interior: 0.22
