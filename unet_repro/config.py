@@ -359,7 +359,7 @@ PRESETS: dict[Preset, TrainConfig] = {
     ),
 }
 
-# quick, for images of other microscopes: chosen on the EM challenge's slices 0-24 (RESULTS.md)
+# quick, for images of other microscopes: chosen on the EM challenge's slices 0-24 (TRIALS.md)
 PRESETS["robust"] = replace(
     PRESETS["quick"],
     preset="robust",
