@@ -251,25 +251,27 @@ def speed_rows(out: Path) -> list[list[str]]:
 
 
 def keep_weights(out: Path) -> list[Path]:
-    """Write the weights of finished runs in half precision, in parts of at most 15 MiB."""
-    written = []
+    """Write the weights of steps that are done in half precision, in parts of at most 15 MiB."""
+    written: list[Path] = []
     for model in sorted(out.glob("*/model.safetensors")):
         target = out / "weights" / f"{model.parent.name}.safetensors"
+        is_done = (model.parent / "done.json").exists()
+        if not is_done or any(target.parent.glob(f"{target.name}*")):
+            continue
         target.parent.mkdir(exist_ok=True)
         facts = read_metadata(model)["training"]
         save_model(load_model(model), target, training=facts, half=True)
         content = target.read_bytes()
-        parts = [content[at : at + PART_BYTES] for at in range(0, len(content), PART_BYTES)]
-        print(f"{target}: SHA-256 {hashlib.sha256(content).hexdigest()}")
-        if len(parts) == 1:
+        print(f"{target}: {len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}")
+        if len(content) <= PART_BYTES:
             written.append(target)
             continue
         target.unlink()
-        for number, part in enumerate(parts):
-            path = target.with_name(f"{target.name}.{number:02d}")
-            path.write_bytes(part)
-            written.append(path)
-        print(f"  in {len(parts)} parts: cat {target}.?? > {target.name}")
+        for number, start in enumerate(range(0, len(content), PART_BYTES)):
+            part = target.with_name(f"{target.name}.{number:02d}")
+            part.write_bytes(content[start : start + PART_BYTES])
+            written.append(part)
+        print(f"  in parts: cat {target.name}.?? > {target.name}")
     return written
 
 
@@ -309,8 +311,7 @@ def call(arguments: argparse.Namespace) -> int:
         raise InputError("no GPU is here; --dry-run does it all in small on the CPU")
     for step in open_ if not arguments.names else [s for s in open_ if s.name in arguments.names]:
         left = arguments.call_s - GRACE_S - (time.monotonic() - begin)
-        is_small = arguments.dry_run or 60 * step.minutes <= left
-        if left < GRACE_S or not (step.is_resumable or is_small):
+        if left < GRACE_S or not (step.is_resumable or 60 * step.minutes <= left):
             break
         if step.name == "tests" and not find_spec("pytest"):
             print("== tests: pytest is not installed; pip install -e '.[test]'")

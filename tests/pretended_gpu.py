@@ -99,7 +99,7 @@ class OnDevice(torch.Tensor):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = function._schema.name.removeprefix("aten::")
-        _check_devices(name, (args, kwargs))
+        _check_devices(name, args, kwargs)
         if name == "_to_copy":
             return _copied(args[0], kwargs)
         if name == "copy_":
@@ -130,18 +130,22 @@ def _raw(x: Any) -> Any:
     return x.raw if isinstance(x, OnDevice) else x
 
 
-def _check_devices(name: str, arguments: Any) -> None:
-    """Raise as a GPU does where a tensor of the host, of more than one value, is among them."""
+def _check_devices(name: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise as a GPU does where a tensor of the host is among its own.
 
-    def check(x: Any) -> None:
-        if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) and x.dim():
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but {name} got {tuple(x.shape)} "
-                f"on {x.device} and others on {NAME}"
-            )
-
-    if name not in _MAY_MIX:
-        tree_map(check, arguments)
+    Of one value it may be, where operations take numbers, but not in a list, as of `torch.stack`.
+    """
+    if name in _MAY_MIX:
+        return
+    for argument in (*args, *kwargs.values()):
+        is_list = isinstance(argument, (list, tuple))
+        for x in argument if is_list else (argument,):
+            is_ours = not isinstance(x, torch.Tensor) or isinstance(x, OnDevice)
+            if not is_ours and (x.dim() or is_list):
+                raise RuntimeError(
+                    f"Expected all tensors to be on the same device, but {name} got "
+                    f"{tuple(x.shape)} on {x.device} and others on {NAME}"
+                )
 
 
 def _copied(tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
