@@ -133,7 +133,7 @@ def run(step: Step, out: Path, *, is_dry: bool, limit_s: float, device: str) -> 
     begin = time.monotonic()
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
     try:
-        code = process.wait(limit_s if step.is_resumable else None)
+        code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)  # it leaves what the next call goes on from
         try:
@@ -141,7 +141,8 @@ def run(step: Step, out: Path, *, is_dry: bool, limit_s: float, device: str) -> 
         except subprocess.TimeoutExpired:
             process.kill()  # its checkpoint is a minute old at most
             code = process.wait()
-        print(f"   {step.name} is not done yet; the next call goes on", flush=True)
+        how = "goes on" if step.is_resumable else "begins it anew"
+        print(f"   {step.name} is not done yet; the next call {how}", flush=True)
         return False
     if code == INTERRUPTED:
         raise KeyboardInterrupt
