@@ -25,7 +25,7 @@ EXPERIMENT = cell_job.Experiment(
     title="DIC-HeLa",
     rule=InstanceRule(grow_to=0.35, least_px=1000, border_px=50, valley=0.75, smoothing_px=8.0),
     separation_px=5.0,
-    # chosen on sequence 01 alone (RESULTS.md): nine frames are soon known by heart
+    # chosen on sequence 01 alone (TRIALS.md): nine frames are soon known by heart
     dropout=config.DROPOUT,
     interpolation="bilinear",
 )

@@ -170,6 +170,9 @@ class Predict:
     out
         TIFF file to write; or, where STACK is a folder, a folder for files of the same names
         (needed where its images have several sizes).
+    device
+        auto: CUDA where there is one, else the CPU; or any that PyTorch knows, such as cpu, cuda:1
+        (the second), mps or xpu.
     plan
         Show tiles, memory, output and time, and stop.
     verify
@@ -182,7 +185,7 @@ class Predict:
     settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(
         default_factory=PredictionSettings
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     plan: Flag = False
     verify: Flag = False
     resume: Resume = False

@@ -259,6 +259,9 @@ class TrainConfig:
         Side of the input tile in px (padded networks: side of input and output).
     batch_size
         Tiles in a step, in each of the processes that torchrun has started.
+    device
+        auto: CUDA where there is one, else the CPU; or any that PyTorch knows, such as cpu, cuda:1
+        (the second) or xpu. It needs float64, which mps has not.
     deterministic
         Use no operation whose result may differ from time to time (GPU; slower). A CPU needs no
         such rule.
@@ -287,7 +290,7 @@ class TrainConfig:
     weight_average: float = 0.0  # decay of a running mean of the weights; 0 for none
     validate_every: int = 500
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     deterministic: bool = False
     compile: bool = False
@@ -356,7 +359,7 @@ PRESETS: dict[Preset, TrainConfig] = {
     ),
 }
 
-# quick, for images of other microscopes: chosen on the EM challenge's slices 0-24 (RESULTS.md)
+# quick, for images of other microscopes: chosen on the EM challenge's slices 0-24 (TRIALS.md)
 PRESETS["robust"] = replace(
     PRESETS["quick"],
     preset="robust",

@@ -42,7 +42,7 @@ from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
 from unet_repro.images.slices import Slices, flat, joined, mapped, part, pieces
 from unet_repro.images.stacks import write_stack
-from unet_repro.network.device import choose_device, choose_precision, describe
+from unet_repro.network.device import check_type, choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_classes, predict_volume
 from unet_repro.prediction.views import Average
@@ -160,6 +160,7 @@ def _checked(
     parts = split(data, settings)
     output_side(settings)
     device = processes.place(choose_device(settings.device))
+    check_type(device, torch.float64, "augmentation needs it: train with --device cpu")
     precision = choose_precision(settings.precision, device)
     return replace(settings, precision=precision), parts, device
 

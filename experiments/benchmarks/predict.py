@@ -31,10 +31,12 @@ import numpy as np
 import tifffile
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from unet_repro import __version__
 from unet_repro.config import UNetConfig
 from unet_repro.network.backends import make_network
+from unet_repro.network.device import choose_device, describe
 from unet_repro.network.model import UNet
 from unet_repro.prediction.predict_stack import predict_stack
 from unet_repro.prediction.predictor import OverlapTilePredictor
@@ -56,14 +58,16 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=2048, help="sides of the image in px")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of every way: cpu, cuda, ...")
     parser.add_argument("--compile", action="store_true", help="backend compile, too")
     parser.add_argument("--quick", action="store_true", help="16 channels, 512 px, one repeat")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.channels, arguments.size, arguments.repeats = 16, 512, 1
     torch.set_num_threads(arguments.threads)
+    arguments.device = choose_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        peaks = matrix_products(1 if arguments.quick else 5)
+        peaks = matrix_products(1 if arguments.quick else 5, arguments.device)
         image = compare(arguments, Path(folder), peaks)
         stack = bare_and_whole(arguments, Path(folder))
     result = {
@@ -73,7 +77,7 @@ def main() -> int:
         **image,
         "stack": stack,
         "seed": SEED,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": describe(arguments.device),
         "versions": versions(),
     }
     if arguments.out:
@@ -82,14 +86,18 @@ def main() -> int:
     return 0
 
 
-def matrix_products(repeats: int) -> dict[str, float]:
+def matrix_products(repeats: int, device: torch.device) -> dict[str, float]:
     """Return the most Gop/s of square matrix products of several sizes, for each precision."""
     peaks = {}
     for precision in ("float32", "bfloat16"):
         rates = []
-        for side in (1024, 2048, 4096):
-            a, b = torch.randn(2, side, side).to(getattr(torch, precision))
-            clock = min(timed(lambda a=a, b=b: a @ b)[0] for _ in range(repeats + 1))
+        for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+            a, b = torch.randn(2, side, side).to(device, getattr(torch, precision))
+
+            def product(a: Tensor = a, b: Tensor = b) -> None:
+                (a @ b)[0, 0].item()  # waits for a GPU
+
+            clock = min(timed(product)[0] for _ in range(repeats + 1))
             rates.append(2 * side**3 / clock / 1e9)
         peaks[precision] = max(rates)
         print(f"matrix product, {precision}: {peaks[precision]:.0f} Gop/s")
@@ -98,11 +106,11 @@ def matrix_products(repeats: int) -> dict[str, float]:
 
 def compare(arguments: argparse.Namespace, folder: Path, peaks: dict[str, float]) -> dict:
     """Time every way on one image, in turns; print the table."""
-    source, model = folder / "image.tif", network(arguments.channels)
+    source, model = folder / "image.tif", network(arguments.channels).to(arguments.device)
     tifffile.imwrite(source, cells(1, arguments.size))
     plan = OverlapTilePredictor(model, memory=2**60).plan(arguments.size, arguments.size)
     useful = plan.flops / plan.redundancy
-    padded = network(arguments.channels, padding=True)
+    padded = network(arguments.channels, padding=True).to(arguments.device)
     padded.load_state_dict(model.state_dict())
     ways: dict[str, Callable[[Path], object]] = {
         PAPER: lambda out: plain_tiles(source, model, out),
@@ -164,19 +172,20 @@ def told(rows: dict[str, dict[str, float]]) -> dict[str, float]:
 def bare_and_whole(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     """Time a stack from file to file, and the bare network on as many windows of that size."""
     slices, side = (2, 512) if arguments.quick else (32, 1024)
-    source, model = folder / "stack.tif", network(16)
+    source, model = folder / "stack.tif", network(16).to(arguments.device)
     tifffile.imwrite(source, cells(slices, side))
     plan = OverlapTilePredictor(model).plan(side, side)
-    window = torch.rand(1, *plan.window, 1).permute(0, 3, 1, 2)
+    window = torch.rand(1, *plan.window, 1, device=arguments.device).permute(0, 3, 1, 2)
     rows = []
     for backend in [name for name in backends(arguments) if name != "compile"]:
         for precision in ("float32", "bfloat16"):
-            run = make_network(model, backend=backend, precision=precision)
+            run = make_network(model, backend=backend, device=arguments.device, precision=precision)
             run(window)
 
             def bare(run: Callable = run) -> None:
                 for _ in range(slices * len(plan)):
-                    run(window)
+                    logits = run(window)
+                logits[0, 0, 0, 0].item()  # waits for a GPU
 
             out = folder / "stack-out.tif"
             options = (source, model, out, precision, backend)
@@ -203,7 +212,7 @@ def ours(source: Path, model: UNet, out: Path, precision: str, backend: str) -> 
 @torch.inference_mode()
 def plain_tiles(source: Path, model: UNet, out: Path) -> None:
     """Predict by the paper's tiles, one after the other: the mirrored image, NCHW, float32."""
-    image = tifffile.imread(source).astype(np.float32)
+    device, image = model.classifier.weight.device, tifffile.imread(source).astype(np.float32)
     margin = (WINDOW - 388) // 2
     height, width = image.shape
     ends = [margin - n % -STRIDE + WINDOW - 2 * margin - STRIDE for n in (height, width)]
@@ -211,8 +220,8 @@ def plain_tiles(source: Path, model: UNet, out: Path) -> None:
     result = np.empty_like(image)
     for y in range(0, height, STRIDE):
         for x in range(0, width, STRIDE):
-            window = torch.from_numpy(mirrored[y : y + WINDOW, x : x + WINDOW].copy())
-            probability = model(window[None, None]).softmax(1)[0, 1].numpy()
+            window = torch.from_numpy(mirrored[y : y + WINDOW, x : x + WINDOW].copy()).to(device)
+            probability = model(window[None, None]).softmax(1)[0, 1].cpu().numpy()
             target = result[y : y + STRIDE, x : x + STRIDE]
             target[:] = probability[: target.shape[0], : target.shape[1]]
     tifffile.imwrite(out, result)
@@ -224,8 +233,9 @@ def monai_window(source: Path, model: UNet, out: Path) -> None:
     from monai.inferers import sliding_window_inference
 
     image = torch.from_numpy(tifffile.imread(source).astype(np.float32))[None, None]
+    image = image.to(model.classifier.weight.device)
     logits = sliding_window_inference(image, roi_size=(ROI, ROI), sw_batch_size=1, predictor=model)
-    tifffile.imwrite(out, logits.softmax(1)[0, 1].numpy())
+    tifffile.imwrite(out, logits.softmax(1)[0, 1].cpu().numpy())
 
 
 def network(channels: int, padding: bool = False) -> UNet:
@@ -247,7 +257,8 @@ def cells(slices: int, side: int) -> np.ndarray:
 
 
 def backends(arguments: argparse.Namespace) -> list[str]:
-    found = ["torch"] + ["openvino"] * bool(find_spec("openvino"))
+    is_cpu = arguments.device.type == "cpu"
+    found = ["torch"] + ["openvino"] * (is_cpu and bool(find_spec("openvino")))
     return found + ["compile"] * arguments.compile
 
 

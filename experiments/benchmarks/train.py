@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class Benchmark:
     steps: int = 15
     tile: int = 380
     base_channels: int = 16
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     threads: int = 2
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
 

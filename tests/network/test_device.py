@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def has_cuda(monkeypatch):
     """Pretend that there is a CUDA device, or none."""
 
-    def pretend(is_there: bool, *, has_bfloat16: bool = True) -> None:
+    def pretend(is_there: bool, *, has_bfloat16: bool = True, count: int = 1) -> None:
+        def is_bf16_supported(including_emulation: bool = True) -> bool:
+            return has_bfloat16 or including_emulation  # as Volta and Turing do
+
         monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count if is_there else 0)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Titan 6 GB")
 
     return pretend
@@ -50,21 +55,53 @@ def cpu_info(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "is_there", "expected"),
-    [("auto", False, CPU), ("auto", True, CUDA), ("cpu", True, CPU), ("cuda", True, CUDA)],
+    [
+        *(("auto", False, CPU), ("auto", True, CUDA), ("cpu", True, CPU), ("cpu:0", False, CPU)),
+        *(("cuda", True, CUDA), ("cuda:0", True, torch.device("cuda", 0))),
+        ("cuda:1", True, torch.device("cuda", 1)),
+    ],
 )
 def test_device(has_cuda, name, is_there, expected):
-    has_cuda(is_there)
+    has_cuda(is_there, count=2)
     assert choose_device(name) == expected
 
 
-def test_cuda_that_is_not_there_is_refused(has_cuda):
-    has_cuda(False)
-    message = "^device cuda: PyTorch finds no CUDA device here; use --device cpu$"
-    with pytest.raises(InputError, match=message):
-        choose_device("cuda")
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("cuda", 0, "device cuda: PyTorch finds no CUDA device here; use --device cpu"),
+        ("cuda:1", 0, "device cuda:1: PyTorch finds no CUDA device here; use --device cpu"),
+        ("cuda:2", 2, "device cuda:2: cuda:1 is the last CUDA device that PyTorch finds here"),
+        ("cpu:1", 0, "device cpu:1: cpu:0 is the last CPU device that PyTorch finds here"),
+        ("mtia", 0, "device mtia: PyTorch finds no MTIA device here; use --device cpu"),
+        ("meta", 0, "device meta: PyTorch finds no META device here; use --device cpu"),
+        ("hip:3", 0, "device hip:3: PyTorch finds no HIP device here; use --device cpu"),
+        ("gpu", 0, "device 'gpu': PyTorch knows no such device; auto, cpu, cuda, cuda:1 (the "),
+        ("", 0, "device '': PyTorch knows no such device; "),
+        ("cuda:-1", 2, "device 'cuda:-1': PyTorch knows no such device; "),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(has_cuda, name, count, message):
+    has_cuda(count > 0, count=count)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        choose_device(name)
+
+
+def test_every_kind_of_device_that_pytorch_knows_is_taken_or_refused_in_a_line():
+    with pytest.raises(RuntimeError) as told:
+        torch.device("nonesuch")
+    kinds = re.search("one of (.*?) device type", str(told.value))[1].split(", ")
+    assert {"cpu", "cuda", "mps", "xpu"} <= set(kinds)
+    for kind in kinds:
+        try:
+            found = choose_device(kind).type
+            assert found == kind or kind == "privateuseone"  # which may have been renamed
+        except InputError as refused:
+            assert str(refused).startswith(f"device {kind}: PyTorch finds no ")
 
 
 def test_precision_on_cuda(has_cuda):
+    """What the hardware only emulates is slow: it must be asked for."""
     for is_there, expected in ((True, "bfloat16"), (False, "float32")):
         has_cuda(True, has_bfloat16=is_there)
         assert choose_precision("auto", CUDA) == expected

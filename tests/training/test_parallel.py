@@ -244,3 +244,11 @@ def test_batch_statistics_over_processes_need_gpus(tiny):
     settings = replace(tiny, model=shape)
     with pytest.raises(InputError, match="batch_norm in several processes needs a GPU"):
         for_training(UNet(shape), settings, Processes(0, 2))
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps", "xpu"])
+def test_several_processes_take_no_named_gpu_and_no_other_kind(name):
+    assert Processes(1, 2, 1).place(torch.device("cpu")) == torch.device("cpu")
+    assert ALONE.place(torch.device(name)) == torch.device(name)
+    with pytest.raises(InputError, match=f"device {name}: several processes train on cuda, each"):
+        Processes(1, 2, 1).place(torch.device(name))

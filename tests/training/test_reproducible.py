@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from unet_repro.errors import InputError
-from unet_repro.training.reproducible import deterministic_algorithms
+from unet_repro.training.reproducible import deterministic_algorithms, seed_device
 
 
 def switches():
@@ -38,3 +38,23 @@ def test_an_operation_without_a_deterministic_form_is_named():
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="something else"), deterministic_algorithms():
         raise RuntimeError("something else")
+
+
+def test_the_named_device_is_seeded_and_not_the_first_one(monkeypatch):
+    now, seeds = ["cuda:0"], []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            now.append(str(self.device))
+
+        def __exit__(self, *_):
+            now.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeds.append((now[-1], seed)))
+    seed_device(3, torch.device("cuda", 1))
+    seed_device(4, torch.device("cpu"))
+    assert seeds == [("cuda:1", 3)]

@@ -21,6 +21,7 @@ from unet_repro.augmentation.elastic import basis, check_cpu, check_displacement
 from unet_repro.augmentation.warp import Interpolation, Sample, warp_together
 from unet_repro.config import AugmentationConfig
 from unet_repro.errors import InputError
+from unet_repro.network.device import to_device
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,7 @@ def coordinates(
     rows, columns = (
         basis(points, side, torch.device(device)) for points, side in zip((height, width), window)
     )
-    factors = factors.to(device, non_blocking=True)  # small: staged at once, nothing waits for it
-    return rows @ factors @ columns.T  # (2, height, width)
+    return rows @ to_device(factors, torch.device(device)) @ columns.T  # (2, height, width)
 
 
 def _exact_cos_sin(angle_deg: float) -> tuple[float, float]:
@@ -288,7 +288,8 @@ def _add_noise(image: Tensor, augmentation: Augmentation, std: Tensor) -> Tensor
     if not augmentation.noise:
         return image
     generator = torch.Generator().manual_seed(augmentation.noise_seed)
-    noise = torch.randn(image.shape, generator=generator).to(image, non_blocking=True)
+    noise = torch.randn(image.shape, generator=generator).to(image.dtype)
+    noise = to_device(noise, image.device)
     return image + augmentation.noise * std * noise
 
 

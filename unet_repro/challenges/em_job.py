@@ -35,7 +35,7 @@ from unet_repro.training.samples import LabelledStack, held_out_slices
 from unet_repro.training_run import evaluate_run, run_predictor, start_run
 
 BUDGET, HELD_OUT = "10m", "25:30"
-# with the preset `quick`; not in the paper: chosen on slices 0-24 (RESULTS.md)
+# with the preset `quick`; not in the paper: chosen on slices 0-24 (TRIALS.md)
 UNWARPED = 0.5
 
 

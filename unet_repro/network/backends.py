@@ -130,6 +130,7 @@ def _fastest_cuda_kernels(device: torch.device) -> Iterator[None]:
 
 def _prepared(model: UNet, device: torch.device, precision: str) -> UNet:
     """Return the network in eval mode: with the model's own tensors if they will do."""
+    device = torch.empty(0, device=device).device  # with its number: "cuda" may be "cuda:0"
     tensors = [*model.parameters(), *model.buffers()]
     if precision == "float32" and all(tensor.device == device for tensor in tensors):
         return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
@@ -153,9 +154,11 @@ def _cast_input(layer: nn.Module, dtype: torch.dtype) -> None:
 
 def _compiled(network: UNet, device: torch.device) -> Network:
     """Return the network compiled anew for each window size, in silence."""
-    if device.type == "cuda":
+    if device.type in ("cuda", "xpu"):
         if not find_spec("triton"):
-            raise InputError("backend compile on CUDA needs the package triton; use backend torch")
+            kind = device.type.upper()
+            message = f"backend compile on {kind} needs the package triton; use backend torch"
+            raise InputError(message)
     else:
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if not shutil.which(compiler.split()[0]):

@@ -6,12 +6,14 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 
 from unet_repro.errors import InputError
 
@@ -19,22 +21,85 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of "auto" (CUDA where there is one), "cpu" or "cuda"."""
+    """Return the device that a name means.
+
+    Parameters
+    ----------
+    name
+        "auto" (CUDA where there is one, else the CPU), or any that PyTorch knows: "cpu", "cuda",
+        "cuda:1", "mps", "xpu", ...
+
+    Raises
+    ------
+    InputError
+        PyTorch knows no such device, or finds none here.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    return torch.device(name)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on names of the past
+            device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            f"device {name!r:.40}: PyTorch knows no such device; auto, cpu, cuda, cuda:1 (the "
+            "second one), mps and xpu are some that it knows"
+        ) from error
+    module, kind = _module(device), device.type.upper()
+    is_there = bool(getattr(module, "is_available", bool)())
+    count = module.device_count() if is_there and hasattr(module, "device_count") else 0
+    if not count:
+        raise InputError(f"device {name}: PyTorch finds no {kind} device here; use --device cpu")
+    if (device.index or 0) >= count:
+        last = f"{device.type}:{count - 1}"
+        raise InputError(f"device {name}: {last} is the last {kind} device that PyTorch finds here")
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def _module(device: torch.device) -> Any:
+    """Return PyTorch's functions for a kind of device, such as `torch.cuda`; None without any."""
+    return getattr(torch, device.type, None)
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return "float32" or "bfloat16"; "auto" takes bfloat16 where the hardware multiplies in it."""
+    """Return "float32" or "bfloat16"; "auto" takes bfloat16 where the hardware multiplies in it.
+
+    `InputError`: bfloat16 is named, and the device has none. A CPU and CUDA emulate it.
+    """
+    if name == "bfloat16" and device.type not in ("cpu", "cuda"):
+        check_type(device, torch.bfloat16, "use --precision float32")
     if name != "auto":
         return cast(Precision, name)
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    if device.type != "cpu":
+        has_bfloat16 = getattr(_module(device), "is_bf16_supported", None)
+        is_fast = has_bfloat16 is not None and has_bfloat16(including_emulation=False)
+        return "bfloat16" if is_fast else "float32"
     flags = _cpu_info("flags").split()
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
+def check_type(device: torch.device, dtype: torch.dtype, remedy: str) -> None:
+    """Raise an `InputError` that names a remedy unless a device computes in a type.
+
+    mps has no float64, some XPUs have none, and older hardware has no bfloat16.
+    """
+    try:
+        ones = torch.ones(1, 1, 2, 2, dtype=dtype, device=device)
+        torch.nn.functional.conv2d(ones, ones).cpu()
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        name = str(dtype).removeprefix("torch.")
+        raise InputError(f"device {device}: has no {name} here; {remedy}") from error
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device; nothing waits for it where that is safe.
+
+    What is not in pinned memory is staged at once, but by mps: its copy may read the tensor's
+    memory after that has been freed.
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -53,8 +118,9 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        name_of = getattr(_module(device), "get_device_name", None)
+        hardware["gpu"] = name_of(device) if name_of else device.type
     return hardware
 
 
@@ -68,12 +134,13 @@ def _cpu_info(field: str) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a CUDA device, or of this process's share of the machine.
+    """Return the free bytes of a device, or of this process's share of the machine.
 
-    On Linux the least of what the kernel and the control groups leave; 8 GiB where nothing says.
+    The machine's for a CPU, and for mps, which shares its memory: on Linux the least of what the
+    kernel and the control groups leave; 8 GiB where nothing says.
     """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" and hasattr(_module(device), "mem_get_info"):
+        return _module(device).mem_get_info(device)[0]
     left = [_available(), *(_left_in_group(*names) for names in _CONTROL_GROUPS)]
     return max(0, min((size for size in left if size is not None), default=8 * 2**30))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
 from unet_repro.network.backends import Network
-from unet_repro.network.device import is_out_of_memory
+from unet_repro.network.device import is_out_of_memory, to_device
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.mirror import Read, Region, Side, side
 from unet_repro.prediction.views import View
@@ -142,7 +142,7 @@ class TileRunner:
 
     def _run(self, windows: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits = self.network(windows.to(self.device, non_blocking=True))
+            logits = self.network(to_device(windows, self.device))
         margin = 0 if self.padding else geometry.margin(self.depth)
         height, width = (size - 2 * margin for size in windows.shape[2:])
         classes = logits.shape[1] if self.classes is None else self.classes

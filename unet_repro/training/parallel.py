@@ -40,10 +40,15 @@ class Processes:
     def place(self, device: torch.device) -> torch.device:
         """Return this process's device of that type; of several processes each has its own GPU.
 
-        `InputError`: there are fewer GPUs on this machine than processes.
+        `InputError`: there are fewer GPUs on this machine than processes, or one is named for all.
         """
-        if self.count == 1 or device.type != "cuda":
+        if self.count == 1 or device.type == "cpu":
             return device
+        if device.type != "cuda" or device.index is not None:
+            raise InputError(
+                f"device {device}: several processes train on cuda, each on a GPU of its own, or "
+                "on cpu"
+            )
         if self.local_rank >= torch.cuda.device_count():
             raise InputError(
                 f"process {self.local_rank} of this machine has no GPU: there are "

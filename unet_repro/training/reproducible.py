@@ -1,13 +1,14 @@
-"""Bit for bit the same again: PyTorch's deterministic algorithms, and none else."""
+"""Bit for bit the same again: PyTorch's deterministic algorithms, and its random states."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from unet_repro.errors import InputError
 
@@ -46,3 +47,41 @@ def deterministic_algorithms(is_on: bool = True) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.deterministic, cudnn.benchmark = cudnn_before
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """Return torch's global random states: the CPU's, and the device's where that has its own."""
+    if device.type == "cpu":
+        return [torch.get_rng_state()]
+    module = torch.get_device_module(device)
+    return [torch.get_rng_state(), module.get_rng_state(*_which(device))]
+
+
+def set_random_states(states: list[Tensor], device: torch.device) -> None:
+    """Go on from `random_states`; of a CPU's alone a device's own state stays as it is."""
+    torch.set_rng_state(states[0])
+    if device.type != "cpu" and len(states) > 1:
+        torch.get_device_module(device).set_rng_state(states[1], *_which(device))
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed the random numbers of a device that has its own."""
+    if device.type == "cpu":
+        return
+    module = torch.get_device_module(device)
+    with getattr(module, "device", nullcontext)(device):  # or the first device is seeded
+        module.manual_seed(seed)
+
+
+@contextmanager
+def kept_random_states(device: torch.device) -> Iterator[None]:
+    """Leave torch's global random states, and the device's, as they were."""
+    before = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one

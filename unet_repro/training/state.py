@@ -37,6 +37,7 @@ from unet_repro.training.optimisation import (
     make_optimizer,
 )
 from unet_repro.training.parallel import ALONE, Processes
+from unet_repro.training.reproducible import random_states, seed_device, set_random_states
 from unet_repro.training.watch import CollapseWatch
 
 CHECKPOINT_EVERY = 60.0  # seconds of training, at least: what a kill can cost
@@ -100,7 +101,7 @@ class TrainingState:
         self.seconds = 0.0
         self.losses: list[Tensor] = []  # since the last row of the log
         self.best: Best | None = None
-        self.dropout: list[list[Tensor]] = []  # per process: random states of CPU and GPU
+        self.dropout: list[list[Tensor]] = []  # per process: random states of CPU and device
         self.next_checkpoint = CHECKPOINT_EVERY
         self.budget = seconds(settings.time_budget) if settings.time_budget else math.inf
         self.limit = settings.iterations
@@ -200,7 +201,7 @@ class TrainingState:
         if self.losses:
             self.mean_loss()  # nothing that is no number is ever saved
             losses = self.processes.sum(torch.stack(self.losses)) / self.processes.count
-        states = [self.processes.gather(state) for state in self._dropout_states()]
+        states = [self.processes.gather(state) for state in random_states(self.device)]
         state = {
             "network": self.network.state_dict(),
             "average": self.average.network.state_dict() if self.average else None,
@@ -248,23 +249,15 @@ class TrainingState:
 
     def seed_dropout(self) -> None:
         """Set torch's global random states, from which dropout draws: one a process."""
-        rank, is_cuda = self.processes.rank, self.device.type == "cuda"
+        rank = self.processes.rank
+        seed = self.settings.seed + 1 + 1_000_003 * rank + self.iteration
         if len(self.dropout) == self.processes.count:
             states = self.dropout[rank]
         else:  # at the beginning, or with another number of processes than before
-            seed = self.settings.seed + 1 + 1_000_003 * rank + self.iteration
             states = [torch.Generator().manual_seed(seed).get_state()]
-        torch.set_rng_state(states[0])
-        if is_cuda and len(states) > 1:
-            torch.cuda.set_rng_state(states[1], self.device)
-        elif is_cuda:
-            torch.cuda.manual_seed(self.settings.seed + 1 + 1_000_003 * rank + self.iteration)
-
-    def _dropout_states(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
+        if len(states) == 1:
+            seed_device(seed, self.device)
+        set_random_states(states, self.device)
 
 
 def _measured(settings: TrainConfig, training: TrainingSet) -> UNetConfig:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from unet_repro.config import TrainConfig, UNetConfig
 from unet_repro.network.device import reused_memory
 from unet_repro.network.model import UNet
@@ -23,7 +21,7 @@ from unet_repro.training.initial import Initial, initial_model
 from unet_repro.training.log import TrainLog
 from unet_repro.training.optimisation import compiler_errors
 from unet_repro.training.parallel import ALONE, Processes
-from unet_repro.training.reproducible import deterministic_algorithms
+from unet_repro.training.reproducible import deterministic_algorithms, kept_random_states
 from unet_repro.training.state import Best, TrainingState
 from unet_repro.training.validation import HeldOut, validate
 from unet_repro.training.watch import stop_signals
@@ -124,7 +122,7 @@ def train(
     is_quiet = is_quiet or not processes.is_first
     # initialisation and dropout leave the global state alone
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        kept_random_states(device),
         deterministic_algorithms(settings.deterministic),
         compiler_errors(),
         reused_memory(device),
