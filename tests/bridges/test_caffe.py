@@ -351,7 +351,7 @@ def test_a_file_cut_anywhere_is_refused(path):
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     form=st.sampled_from(["v1", "v2", "unpacked"]),

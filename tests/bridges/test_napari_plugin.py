@@ -171,6 +171,14 @@ def test_the_panel_asks_for_fields_of_the_settings(app, viewer, stack, model):
     assert panel.job().settings == replace(expected, kind="probability", threshold=None)
 
 
+def test_the_bundled_networks_are_offered_em_first(app, viewer, stack, monkeypatch):
+    monkeypatch.setattr(napari_plugin, "bundled_models", lambda: {"cells": None, "em": None})
+    viewer.add_image(stack)
+    panel = napari_plugin.PredictPanel(viewer)
+    assert panel.model.choices == ("em", "cells", napari_plugin.A_FILE)
+    assert panel.job().model == "em"
+
+
 def test_napari_itself_finds_the_manifest_valid():
     npe2 = pytest.importorskip("npe2")
     manifest = npe2.PluginManifest.from_distribution("unet-repro")
