@@ -113,6 +113,27 @@ def test_a_cancelled_job_goes_on(app, viewer, stack, model, tmp_path, monkeypatc
     assert press_and_wait(app, panel).startswith("done")
 
 
+def test_quitting_cancels_what_runs(app, viewer, stack, model, tmp_path, monkeypatch):
+    from napari._qt.qthreading import wait_for_workers_to_quit
+
+    class EndlessUnlessCancelled(Watch):
+        def update(self, n: int = 1) -> None:
+            deadline = time.monotonic() + 60
+            while self.done + n == 2 and not self.is_cancelled and time.monotonic() < deadline:
+                time.sleep(0.01)
+            super().update(n)
+
+    viewer.add_image(stack)
+    panel = panel_of(viewer, model)
+    panel.out.value = tmp_path / "out.tif"
+    monkeypatch.setattr(napari_plugin, "Watch", EndlessUnlessCancelled)
+    panel.predict.native.click()
+    watch = panel.watch
+    wait_for_workers_to_quit(50_000)
+    assert watch is not None and watch.is_cancelled and watch.done < 3
+    assert not panel.out.value.exists()
+
+
 def test_a_file_is_predicted_into_a_file_that_opens(app, viewer, stack, model, tmp_path):
     tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack")
     panel = panel_of(viewer, model)

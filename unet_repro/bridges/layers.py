@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -62,16 +61,16 @@ class Watch(ProgressBar):
     def __init__(self) -> None:
         super().__init__(None, unit="tile", is_shown=False)
         self.done, self.total = 0, 0
-        self._is_cancelled = threading.Event()
+        self.is_cancelled = False
 
     def cancel(self) -> None:
         """End the job when the tile that it is at is done."""
-        self._is_cancelled.set()
+        self.is_cancelled = True
 
     def update(self, n: int = 1) -> None:
         """Count tiles; raise `Cancelled` if that is wished."""
         self.done += n
-        if self._is_cancelled.is_set():
+        if self.is_cancelled:
             raise Cancelled
 
 

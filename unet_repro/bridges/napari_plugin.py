@@ -189,16 +189,19 @@ class PredictPanel:
         self._enable(False)
         self._say("running")
         self._timer.start()
-        create_worker(
+        worker = create_worker(
             _work,
             job,
             self.watch,
+            _start_thread=False,
             _connect={
                 "returned": self._returned,
                 "warned": self._warned,
                 "finished": self._finished,
             },
         )
+        worker.quit = self.watch.cancel  # what napari calls, and waits for, when it quits
+        worker.start()
 
     def stop(self) -> None:
         """Cancel the job that runs; the tile that it is at is finished."""
