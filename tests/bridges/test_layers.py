@@ -213,7 +213,7 @@ def test_a_cancelled_job_goes_on_and_gives_the_same(tmp_path, model, stack, has_
     layer = ImageLayer("a", stack, "ZYX")
     uncancelled = LayerJob(layer, model, tiles, out=whole)
     out = tmp_path / "out.tif" if has_place else None
-    job = replace(uncancelled, out=out) if has_place else replace(uncancelled, device="cpu")
+    job = replace(uncancelled, out=out)
     first = CancelsAt(7)
     with pytest.raises(Cancelled):
         job.run(first)
@@ -261,6 +261,22 @@ def test_a_cancelled_job_of_other_pixels_is_not_gone_on_with(tmp_path, model, st
     ((values, *_),) = replace(other, resume=False, overwrite=True).run(Watch())
     expected = expected_of(model, stack[2] ^ 1)[1]
     np.testing.assert_allclose(values[2], expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_cancelled_before_it_begins_leaves_nothing(tmp_path, model, stack):
+    watch = Watch()
+    watch.cancel()
+    with pytest.raises(Cancelled):
+        LayerJob(ImageLayer("a", stack, "ZYX"), model, PROBABILITY, tmp_path / "o.tif").run(watch)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_results_without_a_place_are_those_of_the_weights_not_of_their_name(tmp_path, stack):
+    job = LayerJob(ImageLayer("a", stack[0], "YX"), str(tmp_path / "m"), PROBABILITY)
+    for mean in (0.0, 200.0):
+        saved(tmp_path / "m", input_mean=(mean,))
+        ((values, *_),) = job.run(Watch())
+        np.testing.assert_array_equal(values, expected_of(job.model, stack[0])[1])
 
 
 # --- what is refused

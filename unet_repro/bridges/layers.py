@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from unet_repro.challenges.phantom import VOXEL_SIZE_UM, em_phantom
 from unet_repro.errors import InputError, InputNote
 from unet_repro.files.atomic import check_apart
+from unet_repro.files.file_access import read_bytes
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import Axes, as_written, check_axes, describe_size
 from unet_repro.images.tiff_writer import write_pages
 from unet_repro.images.units import length_ratio, plain_unit
+from unet_repro.network.bundled import model_path
 from unet_repro.network.device import choose_device
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model
@@ -68,8 +70,12 @@ class Watch(ProgressBar):
         self.is_cancelled = True
 
     def update(self, n: int = 1) -> None:
-        """Count tiles; raise `Cancelled` if that is wished."""
+        """Count tiles; `Cancelled` as in `check`."""
         self.done += n
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Cancelled` if that is wished."""
         if self.is_cancelled:
             raise Cancelled
 
@@ -180,7 +186,7 @@ class ImageLayer:
         file = rf"\S*{re.escape(_FOLDER)}\w*[\\/]\w+\.tif"
         return re.sub(file, lambda _: f"layer {self.name}", text)
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, watch: Watch) -> Path:
         """Write the pixels to a TIFF in a folder, one plane in memory; the name is their hash.
 
         The same pixels make the same file, time included, so that a job goes on with them.
@@ -197,6 +203,7 @@ class ImageLayer:
 
         def bands() -> Iterator[NDArray[Any]]:
             for plane in self.planes():
+                watch.check()
                 with np.errstate(over="ignore"):  # an infinite pixel is refused as such
                     pixels = np.ascontiguousarray(plane, stored)
                 digest.update(pixels.data)
@@ -283,10 +290,11 @@ class LayerJob:
         except OSError as error:
             raise InputError(f"{beside}: cannot be written: {error.strerror}") from error
         with folder as name:
-            source = layer.write(Path(name))
+            source = layer.write(Path(name), watch)
             out, resume, overwrite = self.out, self.resume, self.overwrite
             if out is None:
-                what = f"{source.stem} {self.model} {settings}"
+                weights = hashlib.sha256(read_bytes(model_path(self.model))).hexdigest()
+                what = f"{source.stem} {weights} {settings} {self.device}"
                 digest = hashlib.sha256(what.encode("utf-8", "surrogateescape"))
                 out, resume = session_folder() / f"{digest.hexdigest()[:16]}.tif", True
             job = replace(self, settings=settings)
