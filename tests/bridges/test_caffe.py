@@ -327,6 +327,9 @@ def test_files_without_end_are_refused_before_they_fill_the_memory(path):
         read_caffemodel(path, config=SMALLEST)
     refused(path, one_blob(bytes(2**21)), r"takes 2,097,152 bytes, too many for 1 × 1 × 3 × 3")
     refused(path, v1_layer("x", *3 * [b""]), "has more than 2 blobs")
+    refused(path, of_number(5, 1) * 10_001, "more than 10000 fields")
+    refused(path, of_length(2, of_number(5, 1) * 10_001), "more than 10000 fields")
+    refused(path, bytes(2**20), "truncated one: a field 0")
 
 
 def test_other_formats_are_refused(path):

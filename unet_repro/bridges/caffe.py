@@ -50,6 +50,7 @@ from unet_repro.network.model import UNet
 _VALUE_BYTES = 20  # most of a weight in a file: value and gradient as doubles, each with its tag
 _SPARE_BYTES = 2**24  # and of all the rest
 _MOST_LAYERS = 1000
+_MOST_FIELDS = 10_000  # of a network, or of a layer
 _MOST_SHAPE_BYTES = 64
 # fields of NetParameter, V1LayerParameter and LayerParameter
 _V1_LAYERS, _LAYERS = 2, 100
@@ -199,10 +200,13 @@ class _NoMessage(ValueError):
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield the number and the content of each field that has a length; others are passed over."""
-    position = 0
+    position, number_of_fields = 0, 0
     while position < len(message):
         key, position = _varint(message, position)
         number, kind = key >> 3, key & 7
+        number_of_fields += 1
+        if number == 0 or number_of_fields > _MOST_FIELDS:
+            raise _NoMessage("a field 0" if number == 0 else f"more than {_MOST_FIELDS} fields")
         if kind == 0:
             _, position = _varint(message, position)
             continue
@@ -212,7 +216,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             length = 8 if kind == 1 else 4
         else:
             raise _NoMessage(f"a field of type {kind}")
-        if number == 0 or length > len(message) - position:
+        if length > len(message) - position:
             raise _NoMessage(f"a field of {length} bytes where {len(message) - position} are left")
         if kind == 2:
             yield number, message[position : position + length]
