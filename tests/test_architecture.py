@@ -17,6 +17,7 @@ FLOORS = (  # from the ground up: each may import from those before it
         "program",
         "training_run",
         "challenges",
+        "bridges",
         "cli",
         "__main__",
     ),

@@ -35,7 +35,7 @@ from unet_repro.images.slices import joined, mapped
 from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack, slice_names
 from unet_repro.network.bundled import bundled_models
 from unet_repro.network.device import choose_device
-from unet_repro.network.model_file import load_model
+from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.predict_stack import prepared
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.values import recorded_full_scale, recorded_kind
@@ -451,6 +451,43 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class ImportCaffe:
+    """Make a model of the weights in the authors' release: phseg_v5.caffemodel of 2015-10-02.
+
+    Parameters
+    ----------
+    file
+        The .caffemodel, unpacked from the authors' archive.
+    out
+        Model file to write, such as release.safetensors.
+    input_mean
+        (grey value - mean) / std goes into the network; the file does not say how.
+    input_std
+        255 makes [0, 1] of 8-bit images, as the release's script does; 16-bit images need 65535.
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], arg(metavar="FILE")]
+    out: Path
+    input_mean: float = 0.0
+    input_std: float = 255.0
+    overwrite: Overwrite = False
+
+    def run(self) -> int:
+        from unet_repro.bridges import caffe
+
+        check_apart(self.out, self.file)
+        check_output(self.out, overwrite=self.overwrite)
+        network = caffe.read_caffemodel(
+            self.file, input_mean=self.input_mean, input_std=self.input_std
+        )
+        save_model(network, self.out, training=caffe.origin(self.file))
+        scaling = f"(grey value - {self.input_mean:g}) / {self.input_std:g}"
+        print(f"input: {scaling}; the release was trained on [0, 1]", file=sys.stderr)
+        print(self.out)
+        return 0
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a run anew, from the files in its folder.
 
@@ -528,6 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
         Annotated[Report, tyro.conf.subcommand(name="report")],
         Annotated[Models, tyro.conf.subcommand(name="models")],
+        Annotated[ImportCaffe, tyro.conf.subcommand(name="import-caffe")],
     ]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text: it is its bytes
         sys.stdout.reconfigure(errors="surrogateescape")

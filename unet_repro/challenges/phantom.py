@@ -12,7 +12,7 @@ from unet_repro.errors import InputError
 from unet_repro.images.stacks import write_stack
 
 _SMALLEST_CELL_PX = 60  # smaller remainders become membrane, as an annotator would draw them
-_VOXEL_SIZE_UM = (0.05, 0.004, 0.004)  # as in the EM challenge: serial sections of 50 nm
+VOXEL_SIZE_UM = (0.05, 0.004, 0.004)  # as in the EM challenge: serial sections of 50 nm
 
 
 def em_phantom(
@@ -78,7 +78,7 @@ def write_em_phantom(
                 stack,
                 overwrite=overwrite,
                 compression="zlib",
-                voxel_size_um=_VOXEL_SIZE_UM,
+                voxel_size_um=VOXEL_SIZE_UM,
             )
 
 
