@@ -163,12 +163,6 @@ def id_dtype(largest: int) -> str:
     """
     return next(dtype for dtype in ID_DTYPES if largest <= np.iinfo(dtype).max)
 
-    def margin(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return (h, w), above 0 where averaged probabilities (classes, h, w) make a cell."""
-        if self.threshold is not None:
-            return values[1] - self.threshold
-        return values[1:].max(axis=0) - values[0]
-
 
 def recorded_full_scale(info: str | None) -> float | None:
     """Return the value that stands for P = 1 in a file whose recorded text is `info`, if any.
