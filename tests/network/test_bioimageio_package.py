@@ -162,11 +162,11 @@ def test_weights_and_architecture_give_the_test_output(files, tmp_path, without_
     first = tifffile.imread(files / "example.tif")[0]
     np.testing.assert_array_equal(image[0, :, 24:-24, 24:-24], first[:, 56:144, :88])
     mirrored = np.pad(first, [(0, 0), (0, 0), (30, 30)], mode="reflect")
-    np.testing.assert_array_equal(image[0], mirrored[:, 62:198, 6:142])
+    np.testing.assert_array_equal(image[0], mirrored[:, 32:168, 6:142])
     # where it is to be used it is what this package predicts
     predicted = OverlapTilePredictor(load_model(files / "m.safetensors"))(first)
     inner = expected[0, :, 24:-24, 24:-24]
-    np.testing.assert_allclose(inner, predicted[:, 56:144, :88], atol=1e-5)
+    np.testing.assert_allclose(inner, predicted[:, 56:144, :88], atol=1e-4)
     for name, values in (("input", image), ("output", expected)):
         sample = tifffile.imread(io.BytesIO(held[f"sample_{name}.tif"]))
         np.testing.assert_array_equal(sample.reshape(values.shape), values)
