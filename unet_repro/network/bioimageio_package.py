@@ -12,7 +12,7 @@ import copy
 import hashlib
 import inspect
 import re
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -78,8 +78,7 @@ def write_package(model: UNet, path: Path, settings: ExportSettings, *, name: st
     example = read_example(settings, model.config, network.blocks)
     classes = settings.classes(model.config.classes)
     citations = [citation(text) for text in settings.citation]
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}", dir=path.parent) as made:
-        folder = Path(made)
+    with _folder_beside(path) as folder:
         write_weights(network, folder, classes)
         write_images(network, example, folder)
         description = describe(network, example, settings, classes, citations, name, folder)
@@ -89,6 +88,17 @@ def write_package(model: UNet, path: Path, settings: ExportSettings, *, name: st
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.iterdir()):
                 archive.write(file, file.name)
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """Give an empty folder named as an atomic file in progress, and remove it in the end."""
+    folder = path.with_suffix(".parts")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
