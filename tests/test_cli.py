@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
@@ -17,6 +18,7 @@ import torch
 from unet_repro import cli, program
 from unet_repro.config import PRESETS, AugmentationConfig, TrainConfig, UNetConfig
 from unet_repro.images.stacks import read_images, read_stack, write_stack
+from unet_repro.network.export_settings import ExportSettings
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.components import components
@@ -489,6 +491,7 @@ SETTINGS = {
     "predict": PredictionSettings,
     "weight-map": WeightMapSettings,
     "preview-augmentation": AugmentationConfig,
+    "export": partial(ExportSettings, "onnx"),
 }
 
 

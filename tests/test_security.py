@@ -60,7 +60,7 @@ def test_no_loader_of_the_package_may_run_what_it_loads():
             seen.append(name)
             option, value = loads[name].split("=")
             assert options.get(option) == value, (file, name)
-    assert seen == ["torch.load"]  # a further one belongs in this test
+    assert seen == ["torch.load"] * 2  # checkpoints, and weights that an export has just written
     forbidden = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load"}
     assert not [call for call in calls() if call[1] in forbidden or "shell" in call[3]]
     # no pickles, and no temporary files with names or places that others may know

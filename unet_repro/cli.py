@@ -35,6 +35,7 @@ from unet_repro.images.slices import joined, mapped
 from unet_repro.images.stacks import paired_files, read_labels, read_pair, read_stack, slice_names
 from unet_repro.network.bundled import bundled_models
 from unet_repro.network.device import choose_device
+from unet_repro.network.export_settings import ExportSettings
 from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.predict_stack import prepared
 from unet_repro.prediction.settings import PredictionSettings
@@ -533,6 +534,32 @@ class Models:
         return 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network for other programs; it is compared with this one before.
+
+    Parameters
+    ----------
+    model
+        A model.safetensors that train has written, or the name of a network that comes with the
+        package.
+    out
+        File to write; of a bioimage.io package a .zip.
+    """
+
+    model: Annotated[tyro.conf.Positional[Path], arg(metavar="MODEL")]
+    settings: tyro.conf.OmitArgPrefixes[ExportSettings]
+    out: Path
+    overwrite: Overwrite = False
+
+    def run(self) -> int:
+        from unet_repro.network.export import export_model
+
+        export_model(self.model, self.out, settings=self.settings, overwrite=self.overwrite)
+        print(self.out)
+        return 0
+
+
 def _table(result: dict[str, Any]) -> str:
     """Return the figures of an evaluation as text."""
     from unet_repro.reports import class_evaluation, evaluation
@@ -566,6 +593,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Annotated[Report, tyro.conf.subcommand(name="report")],
         Annotated[Models, tyro.conf.subcommand(name="models")],
         Annotated[ImportCaffe, tyro.conf.subcommand(name="import-caffe")],
+        Annotated[Export, tyro.conf.subcommand(name="export")],
     ]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text: it is its bytes
         sys.stdout.reconfigure(errors="surrogateescape")

@@ -408,7 +408,8 @@ def keywords_from(settings_class: type) -> Callable[[Callable], Callable]:
             given = {name: options.pop(name) for name in fields if name in options}
             if "settings" in options and given:
                 raise TypeError(f"settings is given, and {', '.join(given)} as well")
-            options.setdefault("settings", settings_class(**given))
+            if "settings" not in options:
+                options["settings"] = settings_class(**given)
             return function(*arguments, **options)
 
         shown = []

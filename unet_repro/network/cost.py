@@ -82,6 +82,7 @@ class NetworkCost:
         level_channels = [self.base_channels << level for level in range(self.depth + 1)]
         if self.bilinear:
             level_channels[-1] //= 2
+        sizes: list[tuple[Any, Any]] = []  # of each level's skip, before it is cropped
         channels = self.in_channels
         image = channels * h * w
         held = [image]  # by the caller; then the skips too
@@ -89,6 +90,7 @@ class NetworkCost:
         for level, after in enumerate(level_channels):
             steps, h, w = self._convolutions(held, (channels, after, after), h, w)
             yield from steps
+            sizes.append((h, w))
             channels = after
             if level == self.depth:
                 break
@@ -112,6 +114,8 @@ class NetworkCost:
             else:
                 yield _Step([*held, below, up], 2 * channels * up, 4 * channels * upsampled)
             joined = upsampled + middle
+            if self.padding:  # an odd skip is larger
+                h, w = sizes[level]
             yield _Step([*held, up, joined * h * w])  # concatenated
             held = held[:-1]
             channels = middle // 2 if self.bilinear and level else middle

@@ -266,3 +266,61 @@ def stride_of_window(window: int, depth: int, *, padding: bool = False) -> int:
         least = window_of(grid, depth, padding=padding)
         raise InputError(f"tile {window} keeps no {grid} aligned px: at least {least} is needed")
     return stride
+
+
+@dataclass(frozen=True)
+class BlockGeometry:
+    """A network as a filter whose output has the size of its input, for blocks of other programs.
+
+    Such a program continues the image by `halo` px on each side, cuts it into blocks that begin
+    ``side - 2 * halo`` px apart, and of each block's output drops `halo` px on each side.
+
+    Parameters
+    ----------
+    halo
+        At least what a pixel depends on around it.
+    least, step
+        Sides of a block in px are ``least + n * step``.
+    crop
+        Px that the filter takes off before a block's first row and column, for a size that the
+        network takes, on its grid.
+    lost
+        Px before the first and behind the last row and column that the network does not compute;
+        the filter fills them with zeros. Both are within the halo.
+
+    Notes
+    -----
+    Blocks agree with one pass over the image, and with `Axis.tiles`, if all begin on the same grid
+    of g = 2^depth px. Some programs pass a whole image of a block's size through the filter, others
+    one that they have continued by the halo: all these are valid sizes only if 2 halo is a multiple
+    of g. Windows of an unpadded network begin `margin` px before the image here, and its sizes are
+    -4 mod g. Hence
+
+        halo = 0 mod g, margin + g - 1 or more             (depth 4: 112)
+        side = 2 halo + g (1 + n)                          (depth 4: 240 + 16 n)
+        crop = halo - margin = 4 mod g                     (depth 4: 4; side - crop = -4 mod g)
+        lost = crop + margin, margin                       (depth 4: 96, 92)
+
+    and the px that are kept lie halo - crop, at least margin + g - 1, behind the window's start. A
+    padded network takes any multiple of g; nothing is cropped or lost.
+    """
+
+    halo: int
+    least: int
+    step: int
+    crop: int
+    lost: tuple[int, int]
+
+
+def block_geometry(depth: int, *, padding: bool) -> BlockGeometry:
+    """Return the numbers of a network as a filter.
+
+    Examples
+    --------
+    >>> block_geometry(4, padding=False)
+    BlockGeometry(halo=112, least=240, step=16, crop=4, lost=(96, 92))
+    """
+    grid, around = alignment(depth), _before(depth, padding=True)
+    crop = 0 if padding else 4 % grid
+    lost = (0, 0) if padding else (crop + margin(depth), margin(depth))
+    return BlockGeometry(around, 2 * around + grid, grid, crop, lost)
