@@ -44,7 +44,7 @@ def test_its_file_says_what_it_was_trained_on_but_not_where():
 
 @pytest.mark.parametrize(
     "words",
-    ["ISBI 2012", "non-commercial", "Cardona", "slices 25–29", "six folds", "It is not for"],
+    ["ISBI 2012", "non-commercial", "Cardona", "slices 25–29", "six folds", "What it is not for"],
 )
 def test_the_card_states(words: str):
     assert words in bundled_models()["em"].card
