@@ -19,10 +19,12 @@ from typing import Annotated, Any, Literal, Union
 import numpy as np
 import tyro
 
+from unet_repro.cluster import Machines
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
+from unet_repro.files.places import url_of
 from unet_repro.images.calibration import read_info
 from unet_repro.images.labels import (
     UNKNOWN_CELL,
@@ -162,11 +164,13 @@ class Predict:
     Parameters
     ----------
     stack
-        TIFF stack, PNG or JPEG image, or folder of images in natural order.
+        TIFF stack, PNG or JPEG image, folder of images in natural order; OME-Zarr image or zarr
+        array, a folder or URL (s3://, https://); file.h5:/dataset.
     model
         A model.safetensors that train has written.
     out
-        TIFF file to write; or, where STACK is a folder, a folder for files of the same names
+        TIFF file to write; OME-Zarr (a name that ends in .zarr, also s3://), which several
+        processes can write; or, where STACK is a folder, a folder for files of the same names
         (needed where its images have several sizes).
     plan
         Show tiles, memory, output and time, and stop.
@@ -180,6 +184,7 @@ class Predict:
     settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(
         default_factory=PredictionSettings
     )
+    machines: tyro.conf.OmitArgPrefixes[Machines] = field(default_factory=Machines)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     plan: Flag = False
     verify: Flag = False
@@ -188,18 +193,22 @@ class Predict:
 
     def run(self) -> int:
         network = load_model(self.model, device=choose_device(self.device))
-        with prepared(self.stack, network, self.out, self.settings) as prediction:
+        options: dict[str, Any] = {"machines": self.machines, "model_file": self.model}
+        with prepared(self.stack, network, self.out, self.settings, **options) as prediction:
             if self.plan:
                 print(prediction.outlook())
                 return 0
             try:
-                prediction.run(
+                is_complete = prediction.run(
                     resume=self.resume, overwrite=self.overwrite, verify=self.verify, progress=True
                 )
             except KeyboardInterrupt:
                 print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
                 return INTERRUPTED
-        print(self.out)
+        if not is_complete:
+            _tell_part(self.machines, self.out)
+            return 0
+        print(url_of(self.out) or self.out)
         return 0
 
 
@@ -471,6 +480,13 @@ def _table(result: dict[str, Any]) -> str:
     if "confusion" in result:
         return class_evaluation.class_table(result)
     return evaluation.table(result)
+
+
+def _tell_part(machines: Machines, out: Path) -> None:
+    print(
+        one_line(f"part {machines.part} of {out} is done; other parts are not yet"),
+        file=sys.stderr,
+    )
 
 
 def _tell(what: str, reading: Reading) -> None:

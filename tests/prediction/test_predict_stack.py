@@ -27,7 +27,7 @@ from unet_repro.images.png_files import encode_png, pixels_per_metre
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
-from unet_repro.prediction.local import LocalRun
+from unet_repro.prediction.local import BlockRun
 from unet_repro.prediction.plan import Outlook, Plan
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
@@ -428,7 +428,7 @@ def test_resume_of_something_else_is_refused(
     source = tmp_path / "s.tif"
     source.write_bytes(stack_file.read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(LocalRun, "go", lambda self, **options: 1 / 0)
+        patch.setattr(BlockRun, "go", lambda self, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict_stack(source, network(), tmp_path / "o.tif", **TILE)
     model = network(seed=change.pop("seed", 0))

@@ -270,10 +270,10 @@ def _weigh_folder(
         store.whole.mkdir(exist_ok=True)
     except OSError as error:
         raise store.unwritable(error) from error
-    unmarked = store.missing((z,) for z in range(total))
-    missing = [
-        z for z in range(total) if (z,) in unmarked or not (store.whole / files[z]).is_file()
-    ]
+    unmarked = set(store.blocks.missing(heals=True).tolist())
+    missing = [z for z in range(total) if z in unmarked or not (store.whole / files[z]).is_file()]
+    for z in missing:
+        store.blocks.discard(z)
     threads_an_image = -(-workers // total)
 
     def weigh_image(item: tuple[int, np.ndarray]) -> None:
@@ -284,7 +284,7 @@ def _weigh_folder(
         _write(
             store.whole / files[z], weights, weights.shape, one, source, record, threads_an_image
         )
-        store.write((z,), np.ones(1, np.uint8))
+        store.blocks.write(z, np.ones(1, np.uint8))
 
     images = ((z, _label_slice(labels, z)) for z in missing)
     weighed = in_order(weigh_image, images, min(workers, total))
@@ -385,13 +385,13 @@ def _weigh(
 ) -> None:
     """Compute the slices that are not there yet."""
     depth = labels.shape[0]
-    missing = [z for z, _, _ in store.missing((z, 0, 0) for z in range(depth))]
+    missing = store.blocks.missing(heals=True).tolist()
     threads_a_slice = -(-workers // depth)
 
     def weigh_slice(item: tuple[int, np.ndarray]) -> None:
         z, slice_ = item
         weights = weigh(slice_[None], reading, **options, workers=threads_a_slice)
-        store.write((z, 0, 0), weights)
+        store.blocks.write(z, weights)
 
     slices = ((z, _label_slice(labels, z)) for z in missing)
     weighed = in_order(weigh_slice, slices, min(workers, depth))
@@ -408,7 +408,7 @@ def _assemble(
     workers: int,
     progress: bool,
 ) -> None:
-    slices = (store.read((z, 0, 0))[0] for z in range(labels.shape[0]))
+    slices = (store.blocks.read(z)[0] for z in range(labels.shape[0]))
     pages = _bar(slices, "writing", labels.shape[0], progress=progress)
     _write(path, pages, labels.shape, labels.depth_axes, labels.path, record, workers)
 
