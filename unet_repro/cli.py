@@ -205,11 +205,7 @@ class Predict:
             except KeyboardInterrupt:
                 print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
                 return INTERRUPTED
-        if not is_complete:
-            _tell_part(self.machines, self.out)
-            return 0
-        print(url_of(self.out) or self.out)
-        return 0
+        return _told(is_complete, self.machines, self.out)
 
 
 @dataclass(frozen=True)
@@ -219,12 +215,13 @@ class WeightMap:
     Parameters
     ----------
     out
-        TIFF stack to write; axes and scale are the labels', the settings are recorded in it. For a
-        folder of images of several sizes, a folder.
+        TIFF stack or OME-Zarr (a name that ends in .zarr, also s3://) to write; axes and scale are
+        the labels', the settings are recorded in it. For a folder of images of several sizes, a
+        folder.
     preview
         PNG to draw the middle slice in: labels, class weight, border term, sum.
-    workers
-        Threads; by default one per core.
+    threads
+        Of this process; by default one per core.
     """
 
     labels: Labels
@@ -232,8 +229,9 @@ class WeightMap:
     settings: tyro.conf.OmitArgPrefixes[WeightMapSettings] = field(
         default_factory=WeightMapSettings
     )
+    machines: tyro.conf.OmitArgPrefixes[Machines] = field(default_factory=Machines)
     preview: Path | None = None
-    workers: int | None = None
+    threads: int | None = None
     resume: Resume = False
     overwrite: Overwrite = False
 
@@ -241,7 +239,8 @@ class WeightMap:
         replaces = self.overwrite or self.resume
         if self.preview:
             check_apart(self.preview, self.labels)
-            check_apart(self.preview, self.out)
+            if not url_of(self.out):
+                check_apart(self.preview, self.out)
             check_output(self.preview, overwrite=replaces)
 
         def surveyed(survey: Survey) -> None:
@@ -259,20 +258,20 @@ class WeightMap:
                 )
 
         try:
-            write_weight_map(
+            is_complete = write_weight_map(
                 self.labels,
                 self.out,
                 settings=self.settings,
                 resume=self.resume,
                 overwrite=self.overwrite,
-                workers=self.workers,
+                threads=self.threads,
+                machines=self.machines,
                 on_survey=surveyed,
             )
         except KeyboardInterrupt:
             print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
             return INTERRUPTED
-        print(self.out)
-        return 0
+        return _told(is_complete, self.machines, self.out)
 
 
 @dataclass(frozen=True)
@@ -482,11 +481,14 @@ def _table(result: dict[str, Any]) -> str:
     return evaluation.table(result)
 
 
-def _tell_part(machines: Machines, out: Path) -> None:
-    print(
-        one_line(f"part {machines.part} of {out} is done; other parts are not yet"),
-        file=sys.stderr,
-    )
+def _told(is_complete: bool, machines: Machines, out: Path) -> int:
+    """Say where an output is, or that other parts of it are missing; return the exit code."""
+    if is_complete:
+        print(url_of(out) or out)
+    else:
+        told = f"part {machines.part} of {url_of(out) or out} is done; other parts are missing yet"
+        print(one_line(told), file=sys.stderr)
+    return 0
 
 
 def _tell(what: str, reading: Reading) -> None:

@@ -87,6 +87,9 @@ class Machines:
         return range(units * i // n, units * (i + 1) // n)
 
 
+HERE = Machines()  # in this process
+
+
 class Work(Protocol):
     """What a worker needs to compute units: plain data, which can be pickled."""
 
@@ -186,7 +189,9 @@ def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
     levels = {name: logging.getLogger(name).level for name in names}
     with ExitStack() as stack:
         # a batch is bound to a worker by nothing: to steal one would only move it
-        stack.enter_context(dask.config.set({"distributed.scheduler.work-stealing": False}))
+        quiet = {"logging": dict.fromkeys(names, "critical")}  # of the processes started here
+        settings = {"distributed.scheduler.work-stealing": False, **quiet}
+        stack.enter_context(dask.config.set(settings))
         for name in names:
             logging.getLogger(name).setLevel(logging.CRITICAL)
             stack.callback(logging.getLogger(name).setLevel, levels[name])
@@ -229,6 +234,7 @@ def _local_cluster(workers: int, gpus: int) -> Any:
                     "nthreads": 1,
                     "memory_limit": 0,  # the plan keeps to what there is
                     "env": environment(n),
+                    "silence_logs": logging.CRITICAL,
                 },
             }
             for n in range(workers)
@@ -304,7 +310,7 @@ class _Window:
         self._batch = 1  # until it is known how long a unit takes
         self._again: deque[int] = deque()  # of batches whose workers died: each alone
         self._flying: dict[str, list[int]] = {}  # by the future's key
-        self._completed = as_completed()
+        self._completed = as_completed(loop=client.loop)
 
     def results(self) -> Iterator[int]:
         self._refill()
@@ -314,7 +320,8 @@ class _Window:
             future.release()
             del future
             if len(self._failures) > _MOST_FAILED:
-                raise InputError(f"too many units fail, such as {told(self._failures[:1])}")
+                number, reason = self._failures[0]
+                raise InputError(f"too many units fail, such as unit {number}: {reason}")
             self._refill()
 
     def _result(self, future: Any, batch: list[int]) -> Iterator[int]:
@@ -330,6 +337,8 @@ class _Window:
                 self._failures.append((batch[0], words))
             return
         except (OSError, TimeoutError):
+            raise
+        except InputError:  # nothing can be computed, such as for want of the network
             raise
         except Exception as error:  # a fault of ours, or another version there
             words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
@@ -355,8 +364,33 @@ class _Window:
         return [int(number) for _, number in zip(range(self._batch), self._numbers)]
 
 
-def told(failures: list[Failure]) -> str:
-    """Name units that failed, and why."""
-    named = "; ".join(f"unit {number}: {reason}" for number, reason in failures[:_MOST_NAMED])
-    more = len(failures) - _MOST_NAMED
-    return f"{named} and {more} more" if more > 0 else named
+def compute(
+    client: Any,
+    work: Work,
+    numbers: Iterable[int],
+    *,
+    what: str,
+    name: Callable[[int], str],
+    threads: int = 0,
+) -> Iterator[int]:
+    """Compute units on a cluster, or, without a client, here; yield their numbers.
+
+    Raises
+    ------
+    InputError
+        As `run_units`. Here, what is wrong with the first unit that fails; of a cluster, at the
+        end, what failed of `what`, by its `name`.
+    """
+    if client is None:
+        with work.opened(threads) as run:
+            yield from run(numbers)
+        return
+    failures: list[Failure] = []
+    yield from run_units(client, work, numbers, failures, threads=threads)
+    if failures:
+        more = f" and {len(failures) - _MOST_NAMED} more" if len(failures) > _MOST_NAMED else ""
+        named = "; ".join(f"{name(number)}: {why}" for number, why in failures[:_MOST_NAMED])
+        raise InputError(
+            f"{what}: {len(failures)} units failed, the others are done; --resume tries them "
+            f"again: {named}{more}"
+        )

@@ -118,7 +118,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": "out.tif"}, r"out\.tif: one TIFF cannot hold the images of .*\(45 × 8 to 70 × 90"),
+        ({"out": "out.tif"}, r"out\.tif: one file cannot hold the images of .*\(45 × 8 to 70 × 90"),
         ({"out": "in"}, "would be among the files"),
         ({"roi": "0:40,0:8"}, r"2\.tif: --roi, rows, '0:40': .* <= 31"),
         ({"z": "2:4"}, "--z '2:4'"),

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_repro.cluster import Run
+from unet_repro.cluster import Run, compute
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray, Coding
 from unet_repro.files.block_store import check_record
 from unet_repro.files.file_access import parse_json
-from unet_repro.files.places import Bucket, Folder, PathLike, place_at, url_of
+from unet_repro.files.places import Bucket, Folder, PathLike, name_of, place_at, url_of
 from unet_repro.images.ome_zarr import (
     JOB,
     ImageFacts,
@@ -39,9 +40,6 @@ SHARD_PX = 1536
 _CHUNKS_A_SIDE = 4  # of a shard
 _LOOK_AHEAD = 2
 _MOST_LOOKED_AT = 64  # units of the last level, for what viewers show as black and white
-
-# computes the units of an array that are not there yet, here or elsewhere
-Fill = Callable[["LevelWork"], None]
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ def halved(pixels: NDArray[Any], *, are_labels: bool) -> NDArray[Any]:
     even = np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + odd, mode="edge")
     is_whole = pixels.dtype.kind in "ui"
     wide = np.int64 if is_whole and pixels.dtype.itemsize > 2 else np.int32
-    wider = even.astype(wide if is_whole else np.float32)
-    total = wider[..., ::2, ::2] + wider[..., ::2, 1::2]
+    wider: NDArray[Any] = even.astype(wide if is_whole else np.float32)
+    total: Any = wider[..., ::2, ::2] + wider[..., ::2, 1::2]
     total = total + wider[..., 1::2, ::2] + wider[..., 1::2, 1::2]
     return ((total + 2) // 4 if is_whole else total / 4).astype(pixels.dtype)
 
@@ -296,8 +294,8 @@ class ZarrOutput:
         array.create()
         return array
 
-    def finish(self, facts: ImageFacts, info: str, fill: Fill) -> None:
-        """Make the levels above 0, and an image of it all.
+    def finish(self, facts: ImageFacts, info: str, client: Any = None) -> None:
+        """Make the levels above 0, with the workers of a client or here, and an image of it all.
 
         Raises
         ------
@@ -317,13 +315,10 @@ class ZarrOutput:
             )
         for fine, coarse in pairwise(arrays):
             coarse.create()
-            fill(LevelWork(fine, coarse, facts.are_labels))
-            left = coarse.missing()
-            if len(left):
-                raise InputError(
-                    f"{coarse.place}: {len(left)} of {len(coarse)} units are missing; --resume "
-                    "computes them"
-                )
+            work = LevelWork(fine, coarse, facts.are_labels)
+            left, what = coarse.missing(heals=True), str(coarse.place)
+            for _ in compute(client, work, left, what=what, name=lambda n: f"unit {n}"):
+                pass
         window = (0.0, 1.0)
         if facts.white is None and not facts.are_labels:
             window = _range_of(arrays[-1])
@@ -340,3 +335,8 @@ def _range_of(array: BlockArray) -> tuple[float, float]:
         values = array.read(number)
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     return (low, high) if low < high else (low, low + 1)
+
+
+def is_zarr_name(path: Path) -> bool:
+    """Tell whether an output is to be OME-Zarr."""
+    return name_of(path).lower().endswith(".zarr")

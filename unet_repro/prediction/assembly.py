@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_repro.files.block_store import BlockStore
-from unet_repro.images.zarr_output import Fill, ZarrOutput
+from unet_repro.images.zarr_output import ZarrOutput
 from unet_repro.prediction.blocks import Job
 from unet_repro.prediction.instance_pages import InstancePages
 from unet_repro.prediction.outputs import Bands, Destination, ZarrDestination
@@ -59,7 +59,7 @@ class FileAssembly:
             self._written.result()  # it cannot be complete: it has failed
         self._arrivals.add(number)
 
-    def finish(self, fill: Fill) -> None:
+    def finish(self, client: Any) -> None:
         """Put the output in place, when all blocks are there."""
         self._store.finish(lambda path: self._written.result())
 
@@ -111,13 +111,13 @@ class ZarrAssembly:
     def add(self, number: int) -> None:
         """Do nothing: the block is in place."""
 
-    def finish(self, fill: Fill) -> None:
-        """Make the other levels, with `fill`, and the image."""
+    def finish(self, client: Any) -> None:
+        """Make the other levels, with the workers of a client or here, and the image."""
         pages = _pages(self._job, self._bands)
         if isinstance(pages, InstancePages):
             self._write_ids(pages)
         facts = self._destination.facts(self._job.values, self._job.origin_px)
-        self._store.finish(facts, self._job.info(self._name), fill)
+        self._store.finish(facts, self._job.info(self._name), client)
 
     def _bands(self, k: int, plane: int) -> Iterator[NDArray[Any]]:
         _, down, across = self._job.grid

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_repro.cluster import Failure, Machines, Run, connected, run_units, threads_each
+from unet_repro.cluster import Machines, Run, compute, connected, threads_each
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.stack_reader import StackReader
-from unet_repro.images.zarr_output import LevelWork, ZarrOutput
+from unet_repro.images.zarr_output import ZarrOutput
 from unet_repro.network import geometry
 from unet_repro.network.device import choose_device
 from unet_repro.network.geometry import Tile
@@ -39,7 +39,6 @@ from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
 
 _CHECKS, _CHECKED_PX = 3, 64  # places that are verified, and their side
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class BlockRun:
             if verify:
                 assert runner is not None
                 self._verify(runner)
-            assembly.finish(lambda work: self._fill(work, client))
+            assembly.finish(client)
         return True
 
     def _assembly(self, missing: NDArray[Any]) -> FileAssembly | ZarrAssembly:
@@ -187,35 +186,14 @@ class BlockRun:
             self.cache_bytes,
             self.source.channels,
         )
-        failures: list[Failure] = []
-        yield from run_units(client, work, numbers, failures, threads=threads_each(self.machines))
-        if failures:
-            self._tell(failures)
-
-    def _tell(self, failures: list[Failure]) -> None:
-        named = "; ".join(
-            f"{self.job.block_of(number)} (unit {number}): {reason}"
-            for number, reason in failures[:_MOST_NAMED]
+        yield from compute(
+            client,
+            work,
+            numbers,
+            what=str(self.destination.path),
+            name=lambda number: f"{self.job.block_of(number)} (unit {number})",
+            threads=threads_each(self.machines),
         )
-        more = f" and {len(failures) - _MOST_NAMED} more" if len(failures) > _MOST_NAMED else ""
-        raise InputError(
-            f"{self.destination.path}: {len(failures)} of {len(self.job)} units failed, the others "
-            f"are done; --resume tries them again: {named}{more}"
-        )
-
-    def _fill(self, work: LevelWork, client: Any) -> None:
-        """Compute a level's units that are not there yet."""
-        missing = work.coarse.missing(heals=True)
-        if client is None:
-            with work.opened(0) as run:
-                for _ in run(missing):
-                    pass
-            return
-        failures: list[Failure] = []
-        for _ in run_units(client, work, missing, failures):
-            pass
-        if failures:
-            raise InputError(failures[0][1])
 
     def _verify(self, runner: TileRunner) -> None:
         """Compute random places again in windows of their own; raise where the result differs."""

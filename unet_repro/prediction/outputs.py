@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_folder
 from unet_repro.files.block_array import Coding
-from unet_repro.files.places import name_of, place_at
+from unet_repro.files.places import place_at
 from unet_repro.images.ome_zarr import ImageFacts, Ngff
 from unet_repro.images.png_files import encode_png
 from unet_repro.images.scale import Calibration
@@ -200,11 +200,6 @@ class ZarrDestination:
             channels=tuple(f"{what}(class {k})" for k in classes),
             white=None if values.kind == "logits" else FULL_SCALE.get(values.kind),
         )
-
-
-def is_zarr_name(path: Path) -> bool:
-    """Tell whether an output is to be OME-Zarr."""
-    return name_of(path).lower().endswith(".zarr")
 
 
 def _is_png(name: str) -> bool:

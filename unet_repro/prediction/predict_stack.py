@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from unet_repro.cluster import Machines
+from unet_repro.cluster import HERE, Machines
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart
@@ -20,6 +20,7 @@ from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.readers import range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.zarr_output import is_zarr_name
 from unet_repro.network import geometry
 from unet_repro.network.device import choose_precision
 from unet_repro.network.model import UNet
@@ -29,7 +30,6 @@ from unet_repro.prediction.folder_prediction import FolderPrediction
 from unet_repro.prediction.outputs import (
     Destination,
     ZarrDestination,
-    is_zarr_name,
     names_in_folder,
 )
 from unet_repro.prediction.plan import Buffers, Plan, make_plan
@@ -40,7 +40,6 @@ from unet_repro.prediction.values import Values
 
 PathLike = str | os.PathLike[str]
 
-HERE = Machines()  # in this process
 _CACHE_BYTES = 2**26  # of decoded parts of pages
 
 
