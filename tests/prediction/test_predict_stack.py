@@ -338,7 +338,7 @@ def test_bad_option_is_refused(
 def test_output_must_have_a_place_of_its_own(stack_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="would be among the files"):
         predict_stack(stack_file, network(), stack_file, overwrite=True)
-    with pytest.raises(InputError, match=r"a name that ends in .tif is needed"):
+    with pytest.raises(InputError, match=r"a name that ends in .tif or .zarr is needed"):
         predict_stack(stack_file, network(), tmp_path / "o.png")
     (tmp_path / "o.tif").write_text("mine")
     with pytest.raises(InputError, match="exists already; give --overwrite"):

@@ -158,7 +158,7 @@ class BlockArray:
         """Keep a unit, of as many values as it has, unless it is there; from threads as well."""
         if self.has(number):
             return
-        self._check_claim()
+        self.check_claim()
         where = self.slices(number)
         values = values.reshape([part.stop - part.start for part in where])
         with self._writing():
@@ -179,7 +179,8 @@ class BlockArray:
                 for i, part, side in zip(index, where, self.shard)
             )
 
-    def _check_claim(self) -> None:
+    def check_claim(self) -> None:
+        """Raise an `InputError` unless the claim is there."""
         if self.claim is None:
             return
         name, sha256 = self.claim
@@ -315,7 +316,7 @@ class BlockArray:
                     return size == math.prod(self.chunk) * np.dtype(self.dtype).itemsize
                 if self.format == 2:
                     header = file.read(_BLOSC_HEADER)
-                    return int.from_bytes(header[12:16], "little") == size
+                    return 0 < size == int.from_bytes(header[12:16], "little")
             numbers = [int(part) for part in key.split("/")[1:]]
             where = (
                 slice(n * shard, min((n + 1) * shard, side))

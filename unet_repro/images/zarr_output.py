@@ -244,6 +244,11 @@ class ZarrOutput:
         if not self.mark or not self._goes_on:
             return False
         if self.mark.get("info") == info:
+            found = "0.5" if self.place.has("zarr.json") else "0.4"
+            if found != self.layout.ngff:
+                raise InputError(
+                    f"{self.out}: is complete, as OME-Zarr {found}, not {self.layout.ngff}"
+                )
             self.place.remove(JOB)  # a kill may have come before that
             return True
         if self._overwrite:
@@ -307,6 +312,8 @@ class ZarrOutput:
             replace(layout.array(self.place / str(level)), claim=self._claim)
             for level, layout in enumerate(layouts)
         ]
+        if self._is_done_by_another(arrays[0], info):
+            return
         left = arrays[0].missing()
         if len(left):
             raise InputError(
@@ -324,9 +331,22 @@ class ZarrOutput:
             window = _range_of(arrays[-1])
         mark = {"complete": True, "info": info}
         attributes = image_attributes(facts, len(arrays), self.layout.ngff, mark, window=window)
+        if self._is_done_by_another(arrays[0], info):
+            return
         self.place.clear("scratch")
         write_group(self.place, attributes, self.layout.ngff)
         self.place.remove(JOB)
+
+    def _is_done_by_another(self, array: BlockArray, info: str) -> bool:
+        """Tell whether another process of the same job has completed it; one of another may not."""
+        try:
+            array.check_claim()
+        except InputError:
+            mark = mark_of(self.place)
+            if mark is None or mark.get("info") != info:
+                raise
+            return True
+        return False
 
 
 def _range_of(array: BlockArray) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tile_runner import TileRunner
 from unet_repro.prediction.values import Values
 
-_HOW = ("tile", "memory")  # settings that decide no value
+_HOW = ("tile", "memory", "ngff", "shard")  # settings that decide no value
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,13 @@ class StackPrediction:
         store = ZarrOutput(destination.path, arrays, **options, joins=bool(self.machines.part))
         if store.is_complete_with(self.job.info(self.source.path.name)):
             return True
-        record = self.job.record()
+        version = {"ngff": destination.ngff}
+        record = self.job.record() | version
         stored = store.claimed(record)
         job = self.job if stored == json.loads(json.dumps(record)) else self.continued(stored)
         is_scratch = job.values.kind == "instances"
         scratch = destination.arrays(job.values.kept_dtype) if is_scratch else None
-        store.begin(job.record(), scratch)
+        store.begin(job.record() | version, scratch)
         return self._go(job, store, **needs)
 
     def _go(

@@ -132,8 +132,11 @@ class WeightMapSettings:
 
     def record(self) -> dict[str, Any]:
         """Return them as JSON takes them, with the values that the defaults stand for."""
+        given = {name: value for name, value in vars(self).items() if name != "ngff"}
+        if not self.level:  # it decides nothing
+            del given["level"]
         return {
-            **vars(self),
+            **given,
             "w0": float(DEFAULT_W0[self.variant] if self.w0 is None else self.w0),
             "sigma": float(DEFAULT_SIGMA_PX[self.variant] if self.sigma is None else self.sigma),
             # falk2019 has a balance of its own
@@ -290,6 +293,7 @@ class _Run:
             self.out, layout, resume=resume, overwrite=overwrite, joins=bool(machines.part)
         )
         survey, record, options = self._surveyed()
+        record |= {"ngff": settings.ngff}
         if store.is_complete_with(_info(record)):
             on_survey(survey)
             return True
