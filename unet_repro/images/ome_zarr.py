@@ -84,6 +84,7 @@ def find_zarr(path: PathLike, level: int = 0) -> ZarrSource:
         There is none, or no such level; what is there is unfinished, a plate, or otherwise no one
         image.
     """
+    path = url_of(path) or path
     place = place_at(path)
     document, form, raw = _document(place)
     if document is None:

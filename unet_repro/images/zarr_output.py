@@ -203,7 +203,7 @@ class ZarrOutput:
         overwrite: bool = False,
         joins: bool = False,
     ) -> None:
-        self.out, self.layout = out, layout
+        self.out, self.layout = url_of(out) or out, layout
         self.place = place_at(out)
         if joins and overwrite:
             raise InputError(
