@@ -185,7 +185,8 @@ def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
     import dask
 
     # what Dask says of every death and every late answer would bury our own lines
-    names = ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.worker")
+    parts = ("", ".nanny", ".scheduler", ".worker", ".client", ".core")
+    names = [f"distributed{part}" for part in parts]
     levels = {name: logging.getLogger(name).level for name in names}
     with ExitStack() as stack:
         # a batch is bound to a worker by nothing: to steal one would only move it
@@ -327,6 +328,8 @@ class _Window:
     def _result(self, future: Any, batch: list[int]) -> Iterator[int]:
         from distributed import KilledWorker
 
+        if future.status in ("cancelled", "lost"):  # with the scheduler; no task here ends so
+            raise OSError(f"a batch is {future.status}")
         try:
             _, taken_s, failures = future.result()
         except KilledWorker:
