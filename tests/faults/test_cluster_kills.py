@@ -23,7 +23,8 @@ from unet_repro.prediction.predict_stack import predict_stack
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.faults
 
-SHARD = 64
+SHARD, SLICES = 64, 50
+DEATHS = {"worker": 12, "scheduler": 3, "driver": 3, "all": 1}
 OPTIONS = ["--shard", str(SHARD), "--tile", "76"]
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 END_S = 900.0
@@ -81,6 +82,10 @@ def shards(out: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in files}
 
 
+def wait_for_shards(out: Path, goal: int, running: subprocess.Popen[Any]) -> None:
+    wait_for(lambda: len(shards(out)) >= goal or running.poll() is not None)
+
+
 def driver(folder: Path, address: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "unet_repro", "predict", str(folder / "s.tif")]
     command += ["--model", str(folder / "m.safetensors"), "--out", str(folder / "o.zarr")]
@@ -95,15 +100,15 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def test_whatever_is_killed_the_image_is_the_same(tmp_path: Path) -> None:
     choose = random.Random(5)
-    pixels = np.random.default_rng(0).integers(0, 256, (120, 150, 170)).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (SLICES, 150, 170)).astype(np.uint8)
     write_stack(tmp_path / "s.tif", pixels)
     generator = torch.Generator().manual_seed(0)
-    model = UNet(UNetConfig(depth=2, base_channels=16), generator=generator).eval()
+    model = UNet(UNetConfig(depth=2, base_channels=8), generator=generator).eval()
     save_model(model, tmp_path / "m.safetensors")
     whole = predict_stack(tmp_path / "s.tif", model, tmp_path / "whole.zarr", shard=SHARD, tile=76)
-    out, total = tmp_path / "o.zarr", 120 * 9
+    out, total = tmp_path / "o.zarr", SLICES * 9
     # what dies, when so many more shards are there
-    deaths = ["worker"] * 12 + ["scheduler"] * 3 + ["driver"] * 3 + ["all"]
+    deaths = [death for death, many in DEATHS.items() for _ in range(many)]
     choose.shuffle(deaths)
     cluster = Cluster(tmp_path)
     running = driver(tmp_path, cluster.address)
@@ -112,7 +117,7 @@ def test_whatever_is_killed_the_image_is_the_same(tmp_path: Path) -> None:
         for death in deaths:
             there = shards(out)
             goal = len(there) + total // (len(deaths) + 4)
-            wait_for(lambda goal=goal: len(shards(out)) >= goal or running.poll() is not None)
+            wait_for_shards(out, goal, running)
             assert running.poll() is None, running.communicate()[1]
             before = shards(out)
             if death == "worker":

@@ -1,4 +1,4 @@
-"""What is written as OME-Zarr, seen by validators and by readers of others; and checks beyond them."""
+"""What is written as OME-Zarr, seen by validators, by readers of others, and by our own checks."""
 
 from __future__ import annotations
 
