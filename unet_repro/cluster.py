@@ -226,7 +226,7 @@ def _local_cluster(workers: int, gpus: int) -> Any:
 
     host = {"host": "127.0.0.1", "dashboard": False}
     return SpecCluster(
-        scheduler={"cls": Scheduler, "options": {**host, "port": 0}},
+        scheduler={"cls": Scheduler, "options": {**host, "port": 0, "dashboard_address": ":0"}},
         workers={
             n: {
                 "cls": Nanny,
