@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -79,7 +80,11 @@ def wait_for(condition: Any, seconds: float = END_S) -> None:
 def shards(out: Path) -> dict[Path, int]:
     folder = out / "0" / "c"
     files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".partial"]
-    return {file: file.stat().st_mtime_ns for file in files}
+    found = {}
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a resume has just removed what was cut
+            found[file] = file.stat().st_mtime_ns
+    return found
 
 
 def wait_for_shards(out: Path, goal: int, running: subprocess.Popen[Any]) -> None:
