@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "unet_repro"
 FLOORS = (  # from the ground up: each may import from those before it
-    *("_version", "errors", "quantities", "threads", "progress", "config"),
+    *("_version", "errors", "quantities", "threads", "progress", "cluster", "config"),
     *("files", "images", "metrics", "network", "weight_maps", "augmentation"),
     *(
         "prediction",

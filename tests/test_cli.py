@@ -208,7 +208,7 @@ def test_flags_of_the_weight_map_are_its_settings(files, capsys, flags, settings
     labels[:, :9] = 9
     tifffile.imwrite(files / "labels.tif", labels, photometric="minisblack")
     out = files / "w.tif"
-    assert run("weight-map", files / "labels.tif", "--out", out, "--workers", 1, "--compression",
+    assert run("weight-map", files / "labels.tif", "--out", out, "--threads", 1, "--compression",
                "zlib", "--preview", files / "p.png", *flags.split()) == 0  # fmt: skip
     printed = capsys.readouterr()
     assert printed.out == f"{out}\n"
@@ -256,7 +256,7 @@ COMMANDS = {
         ("predict", "--out images.tif/out.tif", "cannot be written"),
         ("weight-map", "--sigma -1", "sigma is -1"),
         ("weight-map", "--w0 many", "many"),
-        ("weight-map", "--workers 0", "workers is 0"),
+        ("weight-map", "--threads 0", "threads is 0"),
         ("weight-map", "--preview labels.tif", "would be among the files"),
         ("weight-map", "--out labels.tif --overwrite", "would be among the files"),
         ("weight-map", "--out images.tif/w.tif", "cannot be written"),

@@ -224,7 +224,7 @@ def reading(path: Path, model: Path, out: Path) -> list[list[str]]:
     return [
         ["predict", name, "--model", str(model), "--out", str(out / "p.tif")],
         ["train", name, name, "--out", str(out / "run"), *TRAIN],
-        ["weight-map", name, "--out", str(out / "w.tif"), "--workers", "1"],
+        ["weight-map", name, "--out", str(out / "w.tif"), "--threads", "1"],
         ["evaluate", name, name],
     ]
 

@@ -19,10 +19,12 @@ from typing import Annotated, Any, Literal, Union
 import numpy as np
 import tyro
 
+from unet_repro.cluster import Machines
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
+from unet_repro.files.places import url_of
 from unet_repro.images.calibration import read_info
 from unet_repro.images.labels import (
     UNKNOWN_CELL,
@@ -164,12 +166,14 @@ class Predict:
     Parameters
     ----------
     stack
-        TIFF stack, PNG or JPEG image, or folder of images in natural order.
+        TIFF stack, PNG or JPEG image, folder of images in natural order; OME-Zarr image or zarr
+        array, a folder or URL (s3://, https://); file.h5:/dataset.
     model
         A model.safetensors that train has written, or the name of a network that comes with the
         package: em (see unet-repro models).
     out
-        TIFF file to write; or, where STACK is a folder, a folder for files of the same names
+        TIFF file to write; OME-Zarr (a name that ends in .zarr, also s3://), which several
+        processes can write; or, where STACK is a folder, a folder for files of the same names
         (needed where its images have several sizes).
     device
         auto: CUDA where there is one, else the CPU; or any that PyTorch knows, such as cpu, cuda:1
@@ -186,6 +190,7 @@ class Predict:
     settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(
         default_factory=PredictionSettings
     )
+    machines: tyro.conf.OmitArgPrefixes[Machines] = field(default_factory=Machines)
     device: str = "auto"
     plan: Flag = False
     verify: Flag = False
@@ -194,19 +199,19 @@ class Predict:
 
     def run(self) -> int:
         network = load_model(self.model, device=choose_device(self.device))
-        with prepared(self.stack, network, self.out, self.settings) as prediction:
+        options: dict[str, Any] = {"machines": self.machines, "model_file": self.model}
+        with prepared(self.stack, network, self.out, self.settings, **options) as prediction:
             if self.plan:
                 print(prediction.outlook())
                 return 0
             try:
-                prediction.run(
+                is_complete = prediction.run(
                     resume=self.resume, overwrite=self.overwrite, verify=self.verify, progress=True
                 )
             except KeyboardInterrupt:
                 print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
                 return INTERRUPTED
-        print(self.out)
-        return 0
+        return _told(is_complete, self.machines, self.out)
 
 
 @dataclass(frozen=True)
@@ -216,12 +221,13 @@ class WeightMap:
     Parameters
     ----------
     out
-        TIFF stack to write; axes and scale are the labels', the settings are recorded in it. For a
-        folder of images of several sizes, a folder.
+        TIFF stack or OME-Zarr (a name that ends in .zarr, also s3://) to write; axes and scale are
+        the labels', the settings are recorded in it. For a folder of images of several sizes, a
+        folder.
     preview
         PNG to draw the middle slice in: labels, class weight, border term, sum.
-    workers
-        Threads; by default one per core.
+    threads
+        Of this process; by default one per core.
     """
 
     labels: Labels
@@ -229,8 +235,9 @@ class WeightMap:
     settings: tyro.conf.OmitArgPrefixes[WeightMapSettings] = field(
         default_factory=WeightMapSettings
     )
+    machines: tyro.conf.OmitArgPrefixes[Machines] = field(default_factory=Machines)
     preview: Path | None = None
-    workers: int | None = None
+    threads: int | None = None
     resume: Resume = False
     overwrite: Overwrite = False
 
@@ -238,7 +245,8 @@ class WeightMap:
         replaces = self.overwrite or self.resume
         if self.preview:
             check_apart(self.preview, self.labels)
-            check_apart(self.preview, self.out)
+            if not url_of(self.out):
+                check_apart(self.preview, self.out)
             check_output(self.preview, overwrite=replaces)
 
         def surveyed(survey: Survey) -> None:
@@ -256,20 +264,20 @@ class WeightMap:
                 )
 
         try:
-            write_weight_map(
+            is_complete = write_weight_map(
                 self.labels,
                 self.out,
                 settings=self.settings,
                 resume=self.resume,
                 overwrite=self.overwrite,
-                workers=self.workers,
+                threads=self.threads,
+                machines=self.machines,
                 on_survey=surveyed,
             )
         except KeyboardInterrupt:
             print(one_line(f"interrupted; --resume goes on with {self.out}"), file=sys.stderr)
             return INTERRUPTED
-        print(self.out)
-        return 0
+        return _told(is_complete, self.machines, self.out)
 
 
 @dataclass(frozen=True)
@@ -567,6 +575,16 @@ def _table(result: dict[str, Any]) -> str:
     if "confusion" in result:
         return class_evaluation.class_table(result)
     return evaluation.table(result)
+
+
+def _told(is_complete: bool, machines: Machines, out: Path) -> int:
+    """Say where an output is, or that other parts of it are missing; return the exit code."""
+    if is_complete:
+        print(url_of(out) or out)
+    else:
+        told = f"part {machines.part} of {url_of(out) or out} is done; other parts are missing yet"
+        print(one_line(told), file=sys.stderr)
+    return 0
 
 
 def _tell(what: str, reading: Reading) -> None:

@@ -202,7 +202,7 @@ module.{name} = wait_and_work
 """
 AT_WORK = {
     "train": ("training_run", "train"),
-    "predict": ("prediction.stack_prediction", "LocalRun"),
+    "predict": ("prediction.stack_prediction", "BlockRun"),
     "weight-map": ("weight_maps.stack", "weight_map"),
     "download": ("challenges.download", "_unpack"),
 }

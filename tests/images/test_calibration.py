@@ -9,8 +9,9 @@ import tifffile
 from PIL import Image
 
 from unet_repro.errors import InputNote
-from unet_repro.images.calibration import UNCALIBRATED, Calibration, read_calibration, read_info
+from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.png_files import encode_png
+from unet_repro.images.scale import UNCALIBRATED, Calibration
 from unet_repro.images.stacks import read_stack
 from unet_repro.images.tiff_writer import write_pages
 from unet_repro.images.units import length_ratio

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
-from unet_repro.files.block_store import BlockStore
+from unet_repro.files.block_array import BlockArray
 from unet_repro.images.calibration import read_info
 from unet_repro.images.stacks import read_stack
 from unet_repro.network.model import UNet
-from unet_repro.prediction.local import LocalRun
+from unet_repro.prediction.local import BlockRun
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tile_runner import TileRunner
@@ -118,7 +118,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": "out.tif"}, r"out\.tif: one TIFF cannot hold the images of .*\(45 × 8 to 70 × 90"),
+        ({"out": "out.tif"}, r"out\.tif: one file cannot hold the images of .*\(45 × 8 to 70 × 90"),
         ({"out": "in"}, "would be among the files"),
         ({"roi": "0:40,0:8"}, r"2\.tif: --roi, rows, '0:40': .* <= 31"),
         ({"z": "2:4"}, "--z '2:4'"),
@@ -194,15 +194,15 @@ def test_a_kill_before_an_image_is_marked_as_complete_costs_nothing_but_time(
     model: UNet, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = predict_stack(source, model, tmp_path / "whole", kind="uint8")
-    write = BlockStore.write
+    write = BlockArray.write
 
-    def killed(store: BlockStore, index: tuple[int, ...], values: np.ndarray) -> None:
-        if store.target.name == "out":
+    def killed(blocks: BlockArray, number: int, values: np.ndarray) -> None:
+        if str(blocks.place.path.parent.name) == ".out.parts":
             raise KeyboardInterrupt
-        write(store, index, values)
+        write(blocks, number, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockStore, "write", killed)
+        patch.setattr(BlockArray, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             predict_stack(source, model, tmp_path / "out", kind="uint8")
     out = predict_stack(source, model, tmp_path / "out", kind="uint8", resume=True)
@@ -212,14 +212,14 @@ def test_a_kill_before_an_image_is_marked_as_complete_costs_nothing_but_time(
 def test_an_image_that_changes_after_it_was_predicted_is_refused(
     model: UNet, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go = LocalRun.go
+    go = BlockRun.go
 
-    def changing(run: LocalRun, **options: Any) -> None:
+    def changing(run: BlockRun, **options: Any) -> None:
         go(run, **options)
         if run.source.names == ["10.tif"]:
             (source / "1.png").write_bytes(b"another")
 
-    monkeypatch.setattr(LocalRun, "go", changing)
+    monkeypatch.setattr(BlockRun, "go", changing)
     with pytest.raises(InputError, match=r"1\.png: has changed since reading began"):
         predict_stack(source, model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -229,16 +229,16 @@ def test_every_image_is_verified_and_an_output_is_replaced_by_complete_ones(
     model: UNet, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = predict_stack(source, model, tmp_path / "out")
-    before, verify, verified = contents(out), LocalRun._verify, []
+    before, verify, verified = contents(out), BlockRun._verify, []
 
-    def failing(run: LocalRun, *arguments: Any) -> None:
+    def failing(run: BlockRun, *arguments: Any) -> None:
         verify(run, *arguments)
         verified.extend(run.source.names)
         if len(verified) == len(SIZES):
             raise InputError("a difference")
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalRun, "_verify", failing)
+        patch.setattr(BlockRun, "_verify", failing)
         with pytest.raises(InputError, match="a difference"):
             predict_stack(source, model, out, average="seven", verify=True, overwrite=True)
     assert verified == list(SIZES) and contents(out) == before  # in natural order

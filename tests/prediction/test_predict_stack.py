@@ -27,7 +27,7 @@ from unet_repro.images.png_files import encode_png, pixels_per_metre
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
-from unet_repro.prediction.local import LocalRun
+from unet_repro.prediction.local import BlockRun
 from unet_repro.prediction.plan import Outlook, Plan
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
@@ -338,7 +338,7 @@ def test_bad_option_is_refused(
 def test_output_must_have_a_place_of_its_own(stack_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="would be among the files"):
         predict_stack(stack_file, network(), stack_file, overwrite=True)
-    with pytest.raises(InputError, match=r"a name that ends in .tif is needed"):
+    with pytest.raises(InputError, match=r"a name that ends in .tif or .zarr is needed"):
         predict_stack(stack_file, network(), tmp_path / "o.png")
     (tmp_path / "o.tif").write_text("mine")
     with pytest.raises(InputError, match="exists already; give --overwrite"):
@@ -428,7 +428,7 @@ def test_resume_of_something_else_is_refused(
     source = tmp_path / "s.tif"
     source.write_bytes(stack_file.read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(LocalRun, "go", lambda self, **options: 1 / 0)
+        patch.setattr(BlockRun, "go", lambda self, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict_stack(source, network(), tmp_path / "o.tif", **TILE)
     model = network(seed=change.pop("seed", 0))

@@ -96,7 +96,7 @@ CASES = {
 def test_equals_the_weight_map_of_the_whole_stack(tmp_path, case):
     stack, settings = CASES[case]
     labels = save(tmp_path / "labels.tif", stack)
-    write_weight_map(labels, tmp_path / "w.tif", workers=3, progress=False, **settings)
+    write_weight_map(labels, tmp_path / "w.tif", threads=3, progress=False, **settings)
     written = read_stack(tmp_path / "w.tif")
     assert written.dtype == np.float32
     np.testing.assert_array_equal(written, weight_map(stack, **settings))
@@ -182,7 +182,7 @@ def half_done(tmp_path, monkeypatch):
     labels = save(tmp_path / "labels.tif", ids())
     count_calls(monkeypatch, stop_at=4)
     with pytest.raises(Stop):
-        write_weight_map(labels, tmp_path / "w.tif", workers=1, progress=False)
+        write_weight_map(labels, tmp_path / "w.tif", threads=1, progress=False)
     monkeypatch.undo()
     return tmp_path
 
@@ -246,7 +246,7 @@ def test_resume_remembers_that_an_old_output_may_be_replaced(tmp_path, monkeypat
     out.write_text("old")
     count_calls(monkeypatch, stop_at=2)
     with pytest.raises(Stop):
-        write_weight_map(labels, out, overwrite=True, workers=1, progress=False)
+        write_weight_map(labels, out, overwrite=True, threads=1, progress=False)
     assert out.read_text() == "old"
     monkeypatch.undo()
     write_weight_map(labels, out, resume=True, progress=False)

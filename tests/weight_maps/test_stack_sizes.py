@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [1, 4])
 def test_balance_and_meaning_are_those_of_all_images(labels, tmp_path, workers):
     out = tmp_path / "out"
-    write_weight_map(tmp_path / "labels", out, progress=False, workers=workers)
+    write_weight_map(tmp_path / "labels", out, progress=False, threads=workers)
     cells = sum(int((image > 0).sum()) for image in labels)
     balance = frequency_weights(sum(image.size for image in labels) - cells, cells)
     for name, image in zip(FILES, labels, strict=True):
@@ -66,14 +66,14 @@ def test_interrupted_and_resumed_equals_undisturbed(labels, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(module, "weigh", stopping)
         with pytest.raises(KeyboardInterrupt):
-            write_weight_map(source, out, progress=False, workers=1)
+            write_weight_map(source, out, progress=False, threads=1)
         assert not out.exists()
         with pytest.raises(InputError, match="an unfinished run of it is there"):
             write_weight_map(source, out, progress=False)
         with pytest.raises(InputError, match=r"begun with settings\.w0"):
             write_weight_map(source, out, progress=False, resume=True, w0=3)
         calls[:] = calls[:1] + 9 * [()]
-        write_weight_map(source, out, progress=False, resume=True, workers=1)
+        write_weight_map(source, out, progress=False, resume=True, threads=1)
         assert calls[10:] == [(25, 21), (9, 40)]  # the first is not weighed again
         assert contents(out) == contents(whole)
         write_weight_map(source, out, progress=False, resume=True)

@@ -5,37 +5,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_repro.errors import InputError
+from unet_repro.files.block_array import BlockArray
 from unet_repro.files.file_access import parse_json
 from unet_repro.files.lock import take_lock
-
-if TYPE_CHECKING:
-    import zarr
-
-Index = tuple[int, ...]  # of a block in the grid of blocks
+from unet_repro.files.places import Folder
 
 _WRITTEN = "written"
-# zarr stores no chunk of zeros by default, which would then look undone
-_WRITE_ALL: Any = {"write_empty_chunks": True}
 _MOST_NAMED = 3  # differences in a message
 
 
 class BlockStore:
     """Keep the finished blocks of an output, to go on after a kill without computing them again.
 
-    In a private folder beside the output, ``.<name>.parts``: a zarr array whose chunks are the
-    blocks and whose attributes are the record of what is computed, a lock against a second
-    process, and, while it is put together, the output. The folder goes when the output is
-    complete, or if nothing was begun.
+    In a private folder beside the output, ``.<name>.parts``: the blocks, as an array whose
+    attributes are the record of what is computed, a lock against a second process, and, while it
+    is put together, the output. The folder goes when the output is complete, or if nothing was
+    begun.
 
     Parameters
     ----------
@@ -54,6 +49,8 @@ class BlockStore:
         The output with symbolic links followed.
     is_complete : bool
         The output is in place and the folder may go.
+    blocks : BlockArray
+        From `begin` on.
 
     Raises
     ------
@@ -61,23 +58,18 @@ class BlockStore:
         At once, or on entering: if the output or an unfinished one is there and neither option
         allows it, if another process is writing it, or if the folder cannot be written.
 
-    Notes
-    -----
-    Blocks are compressed (zstd) with a check sum. An array's missing chunks read as zeros without a
-    word: blocks are read through `read` alone, which does not let that pass.
-
     Examples
     --------
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
     >>> with BlockStore(f"{folder.name}/sum.txt") as store:
     ...     store.begin({"bins": 2}, shape=(4,), dtype=np.uint8, chunks=(2,))
-    ...     store.write((0,), np.array([3, 4], np.uint8))  # here a kill may come
+    ...     store.blocks.write(0, np.array([3, 4], np.uint8))  # here a kill may come
     >>> with BlockStore(f"{folder.name}/sum.txt", resume=True) as store:
     ...     store.begin({"bins": 2}, shape=(4,), dtype=np.uint8, chunks=(2,))
-    ...     print(store.missing([(0,), (1,)]))
-    ...     store.finish(lambda path: path.write_text(str(store.read((0,)).sum())))
-    [(1,)]
+    ...     print(store.blocks.missing(heals=True))
+    ...     store.finish(lambda path: path.write_text(str(store.blocks.read(0).sum())))
+    [1]
     >>> [file.read_text() for file in Path(folder.name).iterdir()]
     ['7']
     >>> folder.cleanup()
@@ -97,12 +89,12 @@ class BlockStore:
             raise InputError(f"{out}: is the root of all folders and cannot be replaced")
         self.is_complete = False
         self._folder = self.target.with_name(f".{self.target.name}.parts")
-        self._blocks = self._folder / "blocks"
-        self._header = self._blocks / "zarr.json"
+        self._place = self._folder / "blocks"
+        self._header = self._place / "zarr.json"
         self.resumes = resume
         self._overwrite = overwrite
         self._is_folder = is_folder
-        self._array: zarr.Array
+        self.blocks: BlockArray
         is_expected = self.target.is_dir() if is_folder else self.target.is_file()
         if self.target.exists() and not is_expected:
             kind = "folder" if is_folder else "regular file"
@@ -146,15 +138,15 @@ class BlockStore:
 
     def _clear(self) -> None:
         """Remove all but the lock; the record last, so that no block is ever without one."""
-        kept = (self._folder / "lock", self._blocks, self._header)
-        for folder in filter(Path.exists, (self._blocks, self._folder)):
+        kept = (self._folder / "lock", self._place, self._header)
+        for folder in filter(Path.exists, (self._place, self._folder)):
             for entry in folder.iterdir():
                 if entry.is_dir() and entry not in kept:
                     shutil.rmtree(entry)
                 elif entry not in kept:
                     entry.unlink()
-        if self._blocks.exists():
-            shutil.rmtree(self._blocks)
+        if self._place.exists():
+            shutil.rmtree(self._place)
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -202,90 +194,32 @@ class BlockStore:
         A kill may have come when the output was already in place: then `is_complete` is True, and
         nothing is left to do.
         """
+        self.blocks = BlockArray(
+            Folder(self._place), shape, np.dtype(dtype).name, chunks, chunks, chunks
+        )
         if not self._header.exists():
             self._check_target()
             self._clear()  # whatever is there is no block of this
-            self._create(record, shape, dtype, chunks)
+            try:
+                self.blocks.create(attributes={"overwrite": self._overwrite, "record": record})
+            except OSError as error:
+                raise self.unwritable(error) from error
             return
         stored = self._stored()
-        self._check_record(stored["record"], record)
-        self._open(shape, dtype, chunks)
+        check_record(stored["record"], record, str(self.target))
+        try:
+            self.blocks.array()
+        except InputError as error:
+            raise self._damaged() from error
         self._overwrite |= stored["overwrite"]
         is_in_place = self.target.exists() and not self.whole.exists()
         self.is_complete = (self._folder / _WRITTEN).exists() and is_in_place
         if not self.is_complete:
             self._check_target()
 
-    def _check_record(self, stored: dict[str, Any], record: dict[str, Any]) -> None:
-        found = differences(stored, json.loads(json.dumps(record)))
-        if found:
-            more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-            raise InputError(
-                f"{self.target}: cannot be resumed, it was begun with "
-                f"{'; '.join(found[:_MOST_NAMED])}{more}; "
-                "--overwrite without --resume begins anew"
-            )
-
-    def _create(
-        self,
-        record: dict[str, Any],
-        shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
-        chunks: tuple[int, ...],
-    ) -> None:
-        import zarr  # takes a third of a second
-        from zarr.codecs import Crc32cCodec, ZstdCodec
-
-        try:
-            self._array = zarr.create_array(
-                store=str(self._blocks),
-                shape=shape,
-                chunks=chunks,
-                dtype=np.dtype(dtype),
-                fill_value=0,
-                compressors=[ZstdCodec(level=1), Crc32cCodec()],
-                attributes={"overwrite": self._overwrite, "record": record},
-                config=_WRITE_ALL,
-            )
-        except OSError as error:
-            raise self.unwritable(error) from error
-
-    def _open(self, shape: tuple[int, ...], dtype: npt.DTypeLike, chunks: tuple[int, ...]) -> None:
-        import zarr
-
-        for half_written in self._blocks.rglob("*.partial"):
-            half_written.unlink()
-        try:
-            array = zarr.open_array(store=str(self._blocks), mode="r+", zarr_format=3)
-            is_expected = (array.shape, array.chunks, array.dtype) == (shape, chunks, dtype)
-        except Exception as error:  # a damaged description can raise nearly anything
-            raise self._damaged() from error
-        if not is_expected:
-            raise self._damaged()
-        self._array = array.with_config(_WRITE_ALL)
-
     def _check_target(self) -> None:
         if self.target.exists() and not self._overwrite:
             raise InputError(f"{self.target}: exists already; give --overwrite to replace it")
-
-    def missing(self, indices: Iterable[Index]) -> list[Index]:
-        """Return the blocks that are not there; damaged ones are removed."""
-        return [index for index in indices if not self._has(index)]
-
-    def _has(self, index: Index) -> bool:
-        try:
-            self.read(index)
-        except InputError:
-            self._file(index).unlink(missing_ok=True)  # zarr writes over no damaged chunk
-            return False
-        return True
-
-    def write(self, index: Index, values: np.ndarray) -> None:
-        """Keep a block; from threads as well."""
-        try:
-            self._array[self._place(index)] = values
-        except OSError as error:
-            raise self.unwritable(error) from error
 
     def unwritable(self, error: OSError) -> InputError:
         """Return what is said of an output, or a block, that cannot be written."""
@@ -293,27 +227,6 @@ class BlockStore:
         return InputError(
             f"{self.target}: cannot be written: {reason}; what is done stays, --resume goes on"
         )
-
-    def read(self, index: Index) -> np.ndarray:
-        """Return a block; from threads as well. One that is not there or damaged is an error."""
-        file = self._file(index)
-        try:
-            if file.is_file():
-                return np.asarray(self._array[self._place(index)])
-        except Exception as error:  # each codec has its own exceptions
-            raise self._lost(file) from error
-        raise self._lost(file)
-
-    @staticmethod
-    def _lost(file: Path) -> InputError:
-        return InputError(f"{file}: is missing or damaged; --resume computes it again")
-
-    def _place(self, index: Index) -> tuple[slice, ...]:
-        sides = zip(index, self._array.chunks, self._array.shape)
-        return tuple(slice(i * chunk, min((i + 1) * chunk, side)) for i, chunk, side in sides)
-
-    def _file(self, index: Index) -> Path:
-        return self._blocks / self._array.metadata.encode_chunk_key(index)
 
     @property
     def whole(self) -> Path:
@@ -332,6 +245,18 @@ class BlockStore:
             os.replace(self.target, self._folder / "replaced")
         os.replace(self.whole, self.target)
         self.is_complete = True
+
+
+def check_record(stored: dict[str, Any], record: dict[str, Any], name: str) -> None:
+    """Raise an `InputError` that names the differences, unless two records are the same."""
+    found = differences(stored, json.loads(json.dumps(record)))
+    if found:
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        raise InputError(
+            f"{name}: cannot be resumed, it was begun with "
+            f"{'; '.join(found[:_MOST_NAMED])}{more}; "
+            "--overwrite without --resume begins anew"
+        )
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -118,6 +118,10 @@ class FileState:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         return cls(path, status.st_size, status.st_mtime_ns)
 
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {"name": self.path.name, "size": self.size, "mtime_ns": self.mtime_ns}
+
     def check_unchanged(self) -> None:
         """Raise `InputError` if the file has another size or time now, or is gone."""
         again = "leave the input as it is while it is read, and start again"

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ import tifffile
 
 from unet_repro.errors import InputError, note, one_line
 from unet_repro.files.file_access import as_input_errors, open_binary
+from unet_repro.images.arrays import is_array, open_array
 from unet_repro.images.image_files import image_files
 from unet_repro.images.image_formats import format_of
 from unet_repro.images.jpeg_files import pixel_density
+from unet_repro.images.ome_zarr import recorded_info
 from unet_repro.images.png_files import pixels_per_metre, png_text
+from unet_repro.images.scale import INCH, NO_UNIT, TAG_UNITS, Calibration
 from unet_repro.images.tiff_pages import tag_ratio
 from unet_repro.images.units import escaped_unit, length_ratio, plain_unit, seconds
 
@@ -24,45 +26,17 @@ PathLike = str | os.PathLike[str]
 
 _MOST = 2.0**31  # pixels per unit, or units per pixel: a TIFF tag holds no more
 _LONGEST_UNIT = 60
-_NO_UNIT, _INCH, _CENTIMETRE = 1, 2, 3  # values of the tag ResolutionUnit; 2 where it is missing
-_TAG_UNITS = {_INCH: "in", _CENTIMETRE: "cm"}
 _DROPPED = "is not carried over"
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Scale of a stack, as its file states it; all lengths in one unit, that of x."""
-
-    resolution: tuple[float, float] | None = None  # pixels per unit along x and y
-    resolution_unit: int = _NO_UNIT  # the tag; with 1 `unit` holds, as in ImageJ
-    unit: str | None = None  # its name; ASCII
-    spacing: float | None = None  # of the slices, in this unit
-    interval: float | None = None  # between the slices, in s
-
-    @property
-    def plane_unit(self) -> str | None:
-        """The unit along x and y."""
-        return _TAG_UNITS.get(self.resolution_unit, self.unit)
-
-    @property
-    def pixels_per_metre(self) -> tuple[float, float] | None:
-        """Resolution along x and y in metres, None if there is none or the unit is no length."""
-        ratio = length_ratio("m", self.plane_unit or "")
-        if self.resolution is None or ratio is None:
-            return None
-        x, y = (float(Fraction(number) * ratio) for number in self.resolution)
-        return x, y
-
-
-UNCALIBRATED = Calibration()
-
-
-def read_calibration(path: PathLike) -> Calibration:
-    """Read the scale of a readable stack; of a folder that of its first file.
+def read_calibration(path: PathLike, *, level: int = 0) -> Calibration:
+    """Read the scale of a readable stack, or a level of it; of a folder that of its first file.
 
     An `InputNote` says what is not carried over: units that cannot be told in that of x, sizes
     that are none, another scale of other files in a folder.
     """
+    if is_array(path):
+        return open_array(Path(path), level=level).calibration
     path = Path(path)
     files = image_files(path) if path.is_dir() else [path]
     calibration, notes = _read(files[0])
@@ -86,7 +60,7 @@ def _read(path: Path) -> tuple[Calibration, list[str]]:
     if form == "PNG":
         return _png_calibration(path), notes
     if form == "JPEG":
-        pixels, unit = pixel_density(path) or (None, _NO_UNIT)
+        pixels, unit = pixel_density(path) or (None, NO_UNIT)
         return Calibration(resolution=_resolution(pixels, unit), resolution_unit=unit), notes
     with as_input_errors(path), _open_tiff(path) as file:
         stated = _tag_scale(file, notes)
@@ -106,14 +80,14 @@ def _open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 def _png_calibration(path: Path) -> Calibration:
     pixels, is_metre = pixels_per_metre(path) or (None, False)
     if pixels is None or not is_metre:
-        return Calibration(resolution=_resolution(pixels, _NO_UNIT))
+        return Calibration(resolution=_resolution(pixels, NO_UNIT))
     x, y = pixels
     return Calibration(resolution=(x / 1e6, y / 1e6), unit=escaped_unit("µm"))
 
 
 def _resolution(pixels: tuple[int, int] | None, unit: int) -> tuple[float, float] | None:
     """Return pixels along x and y as floats; equal numbers without a unit say nothing."""
-    if pixels is None or (unit == _NO_UNIT and pixels[0] == pixels[1]):
+    if pixels is None or (unit == NO_UNIT and pixels[0] == pixels[1]):
         return None
     return float(pixels[0]), float(pixels[1])
 
@@ -122,11 +96,11 @@ def _tag_scale(file: tifffile.TiffFile, notes: list[str]) -> dict[str, Any]:
     """Return what tags state, and the descriptions of ImageJ and tifffile."""
     described = {**(file.shaped_metadata or [{}])[0], **(file.imagej_metadata or {})}
     tags = file.pages.first.tags
-    resolution_unit = int(tags.valueof("ResolutionUnit", default=_INCH))
-    if resolution_unit not in (_NO_UNIT, *_TAG_UNITS):
-        resolution_unit = _NO_UNIT
+    resolution_unit = int(tags.valueof("ResolutionUnit", default=INCH))
+    if resolution_unit not in (NO_UNIT, *TAG_UNITS):
+        resolution_unit = NO_UNIT
     stated = _unit(described, "unit", notes)
-    unit = stated or _TAG_UNITS.get(resolution_unit, "")
+    unit = stated or TAG_UNITS.get(resolution_unit, "")
     x, y = (tag_ratio(tags.valueof(f"{axis}Resolution")) for axis in "XY")
     y_unit = _unit(described, "yunit", notes) or unit
     ratio = length_ratio(y_unit, unit)
@@ -168,7 +142,7 @@ def _ome_scale(xml: str, notes: list[str]) -> dict[str, Any]:
         return scale | {"resolution": None, "unit": None, "spacing": None}
     return scale | {
         "resolution": (float(1 / x), float(1 / (y * ratio))),
-        "resolution_unit": _NO_UNIT,
+        "resolution_unit": NO_UNIT,
         "unit": None if unit == "reference frame" else escaped_unit(unit),
         "spacing": _length(z, z_unit, unit, notes),
     }
@@ -194,7 +168,7 @@ def _fei_scale(metadata: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if None in sizes:
         return {}
     x, y = (float(1 / (size * 10**9)) for size in sizes if size is not None)
-    return {"resolution": (x, y), "resolution_unit": _NO_UNIT, "unit": "nm"}
+    return {"resolution": (x, y), "resolution_unit": NO_UNIT, "unit": "nm"}
 
 
 def _unit(texts: dict[str, Any], key: str, notes: list[str]) -> str:
@@ -249,6 +223,8 @@ def _interval(size: Fraction | None, unit: str, notes: list[str]) -> float | Non
 def read_info(path: PathLike) -> str | None:
     """Return the text that this package recorded in a file, None if there is none."""
     try:
+        if is_array(path):
+            return recorded_info(path)
         if Path(path).suffix.lower() == ".png":
             return png_text(Path(path))
         with as_input_errors(Path(path)), _open_tiff(Path(path)) as file:

@@ -11,6 +11,7 @@ import numpy as np
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import FileState
+from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.image_files import image_files, image_header
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import describe_size
@@ -32,7 +33,7 @@ def sizes_in_folder(
     Options and errors are those of `StackReader`; `InputError` also for images of several dtypes,
     but for labels of unsigned integers.
     """
-    if not Path(path).is_dir():
+    if not is_folder_of_images(path):
         return {}
     found: dict[Path, Size] = {}
     dtypes: dict[np.dtype, Path] = {}

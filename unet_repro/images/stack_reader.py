@@ -15,6 +15,7 @@ import numpy as np
 
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState
+from unet_repro.images.arrays import ArrayImage, ZarrState, is_array, open_array
 from unet_repro.images.image_files import (
     OpenedImage,
     image_files,
@@ -31,7 +32,7 @@ _TRIAL_PX = 64  # side of what is read on opening where grey was saved as colour
 
 
 class StackReader:
-    """Read a stack by slice or rectangle: an image file, or a folder of images in natural order.
+    """Read a stack by slice or rectangle: an image file, a folder of images, or an array.
 
     Opening reads the structure only and checks it. Then a slice or rectangle is held in memory at
     a time; besides, strips and tiles of a TIFF that rectangles touched last are kept decoded, up
@@ -42,7 +43,9 @@ class StackReader:
     ----------
     path : path-like
         A TIFF file of one or more pages of equal shape and dtype, a PNG or JPEG file (one slice),
-        or a folder of such images (one slice each; what is no image is passed over).
+        or a folder of such images (one slice each, in natural order; what is no image is passed
+        over); an OME-Zarr image or a zarr array, on a disc or by URL; a dataset of HDF5,
+        ``file.h5:/name``.
     as_labels : bool
         What is read are labels: colour tables give their indices, for their colours are for
         display.
@@ -56,6 +59,8 @@ class StackReader:
         of TCZYXS with Y and X. Axes of length 1 may be left out.
     files : sequence of Path, optional
         Of a folder, these files in this order; by default all images.
+    level : int
+        Of an OME-Zarr image; 0 is the finest.
     cache_bytes : int
         Rectangles that go from left to right through a TIFF of compressed strips decode each
         strip once only if the strips of their rows fit.
@@ -104,13 +109,17 @@ class StackReader:
         axes: str | None = None,
         files: Sequence[Path] | None = None,
         cache_bytes: int = CACHE_BYTES,
+        level: int = 0,
     ) -> None:
         self.path = Path(path)
         check_axes(axes)
         if channels is not None and channels < 1:
             raise InputError(f"{self.path}: {channels} channels are asked for; 1 is the least")
-        if not self.path.exists():
+        self._is_array = is_array(path)
+        if not self._is_array and not self.path.exists():
             raise InputError(f"{self.path}: no such file or folder")
+        if level and not self._is_array:
+            raise InputError(f"{self.path}: has no levels: --level {level} is none")
         self.channels = channels or 1
         self._options: dict[str, Any] = {
             "as_labels": as_labels,
@@ -118,13 +127,16 @@ class StackReader:
             "axes": axes,
             "cache_bytes": cache_bytes,
         }
+        self._level = level
         self._lock = threading.RLock()
-        self._image: OpenedImage | None = None  # what is open
+        self._image: OpenedImage | ArrayImage | None = None  # what is open
         self._image_z = 0
-        self._is_folder = self.path.is_dir()
+        self._is_folder = not self._is_array and self.path.is_dir()
         if files is None:
             files = image_files(self.path) if self._is_folder else [self.path]
-        self._states = [FileState.of(file) for file in files]
+        self._states: list[FileState | ZarrState] = []
+        if not self._is_array:
+            self._states += [FileState.of(file) for file in files]
         self.depth_axes: Axes
         notes = self._open_folder(files) if self._is_folder else self._open_file()
         stored = self.channels * self.dtype.itemsize
@@ -139,7 +151,13 @@ class StackReader:
 
     def _open_file(self) -> list[str]:
         """Open the one file; return how it is read where that is not plain."""
-        self._image = image = open_file(self.path, **self._options)
+        image: OpenedImage | ArrayImage
+        if self._is_array:
+            image = open_array(self.path, **self._options, level=self._level)
+            self._states = [image.state]
+        else:
+            image = open_file(self.path, **self._options)
+        self._image = image
         elsewhere = getattr(image, "elsewhere", "")  # of a TIFF
         if elsewhere:
             image.close()
@@ -217,7 +235,7 @@ class StackReader:
         with self._lock:
             return self._image_of(z).read_region(0, rows, columns, keep=keep)
 
-    def _image_of(self, z: int) -> OpenedImage:
+    def _image_of(self, z: int) -> OpenedImage | ArrayImage:
         if self._image is not None and self._image_z == z:
             return self._image
         if self._image is not None:
@@ -248,12 +266,8 @@ class StackReader:
 
     def fingerprint(self) -> dict[str, Any]:
         """Describe for JSON what is read, with each file's name, size and time as on opening."""
-        files = [
-            {"name": state.path.name, "size": state.size, "mtime_ns": state.mtime_ns}
-            for state in self._states
-        ]
         return {
-            "files": files,
+            "files": [state.record() for state in self._states],
             "shape": list(self.shape),
             "channels": self.channels,
             "dtype": self.dtype.name,

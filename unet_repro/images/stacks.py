@@ -10,6 +10,7 @@ import tifffile
 
 from unet_repro.errors import ChannelsError, InputError
 from unet_repro.files.atomic import atomic_path
+from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.image_files import image_files
 from unet_repro.images.labels import as_integers
 from unet_repro.images.readers import readers
@@ -193,7 +194,7 @@ def paired_files(
     InputError
         A file without a partner; a suffix, but not two folders.
     """
-    if not (Path(images).is_dir() and Path(labels).is_dir()):
+    if not (is_folder_of_images(images) and is_folder_of_images(labels)):
         if mask_suffix:
             raise InputError(
                 f"--mask-suffix {mask_suffix} pairs the files of two folders; {images} and "
@@ -226,7 +227,7 @@ def slice_names(images: PathLike, labels: PathLike, *, mask_suffix: str = "") ->
     """Return the files of a folder's images as `read_pair` takes them; of a stack nothing."""
     files, _ = paired_files(images, labels, mask_suffix=mask_suffix)
     if files is None:
-        files = image_files(images) if Path(images).is_dir() else []
+        files = image_files(images) if is_folder_of_images(images) else []
     return tuple(file.name for file in files)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tifffile
 
 from unet_repro.errors import InputError, note
-from unet_repro.images.calibration import UNCALIBRATED, Calibration
+from unet_repro.images.scale import UNCALIBRATED, Calibration
 from unet_repro.images.units import is_ome_length, plain_unit, symbol
 from unet_repro.threads import in_order
 

@@ -33,6 +33,13 @@ _SYMBOLS = {
     for plural in ("", "s")
     if not plural or len(name) > 2
 } | {"mins": "min", "hrs": "h"}
+_FULL_NAMES = {  # of lengths, in OME-Zarr
+    symbol: _OTHER_NAMES[symbol].split()[place]
+    for symbol, place in {
+        **{"fm": 0, "pm": 0, "nm": 0, "µm": 2, "mm": 0, "cm": 0, "dm": 0, "m": 0, "km": 0},
+        **{"Å": 0, "in": 0, "ft": 0, "yd": 0, "mi": 0},
+    }.items()
+}
 
 
 def plain_unit(text: str) -> str:
@@ -71,6 +78,17 @@ def symbol(unit: str) -> str:
     """
     plain = plain_unit(unit)
     return _SYMBOLS.get(plain, plain)
+
+
+def full_name(unit: str) -> str | None:
+    """Return the name by which OME-Zarr knows a unit of length, None if it does not.
+
+    Examples
+    --------
+    >>> full_name("um"), full_name("nm"), full_name("pixel")
+    ('micrometer', 'nanometer', None)
+    """
+    return _FULL_NAMES.get(symbol(unit))
 
 
 def is_ome_length(unit: str) -> bool:

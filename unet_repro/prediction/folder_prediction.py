@@ -16,6 +16,7 @@ from unet_repro.files.atomic import check_folder
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_info
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.plan import FolderOutlook, estimated_seconds
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.stack_prediction import StackPrediction, check_verifiable
@@ -60,7 +61,7 @@ class FolderPrediction:
         overwrite: bool = False,
         verify: bool = False,
         progress: bool = False,
-    ) -> None:
+    ) -> bool:
         """Predict and write; arguments and errors are those of `predict_stack`."""
         check_folder(self.path, [image.destination.path.name for image in self.images])
         if verify:
@@ -68,16 +69,17 @@ class FolderPrediction:
         with BlockStore(self.path, resume=resume, overwrite=overwrite, is_folder=True) as store:
             if resume and self._is_complete(store.target):
                 store.is_complete = True
-                return
+                return True
             images = self.images if store.record is None else self._continued(store.record)
             # a block for each image, which tells that its file is complete
             store.begin(_record(images), shape=(len(images),), dtype=np.uint8, chunks=(1,))
             if store.is_complete:
-                return
+                return True
             self._predict(images, store, verify=verify, progress=progress)
             for image in images:
                 image.source.check_unchanged()
             store.finish(lambda whole: None)  # it is there
+            return True
 
     def _predict(
         self,
@@ -89,9 +91,11 @@ class FolderPrediction:
     ) -> None:
         """Predict the images that are not there yet, into the store's private folder."""
         files = [store.whole / image.destination.path.name for image in images]
-        unmarked = store.missing((k,) for k in range(len(images)))
-        missing = [k for k, file in enumerate(files) if (k,) in unmarked or not file.is_file()]
-        tiles = [len(image.job.tiles) for image in images]
+        unmarked = set(store.blocks.missing(heals=True).tolist())
+        missing = [k for k, file in enumerate(files) if k in unmarked or not file.is_file()]
+        for k in missing:
+            store.blocks.discard(k)
+        tiles = [len(image.job) for image in images]
         done = sum(tiles) - sum(tiles[k] for k in missing)
         try:
             store.whole.mkdir(exist_ok=True)
@@ -103,7 +107,7 @@ class FolderPrediction:
         ):
             for k in missing:
                 _predict_image(images[k], store.whole, runner, bar, verify=verify)
-                store.write((k,), _DONE)
+                store.blocks.write(k, _DONE)
 
     def _is_complete(self, target: Path) -> bool:
         """Tell whether the output is there and made of the same; PNG files cannot tell."""
@@ -152,6 +156,7 @@ def _predict_image(
         cache_bytes=image.buffers.cache_bytes,
         files=[source.path / source.names[0]],
     ) as reader:
+        assert isinstance(destination, Destination)
         here = replace(destination, path=folder / destination.path.name)
         opened = replace(image, source=reader, destination=here)
         opened.run(resume=True, overwrite=True, verify=verify, runner=runner, bar=bar)

@@ -1,24 +1,37 @@
-"""A prediction on this machine: blocks are read ahead, computed, kept, and put together."""
+"""The blocks of a prediction, computed by whoever works on it, and put together."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from unet_repro.files.block_store import BlockStore, Index
+from unet_repro.cluster import Machines, Run, compute, connected, threads_each
+from unet_repro.errors import InputError
+from unet_repro.files.block_array import BlockArray
+from unet_repro.files.block_store import BlockStore
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.zarr_output import ZarrOutput
 from unet_repro.network import geometry
+from unet_repro.network.device import choose_device
 from unet_repro.network.geometry import Tile
-from unet_repro.prediction.blocks import Block, Job, averaged_block, predict_block, read_block
-from unet_repro.prediction.instance_pages import InstancePages
-from unet_repro.prediction.outputs import Destination
+from unet_repro.network.model_file import load_model
+from unet_repro.prediction.assembly import FileAssembly, ZarrAssembly
+from unet_repro.prediction.blocks import (
+    Block,
+    Job,
+    Pixels,
+    averaged_tile,
+    predict_block,
+    read_block,
+    weights_sha256,
+)
+from unet_repro.prediction.outputs import Destination, ZarrDestination
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.tile_runner import TileRunner
 from unet_repro.prediction.values import check_values
@@ -29,107 +42,175 @@ _CHECKS, _CHECKED_PX = 3, 64  # places that are verified, and their side
 
 
 @dataclass(frozen=True)
-class LocalRun:
-    """Everything that a run needs.
+class Blocks:
+    """Computes blocks: one thread reads ahead, the caller's computes, one keeps what is done."""
 
-    One thread reads ahead, the caller's computes, one keeps the finished blocks, and one writes
-    the output as its bands become complete, from the kept blocks alone: after a kill it begins
-    anew.
-    """
+    job: Job
+    source: StackReader
+    runner: TileRunner
+    kept: BlockArray
+
+    def run(self, numbers: Iterable[int]) -> Iterator[int]:
+        """Compute blocks and keep them; yield their numbers. Those that are there are left."""
+        missing = (number for number in numbers if not self.kept.has(number))
+        for block in in_order(self._keep, self._computed(missing), 1):
+            yield block.number
+
+    def _computed(self, numbers: Iterable[int]) -> Iterator[tuple[Block, NDArray[Any]]]:
+        """Yield the values of blocks, while the next ones are read."""
+
+        def read(block: Block) -> tuple[Block, Pixels]:
+            if block.index[1:] == (0, 0):
+                self.source.check_unchanged(block.z)
+            return block, read_block(self.source, self.runner, self.job, block)
+
+        for block, pixels in in_order(read, map(self.job.block_of, numbers), 1):
+            yield block, predict_block(self.source, self.runner, self.job, block, pixels)
+
+    def _keep(self, computed: tuple[Block, NDArray[Any]]) -> Block:
+        block, values = computed
+        self.kept.write(block.number, values)
+        return block
+
+
+@dataclass(frozen=True)
+class PredictionWork:
+    """What another process needs to compute blocks (`cluster.Work`)."""
+
+    source: str
+    model: str
+    job: Job
+    kept: BlockArray
+    cache_bytes: int
+    channels: int
+
+    @contextmanager
+    def opened(self, threads: int) -> Iterator[Run]:
+        """Load the network and open the source, which must be those of the job."""
+        if threads:
+            torch.set_num_threads(threads)
+        settings = self.job.settings
+        network = load_model(self.model, device=choose_device(self.job.device))
+        if weights_sha256(network) != self.job.model_sha256:
+            raise InputError(f"{self.model}: holds another network than when the job was begun")
+        predictor = OverlapTilePredictor(
+            network,
+            average=settings.average,
+            precision=settings.precision if settings.precision != "auto" else "float32",
+            backend=settings.backend,
+        )
+        with (
+            StackReader(
+                self.source,
+                channels=self.channels,
+                axes=settings.axes or None,
+                level=settings.level,
+                cache_bytes=self.cache_bytes,
+            ) as source,
+            predictor.running() as runner,
+        ):
+            if source.fingerprint() != self.job.source:
+                raise InputError(f"{self.source}: is not what it was when the job was begun")
+            yield Blocks(self.job, source, runner, self.kept).run
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """Everything that a run needs; `model` is the network's file, where others must load it."""
 
     job: Job
     source: StackReader
     predictor: OverlapTilePredictor
-    store: BlockStore
-    destination: Destination
+    store: BlockStore | ZarrOutput
+    destination: Destination | ZarrDestination
+    machines: Machines = field(default_factory=Machines)
+    model: str = ""
+    cache_bytes: int = 0
 
     def go(
-        self, *, runner: TileRunner, verify: bool, progress: bool, bar: ProgressBar | None = None
-    ) -> None:
+        self,
+        *,
+        runner: TileRunner | None,
+        verify: bool,
+        progress: bool,
+        bar: ProgressBar | None = None,
+    ) -> bool:
         """Compute the blocks that are not there yet, and put the output in place.
 
-        They are counted on `bar`, which goes on afterwards, or else on one of their own.
+        They are counted on `bar`, which goes on afterwards, or else on one of their own. Returns
+        whether the output is complete: parts of it may be other processes'.
         """
-        blocks = self.job.blocks()
-        by_place: dict[Index, Block] = {block.place: block for block in blocks}
-        missing = [by_place[place] for place in self.store.missing(by_place)]
-        arrivals = _Arrivals(set(by_place) - {block.place for block in missing})
-        with ThreadPoolExecutor(1) as pool:
-            try:
-                written = pool.submit(self._assemble, arrivals)
-                done = len(blocks) - len(missing)
-                own = ProgressBar(len(blocks), initial=done, unit="tile", is_shown=progress)
-                if bar:
-                    bar.update(done)
-                with nullcontext(bar) if bar else own as counter:
-                    computed = self._computed(runner, missing, written)
-                    for block in in_order(self._keep, computed, 1):
-                        arrivals.add(block.place)
-                        counter.update()
-                self.source.check_unchanged()
-                if verify:
-                    self._verify(runner, blocks)
-                self.store.finish(lambda path: written.result())
-            except BaseException:
-                arrivals.give_up()
-                raise
+        missing = self.store.blocks.missing(heals=True)
+        share = self.machines.share(len(self.job))
+        mine = missing[(missing >= share.start) & (missing < share.stop)]
+        done = len(share) - len(mine)
+        own = ProgressBar(len(share), initial=done, unit="tile", is_shown=progress)
+        if bar:
+            bar.update(done)
+        gpus = torch.cuda.device_count() if self.job.device == "cuda" else 0
+        elsewhere = self.machines.are_others and len(mine) > 0
+        with (
+            connected(self.machines, gpus) if elsewhere else nullcontext() as client,
+            self._assembly(missing) as assembly,
+        ):
+            with nullcontext(bar) if bar else own as counter:
+                for number in self._done(runner, client, mine):
+                    assembly.add(number)
+                    counter.update()
+            self.source.check_unchanged()
+            if self.machines.part and len(self.store.blocks.missing()):
+                return False
+            if verify:
+                assert runner is not None
+                self._verify(runner)
+            assembly.finish(client)
+        return True
 
-    def _computed(
-        self, runner: TileRunner, blocks: list[Block], written: Future[None]
-    ) -> Iterator[tuple[Block, NDArray[Any]]]:
-        """Yield the values of blocks, while the next ones are read."""
+    def _assembly(self, missing: NDArray[Any]) -> FileAssembly | ZarrAssembly:
+        if isinstance(self.store, ZarrOutput):
+            assert isinstance(self.destination, ZarrDestination)
+            return ZarrAssembly(self.job, self.store, self.destination, self.source.path)
+        assert isinstance(self.destination, Destination)
+        return FileAssembly(self.job, self.store, self.destination, self.source.path, missing)
 
-        def read(block: Block) -> Any:
-            if block.index[1:] == (0, 0):
-                self.source.check_unchanged(block.z)
-            return read_block(self.source, runner, block)
+    def _done(self, runner: TileRunner | None, client: Any, numbers: NDArray[Any]) -> Iterator[int]:
+        if client is None:
+            assert runner is not None
+            yield from Blocks(self.job, self.source, runner, self.store.blocks).run(numbers)
+            return
+        work = PredictionWork(
+            str(self.source.path),
+            self.model,
+            self.job,
+            self.store.blocks,
+            self.cache_bytes,
+            self.source.channels,
+        )
+        yield from compute(
+            client,
+            work,
+            numbers,
+            what=str(self.destination.path),
+            name=lambda number: f"{self.job.block_of(number)} (unit {number})",
+            threads=threads_each(self.machines),
+        )
 
-        for block, region in zip(blocks, in_order(read, blocks, 1)):
-            if written.done():
-                written.result()  # it cannot be complete: it has failed
-            yield block, predict_block(self.source, runner, self.job, block, region)
-
-    def _keep(self, computed: tuple[Block, NDArray[Any]]) -> Block:
-        block, values = computed
-        self.store.write(block.place, values[None])
-        return block
-
-    def _assemble(self, arrivals: _Arrivals) -> None:
-        """Write the output to its private place, band by band as the blocks arrive."""
-
-        def bands(k: int, plane: int) -> Iterator[NDArray[Any]]:
-            for i in range(len(self.job.tiles.rows)):
-                places: list[Index] = [(k, 0, i, j) for j in range(len(self.job.tiles.columns))]
-                arrivals.wait_for(places)
-                yield np.concatenate([self.store.read(place)[0, plane] for place in places], axis=1)
-
-        destination, pages, settings = self.destination, bands, self.job.settings
-        try:
-            if self.job.values.kind == "instances":
-                assert settings.grow != "auto"
-                instances = InstancePages(
-                    lambda k: bands(k, 0), len(self.job.slices), settings.min_size, settings.grow
-                )
-                destination, pages = destination.holding(instances.dtype), instances.bands
-            destination.write(self.store.whole, pages, info=self.job.info(self.source.path.name))
-        except OSError as error:
-            raise self.store.unwritable(error) from error
-
-    def _verify(self, runner: TileRunner, blocks: list[Block]) -> None:
+    def _verify(self, runner: TileRunner) -> None:
         """Compute random places again in windows of their own; raise where the result differs."""
-        random = np.random.default_rng()
-        for number in random.choice(len(blocks), size=min(_CHECKS, len(blocks)), replace=False):
-            block = blocks[number]
-            rows, columns = (_part_of(tile, random) for tile in (block.rows, block.columns))
-            place = Block(block.index, block.z, *self._window_around(rows, columns))
-            again = averaged_block(self.source, runner, self.job, place)
-            kept = self.store.read(block.place)[
-                0,
+        random, job = np.random.default_rng(), self.job
+        for number in random.choice(len(job), size=min(_CHECKS, len(job)), replace=False):
+            block = job.block_of(number)
+            rows, columns = (_part_of(side, random) for side in (block.rows, block.columns))
+            window = self._window_around(rows, columns)
+            again = averaged_tile(self.source, runner, job, block.z, *window)
+            height, width = len(block.rows), len(block.columns)
+            kept = self.store.blocks.read(block.number).reshape(-1, height, width)[
                 :,
                 rows.start - block.rows.start : rows.stop - block.rows.start,
                 columns.start - block.columns.start : columns.stop - block.columns.start,
             ]
-            check_values(kept, again, self.job.values, self.predictor.precision, str(place))
+            place = Block(block.number, block.index, block.z, rows, columns)
+            check_values(kept, again, job.values, self.predictor.precision, str(place))
 
     def _window_around(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         """Return a tile that is this place alone, in the smallest window that has room for it."""
@@ -149,34 +230,8 @@ class LocalRun:
         return down, across
 
 
-def _part_of(tile: Tile, random: np.random.Generator) -> range:
-    """Return a random part of a tile along an axis."""
-    length = min(_CHECKED_PX, tile.stop - tile.start)
-    start = int(random.integers(tile.start, tile.stop - length, endpoint=True))
+def _part_of(side: range, random: np.random.Generator) -> range:
+    """Return a random part of a block along an axis."""
+    length = min(_CHECKED_PX, len(side))
+    start = int(random.integers(side.start, side.stop - length, endpoint=True))
     return range(start, start + length)
-
-
-class _Arrivals:
-    """Which blocks are there; another thread can wait for some."""
-
-    def __init__(self, there: set[Index]) -> None:
-        self._there = there
-        self._is_given_up = False
-        self._change = threading.Condition()
-
-    def add(self, place: Index) -> None:
-        with self._change:
-            self._there.add(place)
-            self._change.notify_all()
-
-    def give_up(self) -> None:
-        """Let whoever waits, or asks again, fail."""
-        with self._change:
-            self._is_given_up = True
-            self._change.notify_all()
-
-    def wait_for(self, places: list[Index]) -> None:
-        with self._change:
-            self._change.wait_for(lambda: self._is_given_up or self._there.issuperset(places))
-            if self._is_given_up:
-                raise RuntimeError("the prediction has ended")

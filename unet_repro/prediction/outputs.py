@@ -1,4 +1,4 @@
-"""Where a predicted stack goes: the pages of one TIFF file, or a file for each image."""
+"""Where a predicted stack goes: pages of one TIFF file, a file for each image, or an OME-Zarr."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_folder
-from unet_repro.images.calibration import Calibration
+from unet_repro.files.block_array import Coding
+from unet_repro.files.places import place_at
+from unet_repro.images.ome_zarr import ImageFacts, Ngff
 from unet_repro.images.png_files import encode_png
+from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, as_written
 from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
-from unet_repro.prediction.values import Values, id_dtype
+from unet_repro.images.zarr_output import Layout
+from unet_repro.prediction.values import FULL_SCALE, Values, id_dtype
 
 Bands = Callable[[int, int], Iterator[NDArray[Any]]]  # slice, plane -> bands from top to bottom
 
@@ -117,6 +121,84 @@ class Destination:
             calibration=calibration,
             compression=self.compression,
             info=info,
+        )
+
+
+@dataclass(frozen=True)
+class ZarrDestination:
+    """Where the predicted slices go: an OME-Zarr image."""
+
+    path: Path  # as given by the user, or a URL
+    shape: tuple[int, int, int]  # slices, height, width
+    depth_axes: Axes  # of all slices of the source
+    planes: int  # values per pixel
+    dtype: str  # as of `Destination`
+    calibration: Calibration
+    ngff: Ngff
+    shard_px: int
+    coding: Coding
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all values of level 0, uncompressed."""
+        return int(np.prod(self.shape)) * self.planes * np.dtype(self.dtype).itemsize
+
+    @property
+    def layout(self) -> str:
+        """What the image is stored as, in words."""
+        array = self.arrays().array(place_at(self.path))
+        unit = " x ".join(map(str, array.unit))
+        kind = "shards" if self.ngff == "0.5" else "units"
+        return f"OME-Zarr {self.ngff}, {kind} of {unit}, {len(self.arrays().levels())} levels"
+
+    def arrays(self, dtype: str | None = None, planes: int | None = None) -> Layout:
+        """Return how the image lies in arrays; axes are in OME-Zarr's order: t, c, z, y, x."""
+        planes = planes or self.planes
+        lengths = dict(as_written(self.depth_axes, self.shape[0]))
+        lengths |= {"C": planes} if planes > 1 else {}
+        lengths |= {"Y": self.shape[1], "X": self.shape[2]}
+        axes = "".join(axis for axis in "TCZYX" if axis in lengths)
+        return Layout(
+            axes,
+            tuple(lengths[axis] for axis in axes),
+            dtype or self.dtype,
+            self.ngff,
+            self.shard_px,
+            self.coding,
+        )
+
+    def for_ids(self) -> ZarrDestination:
+        """As `Destination.for_ids`."""
+        height, width = self.shape[1:]
+        return replace(self, dtype=id_dtype((height * width + 1) // 2))
+
+    def holding(self, dtype: str) -> ZarrDestination:
+        """As `Destination.holding`."""
+        return replace(self, dtype=dtype)
+
+    def check(self) -> None:
+        """Do nothing: the store looks at what is there."""
+
+    def facts(self, values: Values, origin_px: tuple[int, int, int]) -> ImageFacts:
+        """Return what the image says of itself; `origin_px` is where it lies in the source."""
+        are_labels = values.kind in ("labels", "mask", "instances")
+        classes = range(values.classes)[values.of_classes]
+        what = "logit" if values.kind == "logits" else "P"
+        calibration = self.calibration
+        z, y, x = origin_px
+        if any(origin_px):
+            along_x, along_y = calibration.resolution or (1.0, 1.0)
+            shift = (z * (calibration.spacing or 1.0), y / along_y, x / along_x)
+            before = calibration.origin or (0.0, 0.0, 0.0)
+            origin = tuple(a + b for a, b in zip(before, shift))
+            calibration = replace(calibration, origin=(origin[0], origin[1], origin[2]))
+        return ImageFacts(
+            name=values.kind,
+            axes=self.arrays().axes,
+            calibration=calibration,
+            are_labels=are_labels,
+            channels=tuple(f"{what}(class {k})" for k in classes),
+            white=None if values.kind == "logits" else FULL_SCALE.get(values.kind),
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from unet_repro.images.readers import range_of
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
+from unet_repro.network.geometry import Tile
+from unet_repro.prediction.blocks import tiles_of
 from unet_repro.prediction.components import BAND_PX
-from unet_repro.prediction.outputs import Destination
+from unet_repro.prediction.outputs import Destination, ZarrDestination
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tiling import TilePlan
@@ -46,15 +49,19 @@ class Buffers:
     kept_bytes: int  # of the blocks
     makes_instances: bool
     grow_px: float  # of those
+    block: tuple[int, int] | None = None  # of several tiles, kept as they are in the output
+    reach: int = 0  # px that a block reads beyond itself, on each side
 
     @classmethod
     def of(
         cls,
         source: StackReader,
         cache_bytes: int,
-        destination: Destination,
+        destination: Destination | ZarrDestination,
         values: Values,
         settings: PredictionSettings,
+        block: tuple[int, int] | None = None,
+        reach: int = 0,
     ) -> Buffers:
         return cls(
             source=source.shape[1:],
@@ -69,6 +76,8 @@ class Buffers:
             kept_bytes=np.dtype(values.kept_dtype).itemsize,
             makes_instances=values.kind == "instances",
             grow_px=0.0 if settings.grow == "auto" else settings.grow,
+            block=block,
+            reach=reach,
         )
 
     def __call__(self, windows: tuple[Any, Any], kept: tuple[Any, Any]) -> Any:
@@ -78,6 +87,12 @@ class Buffers:
         values = rows * columns * self.classes * 4
         row_of_tiles = rows * self.output[1] * self.kept_bytes * (self.planes + 1)
         row_of_segments = min(512, self.output[0]) * self.output[1] * self.value_bytes
+        if self.block:  # several tiles of it are read and kept as one
+            read = [side + 2 * self.reach for side in self.block]
+            window = np.prod(read, dtype=float) * (4 * self.channels + self.read_bytes) + window
+            values = np.prod(self.block, dtype=float) * self.planes * self.value_bytes + values
+            row_of_tiles *= 0
+            row_of_segments = self.block[0] * self.output[1] * 8 * self.makes_instances
         touched = np.minimum(self.source[0], height + self.output[0]) * self.source[1]
         cache = np.minimum(self.cache_bytes, touched * self.stored_bytes)
         at_work = BLOCKS_AT_WORK * (window + values)
@@ -102,9 +117,10 @@ class Buffers:
 class Plan:
     """Tiles, how many views go through the network at once, and the memory that takes in all."""
 
-    tiles: TilePlan
+    tiles: TilePlan  # of a slice
     batch: int
     peak_bytes: int
+    block: tuple[int, int]  # height and width of what is kept as one
 
 
 def make_plan(
@@ -120,14 +136,16 @@ def make_plan(
     """Plan tiles whose memory, with that of all buffers, stays within `memory` bytes.
 
     A predictor with a `tile` of its own does not ask for it. `strides` and `batch` are those of an
-    unfinished run, which another machine's memory may have decided: they are kept to.
+    unfinished run, which another machine's memory may have decided: they are kept to. Where the
+    buffers are of a block, the tiles are those of blocks of this size.
     """
+    block = buffers.block
     is_on_cpu = predictor.device.type == "cpu"
     predictor.memory = None if predictor.tile else memory
     tiles = predictor.plan(
         *buffers.source,
-        rows=rows,
-        columns=columns,
+        rows=rows[: block[0]] if block else rows,
+        columns=columns[: block[1]] if block else columns,
         strides=strides,
         buffers=buffers if is_on_cpu else None,
     )
@@ -136,7 +154,46 @@ def make_plan(
         batch = largest_batch(predictor.views)
         while batch > 1 and batch * tiles.peak_bytes + besides > memory:
             batch //= 2
-    return Plan(tiles, batch, batch * tiles.peak_bytes + besides)
+    peak_bytes = batch * tiles.peak_bytes + besides
+    if block is None:
+        return Plan(tiles, batch, peak_bytes, tiles.largest)
+    return Plan(_of_blocks(tiles, predictor, block, rows, columns), batch, peak_bytes, block)
+
+
+def _of_blocks(
+    first: TilePlan,
+    predictor: OverlapTilePredictor,
+    block: tuple[int, int],
+    rows: range,
+    columns: range,
+) -> TilePlan:
+    """Return the tiles of all blocks of a slice, given those of the first one."""
+    size = first.height, first.width
+    down, across = (
+        [tiles_of(region[n : n + side], px, stride, predictor) for n in range(0, len(region), side)]
+        for region, side, px, stride in zip((rows, columns), block, size, first.strides)
+    )
+    kinds = [Counter((len(tiles), _window(tiles)) for tiles in blocks) for blocks in (down, across)]
+    flops = sum(
+        many * number * n * m * int(predictor.cost.flops(height, width))
+        for (n, height), many in kinds[0].items()
+        for (m, width), number in kinds[1].items()
+    )
+    grid, padding = geometry.alignment(predictor.depth), predictor.padding
+    spans = [region.stop - region.start // grid * grid for region in (rows, columns)]
+    sides = (geometry.window_of(span, predictor.depth, padding=padding) for span in spans)
+    whole = predictor.cost.flops(*sides)
+    return replace(
+        first,
+        rows=tuple(tile for tiles in down for tile in tiles),
+        columns=tuple(tile for tiles in across for tile in tiles),
+        flops=flops,
+        redundancy=flops / int(whole),
+    )
+
+
+def _window(tiles: tuple[Tile, ...]) -> int:
+    return tiles[0].window_stop - tiles[0].window_start
 
 
 @dataclass(frozen=True)

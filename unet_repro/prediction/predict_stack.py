@@ -5,27 +5,33 @@ Settings, plan, job, blocks, store, output: each step makes the next one's input
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safetensors.torch import save
-
+from unet_repro.cluster import HERE, Machines
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart
+from unet_repro.files.places import url_of
+from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.readers import range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.zarr_output import is_zarr_name
+from unet_repro.network import geometry
 from unet_repro.network.device import choose_precision
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model
-from unet_repro.prediction.blocks import Job
+from unet_repro.prediction.blocks import Job, weights_sha256
 from unet_repro.prediction.folder_prediction import FolderPrediction
-from unet_repro.prediction.outputs import Destination, names_in_folder
+from unet_repro.prediction.outputs import (
+    Destination,
+    ZarrDestination,
+    names_in_folder,
+)
 from unet_repro.prediction.plan import Buffers, Plan, make_plan
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
@@ -48,8 +54,9 @@ def predict_stack(
     overwrite: bool = False,
     verify: bool = False,
     progress: bool = False,
+    machines: Machines = HERE,
 ) -> Path:
-    """Segment a stack of any size, tile by tile, into a TIFF file or a folder of images.
+    """Segment a stack of any size, tile by tile, into a TIFF file, a folder of images or OME-Zarr.
 
     Reading, computing and writing overlap. Memory is that of the plan, whatever the number of
     slices, and of pages larger than memory only the parts at work are read. Killed at any moment,
@@ -60,19 +67,25 @@ def predict_stack(
     network runs; beside the plan they take up to 40 bytes for each, or for each part of one in the
     2^20 pixels that are labelled together.
 
+    An OME-Zarr image is written in place: what is done are the shards of it that are there, and it
+    is no image before all are. So several processes can work on one, on one machine or many; each
+    shard is read with what its border depends on, so that none shows.
+
     The images of a folder may have several sizes: they are predicted one after the other, each
     with a plan of its own, into a folder that gets its name when all are complete.
 
     Parameters
     ----------
     source : path-like
-        A TIFF stack, or a folder of TIFF or PNG images in natural order, with as many channels as
-        the network has inputs.
+        A TIFF stack, a folder of TIFF or PNG images in natural order, an OME-Zarr image or a zarr
+        array, on a disc or by URL, or ``file.h5:/dataset``, with as many channels as the network
+        has inputs.
     model : UNet or path-like
         The network, or a ``model.safetensors``; it runs where it is.
     out : path-like
-        A TIFF file (``.tif``); or, if `source` is a folder, a folder: a file of the same name for
-        each image. Images of several sizes need a folder.
+        A TIFF file (``.tif``); OME-Zarr (``.zarr``), on a disc or by URL; or, if `source` is a
+        folder, a folder: a file of the same name for each image. Images of several sizes need a
+        folder.
     settings
         What to make of it; or its fields as keywords, ``predict_stack(..., kind="uint8")``.
     resume
@@ -84,6 +97,8 @@ def predict_stack(
         difference beyond rounding is an error, and the output does not appear.
     progress
         Show a bar that counts tiles, on standard error.
+    machines
+        Which processes compute; others than this one load the network from its file.
 
     Returns
     -------
@@ -96,20 +111,31 @@ def predict_stack(
         An option or a file that cannot be used, damaged pixels, pixels that are not finite, a
         source that changes while it is read, a full disk. What was done stays, to be resumed.
     """
-    with prepared(source, model, out, settings) as prediction:
+    with prepared(source, model, out, settings, machines=machines) as prediction:
         prediction.run(resume=resume, overwrite=overwrite, verify=verify, progress=progress)
     return Path(out)
 
 
 @contextmanager
 def prepared(
-    source: PathLike, model: UNet | PathLike, out: PathLike, settings: PredictionSettings
+    source: PathLike,
+    model: UNet | PathLike,
+    out: PathLike,
+    settings: PredictionSettings,
+    *,
+    machines: Machines = HERE,
+    model_file: PathLike | None = None,
 ) -> Iterator[StackPrediction | FolderPrediction]:
     """Open a stack and a network and check that they, the settings and the output go together.
 
-    Arguments and errors are those of `predict_stack`; nothing is written yet. What is given tells
-    what the run will take (`outlook`), and runs (`run`).
+    Arguments and errors are those of `predict_stack`; nothing is written yet. `model_file` is that
+    of a `model` that is loaded already. What is given tells what the run will take (`outlook`), and
+    runs (`run`).
     """
+    if model_file is None and not isinstance(model, UNet):
+        model_file = model
+    if machines.are_others and model_file is None:
+        raise InputError("other processes load the network from its file: give its path as model")
     network = model if isinstance(model, UNet) else load_model(model)
     if settings.kind == "instances":
         settings = replace(settings, grow=settings.growth_px(network.separation_px))
@@ -128,8 +154,18 @@ def prepared(
         precision=choose_precision(settings.precision, device),
         backend=settings.backend,
     )
-    memory = settings.memory_bytes or predictor.default_memory()
-    planner = _Planner(predictor, settings, values, memory, _sha256(network))
+    memory = settings.memory_bytes or predictor.default_memory() // (machines.workers or 1)
+    at = "" if model_file is None else os.fspath(model_file)
+    planner = _Planner(
+        predictor,
+        settings,
+        values,
+        memory,
+        weights_sha256(network),
+        machines,
+        os.path.abspath(at) if os.path.exists(at) else at,
+    )
+    source = Path(os.path.abspath(source)) if machines.are_others and not url_of(source) else source
     source, channels = Path(source), network.config.in_channels
     several = sizes_in_folder(source, channels=channels, axes=settings.axes or None)
     if several:
@@ -150,6 +186,8 @@ class _Planner:
     values: Values
     memory: int
     model_sha256: str
+    machines: Machines
+    model: str  # its file, if there is one
     plans: dict[tuple[int, int], Plan] = field(default_factory=dict)  # by the sizes of images
 
     @property
@@ -164,6 +202,7 @@ class _Planner:
             axes=self.settings.axes or None,
             cache_bytes=self.cache_bytes,
             files=None if file is None else [file],
+            level=self.settings.level,
         )
 
     def prediction(
@@ -177,25 +216,24 @@ class _Planner:
         """Plan the prediction of some slices of one size; of one image of a folder, say which."""
         predictor, values, size = self.predictor, self.values, reader.shape[1:]
         rows, columns = self.settings.region(*size)
-        sources = (
-            [reader.path / reader.names[z] for z in slices] if names else [file or reader.path]
-        )
-        destination = Destination(
-            out,
-            names,
-            (len(slices), len(rows), len(columns)),
-            reader.depth_axes,
-            values.planes,
-            values.kept_dtype,
-            tuple(map(read_calibration, sources)),
-            self.settings.compression,
-        )
+        destination = self._destination(reader, out, names, slices, rows, columns, file)
         if values.kind == "instances":
             destination = destination.for_ids()
         if len(slices) < reader.shape[0] and len(reader.depth_axes) > 1:
             axes = " x ".join(axis for axis, _ in reader.depth_axes)
             note(f"{out}: a part of the slices of {axes} is written as plain slices, axes ZYX")
-        buffers = Buffers.of(reader, self.cache_bytes, destination, values, self.settings)
+        block, reach = None, 0
+        if isinstance(destination, ZarrDestination):
+            block = (self.settings.shard, self.settings.shard)
+            reach = geometry.halo(predictor.depth) + geometry.alignment(predictor.depth)
+            if block[0] % geometry.alignment(predictor.depth):
+                raise InputError(
+                    f"shard is {block[0]}: with this network a multiple of "
+                    f"{geometry.alignment(predictor.depth)} px is needed"
+                )
+        buffers = Buffers.of(
+            reader, self.cache_bytes, destination, values, self.settings, block, reach
+        )
         plan = self.plans.get(size)
         if plan is None:
             plan = make_plan(predictor, buffers, rows=rows, columns=columns, memory=self.memory)
@@ -207,26 +245,75 @@ class _Planner:
             device=predictor.device.type,
             values=values,
             slices=slices,
-            tiles=plan.tiles,
+            rows=rows,
+            columns=columns,
+            block=plan.block,
+            strides=plan.tiles.strides,
             batch=plan.batch,
         )
-        return StackPrediction(reader, predictor, destination, buffers, plan, job)
+        return StackPrediction(
+            reader, predictor, destination, buffers, plan, job, self.machines, self.model
+        )
 
-
-def _sha256(network: UNet) -> str:
-    state = network.state_dict().items()
-    weights = {name: value.detach().contiguous().cpu() for name, value in state}
-    return hashlib.sha256(save(weights)).hexdigest()
+    def _destination(
+        self,
+        reader: StackReader,
+        out: Path,
+        names: tuple[str, ...],
+        slices: range,
+        rows: range,
+        columns: range,
+        file: Path | None,
+    ) -> Destination | ZarrDestination:
+        values, settings = self.values, self.settings
+        shape = len(slices), len(rows), len(columns)
+        if is_zarr_name(out):
+            return ZarrDestination(
+                out,
+                shape,
+                reader.depth_axes,
+                values.planes,
+                values.kept_dtype,
+                read_calibration(reader.path, level=settings.level),
+                settings.ngff,
+                settings.shard,
+                "none" if settings.compression == "none" else "zstd",
+            )
+        sources = (
+            [reader.path / reader.names[z] for z in slices] if names else [file or reader.path]
+        )
+        calibrations = tuple(read_calibration(each, level=settings.level) for each in sources)
+        if any(calibration.origin for calibration in calibrations):
+            note(f"{out}: TIFF has no place for the translation of {reader.path}: it is not kept")
+        return Destination(
+            out,
+            names,
+            shape,
+            reader.depth_axes,
+            values.planes,
+            values.kept_dtype,
+            calibrations,
+            settings.compression,
+        )
 
 
 def _names(out: Path, source: Path, source_names: list[str], values: Values) -> tuple[str, ...]:
     """Return the files to make in a folder, none for one file, or refuse the place."""
     names: tuple[str, ...] = ()
-    if source.is_dir():
+    if is_zarr_name(out):
+        if not url_of(out) and not url_of(source):
+            check_apart(out, source)
+        elif url_of(out) == url_of(source):
+            raise InputError(f"{out}: would replace what it is made of; give another place")
+        return names
+    if url_of(out):
+        raise InputError(f"{out}: a name that ends in .zarr is needed behind a URL")
+    if is_folder_of_images(source):
         names = names_in_folder(out, source_names, values)
     elif out.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(f"{out}: a name that ends in .tif is needed for a stack")
-    check_apart(out, source)
+        raise InputError(f"{out}: a name that ends in .tif or .zarr is needed for a stack")
+    if not url_of(source):
+        check_apart(out, source)
     return names
 
 
@@ -234,11 +321,16 @@ def _of_several_sizes(
     source: Path, out: Path, planner: _Planner, sizes: dict[Path, tuple[int, int]]
 ) -> FolderPrediction:
     """Plan the prediction of each image that is asked for, or refuse the place."""
+    if planner.machines != HERE:
+        raise InputError(
+            f"{source}: its images have several sizes: they are predicted one after the other, "
+            "without --workers, --scheduler and --part"
+        )
     files = [list(sizes)[z] for z in planner.settings.slices(len(sizes))]
     names = _names(out, source, [file.name for file in files], planner.values)
     if not names:
         raise InputError(
-            f"{out}: one TIFF cannot hold the images of {source}, which have several sizes "
+            f"{out}: one file cannot hold the images of {source}, which have several sizes "
             f"({range_of(list(sizes.values()))}); give a folder, for one file each"
         )
     images = []

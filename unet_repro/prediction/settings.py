@@ -9,7 +9,9 @@ import tyro
 
 from unet_repro import quantities
 from unet_repro.errors import InputError
+from unet_repro.images.ome_zarr import Ngff
 from unet_repro.images.tiff_writer import Compression
+from unet_repro.images.zarr_output import SHARD_PX
 from unet_repro.network.backends import Backend
 from unet_repro.network.device import Precision
 from unet_repro.prediction.values import Kind
@@ -62,7 +64,15 @@ class PredictionSettings:
     backend
         torch; compile (torch.compile); openvino (an extra, the fastest on most processors).
     compression
-        Of the output, lossless; ImageJ reads zlib, lzw and none.
+        Of the output, lossless; ImageJ reads zlib, lzw and none. OME-Zarr is zstd, or none.
+    level
+        Of an OME-Zarr image that is read; 0 is the finest.
+    ngff
+        Version of the OME-Zarr image that is written: 0.5, sharded; or 0.4, which has no shards,
+        for older readers.
+    shard
+        Side in px of what is computed, kept and, after a kill, computed again as one, where the
+        output is OME-Zarr: a multiple of 16.
     """
 
     kind: Kind = "probability"
@@ -80,8 +90,13 @@ class PredictionSettings:
     precision: Literal["auto"] | Precision = "float32"
     backend: Backend = "torch"
     compression: Compression = "zlib"
+    level: int = 0
+    ngff: Ngff = "0.5"
+    shard: int = SHARD_PX
 
     def __post_init__(self) -> None:
+        if self.shard < 16 or self.shard % 16:
+            raise InputError(f"shard is {self.shard}: a multiple of 16 px is needed, as {SHARD_PX}")
         if self.tile != "auto" and self.memory != "":
             raise InputError("tile and memory exclude each other: memory is there to choose tiles")
         self._check_instances()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from unet_repro.cluster import Machines
 from unet_repro.errors import InputError
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_info
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.zarr_output import ZarrOutput
 from unet_repro.prediction.blocks import Job
-from unet_repro.prediction.local import LocalRun
-from unet_repro.prediction.outputs import Destination
+from unet_repro.prediction.local import BlockRun
+from unet_repro.prediction.outputs import Destination, ZarrDestination
 from unet_repro.prediction.plan import (
     Buffers,
     Outlook,
@@ -33,10 +36,12 @@ class StackPrediction:
 
     source: StackReader
     predictor: OverlapTilePredictor
-    destination: Destination
+    destination: Destination | ZarrDestination
     buffers: Buffers
     plan: Plan
     job: Job
+    machines: Machines = field(default_factory=Machines)
+    model: str = ""  # the network's file, where other processes must load it
 
     def outlook(self) -> Outlook:
         """Return what the run will take, with the time, from a measurement of the speed."""
@@ -69,32 +74,82 @@ class StackPrediction:
         progress: bool = False,
         runner: TileRunner | None = None,
         bar: ProgressBar | None = None,
-    ) -> None:
+    ) -> bool:
         """Predict and write; arguments and errors are those of `predict_stack`.
 
-        A `runner` and a `bar` that are there already serve several stacks.
+        A `runner` and a `bar` that are there already serve several stacks. Returns whether the
+        output is complete: of an array job, other parts may be missing.
         """
         self.destination.check()
         if verify:
             check_verifiable(self.predictor)
-        out, is_folder = self.destination.path, bool(self.destination.names)
-        with BlockStore(out, resume=resume, overwrite=overwrite, is_folder=is_folder) as store:
-            if resume and self._is_complete(store.target):
+        options = {"resume": resume, "overwrite": overwrite}
+        needs = {"verify": verify, "progress": progress, "runner": runner, "bar": bar}
+        if isinstance(self.destination, ZarrDestination):
+            return self._run_into_zarr(self.destination, options, needs)
+        return self._run_into_files(self.destination, options, needs)
+
+    def _run_into_files(
+        self, destination: Destination, options: dict[str, bool], needs: dict[str, Any]
+    ) -> bool:
+        if self.machines.part:
+            raise InputError(
+                f"{destination.path}: parts of an array job write one OME-Zarr: --out with a name "
+                "that ends in .zarr is needed"
+            )
+        with BlockStore(destination.path, **options, is_folder=bool(destination.names)) as store:
+            if options["resume"] and self._is_complete(destination, store.target):
                 store.is_complete = True
-                return
+                return True
             job = self.job if store.record is None else self.continued(store.record)
             store.begin(
                 job.record(), shape=job.shape, dtype=job.values.kept_dtype, chunks=job.chunks
             )
-            if store.is_complete:
-                return
-            run = LocalRun(job, self.source, self.predictor, store, self.destination)
-            with nullcontext(runner) if runner else self.predictor.running() as ready:
-                run.go(runner=ready, verify=verify, progress=progress, bar=bar)
+            return store.is_complete or self._go(job, store, **needs)
 
-    def _is_complete(self, target: Path) -> bool:
+    def _run_into_zarr(
+        self, destination: ZarrDestination, options: dict[str, bool], needs: dict[str, Any]
+    ) -> bool:
+        arrays = destination.arrays()
+        store = ZarrOutput(destination.path, arrays, **options, joins=bool(self.machines.part))
+        if store.is_complete_with(self.job.info(self.source.path.name)):
+            return True
+        version = {"ngff": destination.ngff}
+        record = self.job.record() | version
+        stored = store.claimed(record)
+        job = self.job if stored == json.loads(json.dumps(record)) else self.continued(stored)
+        is_scratch = job.values.kind == "instances"
+        scratch = destination.arrays(job.values.kept_dtype) if is_scratch else None
+        store.begin(job.record() | version, scratch)
+        return self._go(job, store, **needs)
+
+    def _go(
+        self,
+        job: Job,
+        store: BlockStore | ZarrOutput,
+        *,
+        verify: bool,
+        progress: bool,
+        runner: TileRunner | None,
+        bar: ProgressBar | None,
+    ) -> bool:
+        run = BlockRun(
+            job,
+            self.source,
+            self.predictor,
+            store,
+            self.destination,
+            self.machines,
+            self.model,
+            self.buffers.cache_bytes,
+        )
+        is_needed = runner is None and (verify or not self.machines.are_others)
+        with self.predictor.running() if is_needed else nullcontext(runner) as ready:
+            return run.go(runner=ready, verify=verify, progress=progress, bar=bar)
+
+    def _is_complete(self, destination: Destination, target: Path) -> bool:
         """Tell whether the output is there and made of the same."""
-        files = [target / name for name in self.destination.names] or [target]
+        files = [target / name for name in destination.names] or [target]
         info = self.job.info(self.source.path.name)
         return all(file.is_file() and read_info(file) == info for file in files)
 
@@ -109,7 +164,7 @@ class StackPrediction:
                 "--resume begins anew"
             )
         strides, batch = found
-        rows, columns = self.job.settings.region(*self.source.shape[1:])
+        rows, columns = self.job.rows, self.job.columns
         plan = make_plan(
             self.predictor,
             self.buffers,
@@ -126,7 +181,7 @@ class StackPrediction:
                 f"{size_text(plan.peak_bytes)}, more than {size_text(given)}; give that much "
                 "memory, or --overwrite without --resume to begin anew"
             )
-        return replace(self.job, tiles=plan.tiles, batch=plan.batch)
+        return replace(self.job, block=plan.block, strides=plan.tiles.strides, batch=plan.batch)
 
 
 def check_verifiable(predictor: OverlapTilePredictor) -> None:

@@ -61,13 +61,22 @@ class TileRunner:
         self, read: Read, size: tuple[int, int], row: Tile, column: Tile, *, name: str = "the image"
     ) -> Region:
         """Read the pixels that a tile of an image of `size` (height, width) px depends on."""
+        rows, columns = self._sides(size, row, column)
+        pixels = read(rows.extent, columns.extent)
+        floats = as_floats(pixels, self.dtype, rows.extent.start, columns.extent.start, name)
+        return Region(np.moveaxis(floats, 0, 2), rows, columns, name)
+
+    def extent(self, size: tuple[int, int], row: Tile, column: Tile) -> tuple[slice, slice]:
+        """Return the rows and columns that `fetch` reads."""
+        rows, columns = self._sides(size, row, column)
+        return rows.extent, columns.extent
+
+    def _sides(self, size: tuple[int, int], row: Tile, column: Tile) -> tuple[Side, Side]:
         rows, columns = (
             side(tile, px, self.depth, padding=self.padding, is_reversed=len(self.views) > 1)
             for tile, px in zip((row, column), size)
         )
-        pixels = read(rows.extent, columns.extent)
-        floats = as_floats(pixels, self.dtype, rows.extent.start, columns.extent.start, name)
-        return Region(np.moveaxis(floats, 0, 2), rows, columns, name)
+        return rows, columns
 
     def compute(
         self,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -14,10 +14,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 
 from unet_repro._version import __version__
+from unet_repro.cluster import HERE, Machines, Run, compute, connected, cores, threads_each
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart, check_folder
+from unet_repro.files.block_array import BlockArray
 from unet_repro.files.block_store import BlockStore
+from unet_repro.files.places import name_of, url_of
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.label_facts import SliceFacts, slice_facts
 from unet_repro.images.labels import (
@@ -27,10 +30,12 @@ from unet_repro.images.labels import (
     as_integers,
     meaning,
 )
+from unet_repro.images.ome_zarr import ImageFacts, Ngff, local_or_url
 from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import Axes
 from unet_repro.images.tiff_writer import Compression, write_pages
+from unet_repro.images.zarr_output import SHARD_PX, Layout, ZarrOutput, is_zarr_name
 from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
 from unet_repro.weight_maps.weight_map import (
@@ -78,7 +83,12 @@ class WeightMapSettings:
     separation_px
         The pixels of a cell that lie so near to another cell become ridge.
     compression
-        Of the output, lossless; ImageJ reads zlib, lzw and none.
+        Of the output, lossless; ImageJ reads zlib, lzw and none. OME-Zarr is zstd.
+    level
+        Of an OME-Zarr image that is read; 0 is the finest.
+    ngff
+        Version of the OME-Zarr image that is written: 0.5, sharded; or 0.4, which has no shards,
+        for older readers.
     """
 
     w0: float | None = None
@@ -91,6 +101,8 @@ class WeightMapSettings:
     separation_px: float = 1.0
     axes: str = ""
     compression: Compression = "none"
+    level: int = 0
+    ngff: Ngff = "0.5"
 
     def __post_init__(self) -> None:
         if self.class_balance is None:
@@ -120,8 +132,11 @@ class WeightMapSettings:
 
     def record(self) -> dict[str, Any]:
         """Return them as JSON takes them, with the values that the defaults stand for."""
+        given = {name: value for name, value in vars(self).items() if name != "ngff"}
+        if not self.level:  # it decides nothing
+            del given["level"]
         return {
-            **vars(self),
+            **given,
             "w0": float(DEFAULT_W0[self.variant] if self.w0 is None else self.w0),
             "sigma": float(DEFAULT_SIGMA_PX[self.variant] if self.sigma is None else self.sigma),
             # falk2019 has a balance of its own
@@ -137,11 +152,12 @@ def write_weight_map(
     settings: WeightMapSettings,
     resume: bool = False,
     overwrite: bool = False,
-    workers: int | None = None,
+    threads: int | None = None,
+    machines: Machines = HERE,
     progress: bool = True,
     on_survey: Callable[[Survey], None] | None = None,
-) -> None:
-    """Write the weight map of a labelled stack, slice by slice, as a float32 TIFF stack.
+) -> bool:
+    """Write the weight map of a labelled stack, slice by slice, as float32 TIFF or OME-Zarr.
 
     The same numbers as `weight_map` of the whole stack: what is decided by all slices (class
     balance, mask or ids) is found in a first pass over them.
@@ -149,12 +165,14 @@ def write_weight_map(
     Parameters
     ----------
     labels_path : path-like
-        TIFF stack, or folder of grey TIFF or PNG images in natural order.
+        TIFF stack, folder of grey TIFF or PNG images in natural order, OME-Zarr image or zarr array
+        (a folder or URL), or ``file.h5:/dataset``.
     out : path-like
-        TIFF to write; until it is complete, nothing is there. Axes and scale (resolution, unit,
-        spacing) are those of the labels. The settings, and the SHA-256 of the labels, are recorded
-        in it as JSON, which `images.calibration.read_info` gives. Of a folder whose images have
-        several sizes: a folder to write, with a TIFF of the same name for each image.
+        TIFF, or OME-Zarr (``.zarr``, also by URL), to write; until it is complete, no file or image
+        is there. Axes and scale (resolution, unit, spacing) are those of the labels. The settings,
+        and the SHA-256 of the labels, are recorded in it as JSON, which
+        `images.calibration.read_info` gives. Of a folder whose images have several sizes: a folder
+        to write, with a TIFF of the same name for each image.
     settings : WeightMapSettings
         Or its fields as keywords.
     resume : bool
@@ -162,12 +180,19 @@ def write_weight_map(
         byte, that of an undisturbed call. One that is complete is kept.
     overwrite : bool
         Replace an existing output.
-    workers : int, optional
+    threads : int, optional
         Number of threads; by default one per available core.
+    machines
+        Which processes compute; of several, each takes whole slices.
     progress : bool
         Show progress bars on standard error.
     on_survey : callable, optional
         Called with what all slices together decide, before the first is weighed.
+
+    Returns
+    -------
+    bool
+        Whether the output is complete: of an array job, other parts may be missing.
 
     Raises
     ------
@@ -178,59 +203,186 @@ def write_weight_map(
 
     Notes
     -----
-    Memory: at most ``workers + 1`` slices of labels are held, and about 20 bytes per pixel of
+    A unit of work is a slice, whatever its size: a pixel's weight depends on the cells nearest to
+    it, which may lie anywhere in the slice, and what a cell is on all of it.
+
+    Memory: at most ``threads + 1`` slices of labels are held, and about 20 bytes per pixel of
     each slice at work (28 and a copy of its labels with `separate_touching`), however many slices
     there are. Disc: besides the output, the finished slices wait in ``.<name>.parts`` beside it
     (`BlockStore`), in less than the output's size uncompressed.
     """
-    workers = _cores() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers is {workers}: at least 1 thread is needed")
-    with _opened(labels_path, settings.axes or None) as labels:
-        check_apart(out, labels.path)
+    threads = cores() if threads is None else threads
+    if threads < 1:
+        raise InputError(f"threads is {threads}: at least 1 is needed")
+    with _opened(labels_path, settings) as labels:
+        if not url_of(out) and not url_of(labels.path):
+            check_apart(out, labels.path)
         if labels.dtype.kind == "f":
             note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
         files = _files(labels, Path(out))
+        is_zarr = is_zarr_name(Path(out))
+        if machines != HERE and not (is_zarr and isinstance(labels, StackReader)):
+            raise InputError(
+                f"{out}: several processes write one OME-Zarr: a stack, and --out with a name that "
+                "ends in .zarr are needed"
+            )
+        run = _Run(labels, Path(out), settings, threads, machines, progress)
+        on_survey = on_survey or (lambda survey: None)
+        if is_zarr:
+            return run.into_zarr(on_survey, resume=resume, overwrite=overwrite)
         with BlockStore(out, resume=resume, overwrite=overwrite, is_folder=bool(files)) as store:
-            survey = _survey(labels, settings, workers, progress)
-            record = {
-                "unet_repro": __version__,
-                "weight_map": VERSION,
-                "labels": {
-                    "name": labels.path.name,
-                    "sha256": survey.sha256,
-                    "read": survey.reading.record(),
-                },
-                "settings": settings.record(),
-            }
-            on_survey = on_survey or (lambda survey: None)
-            outputs = [store.target / file for file in files] or [store.target]
-            if store.resumes and all(read_info(path) == _info(record) for path in outputs):
-                store.is_complete = True
-                on_survey(survey)
-                return
-            options = settings.map_options() | {"class_balance": survey.class_balance}
-            if isinstance(labels, ImagesReader):
-                store.begin(record, shape=(len(files),), dtype=np.uint8, chunks=(1,))
-            else:
-                _, height, width = labels.shape
-                store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
-            on_survey(survey)  # nothing can be refused any more
-            if store.is_complete:
-                return
-            if isinstance(labels, ImagesReader):
-                _weigh_folder(store, labels, files, survey.reading, options, workers, progress)
-                return
-            _weigh(store, labels, survey.reading, options, workers, progress)
+            run.into_files(store, files, on_survey)
+        return True
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is weighed, where it goes, and who does it."""
+
+    labels: StackReader | ImagesReader
+    out: Path
+    settings: WeightMapSettings
+    threads: int
+    machines: Machines
+    progress: bool
+
+    def into_files(
+        self, store: BlockStore, files: list[str], on_survey: Callable[[Survey], None]
+    ) -> None:
+        """Write a TIFF, or one for each image."""
+        labels, threads, progress = self.labels, self.threads, self.progress
+        survey, record, options = self._surveyed()
+        outputs = [store.target / file for file in files] or [store.target]
+        if store.resumes and all(read_info(path) == _info(record) for path in outputs):
+            store.is_complete = True
+            on_survey(survey)
+            return
+        if isinstance(labels, ImagesReader):
+            store.begin(record, shape=(len(files),), dtype=np.uint8, chunks=(1,))
+        else:
+            _, height, width = labels.shape
+            store.begin(record, shape=labels.shape, dtype=np.float32, chunks=(1, height, width))
+        on_survey(survey)  # nothing can be refused any more
+        if store.is_complete:
+            return
+        if isinstance(labels, ImagesReader):
+            _weigh_folder(store, labels, files, survey.reading, options, threads, progress)
+            return
+        self._weigh(store.blocks, survey.reading, options, None)
+        labels.check_unchanged()  # since the survey
+        store.finish(lambda path: _assemble(path, store, labels, record, threads, progress))
+
+    def into_zarr(
+        self, on_survey: Callable[[Survey], None], *, resume: bool, overwrite: bool
+    ) -> bool:
+        """Write an OME-Zarr image, or a part of one."""
+        labels, settings, machines = self.labels, self.settings, self.machines
+        assert isinstance(labels, StackReader)
+        lengths = dict(labels.depth_axes) | {"Y": labels.shape[1], "X": labels.shape[2]}
+        axes = "".join(axis for axis in "TCZYX" if axis in lengths)
+        layout = Layout(
+            axes,
+            tuple(lengths[axis] for axis in axes),
+            "float32",
+            settings.ngff,
+            SHARD_PX,
+            "zstd",
+            is_unit_slice=True,
+        )
+        store = ZarrOutput(
+            self.out, layout, resume=resume, overwrite=overwrite, joins=bool(machines.part)
+        )
+        survey, record, options = self._surveyed()
+        record |= {"ngff": settings.ngff}
+        if store.is_complete_with(_info(record)):
+            on_survey(survey)
+            return True
+        store.claimed(record)
+        store.begin(record)
+        on_survey(survey)  # nothing can be refused any more
+        with connected(machines) if machines.are_others else nullcontext() as client:
+            self._weigh(store.blocks, survey.reading, options, client)
             labels.check_unchanged()  # since the survey
-            store.finish(lambda path: _assemble(path, store, labels, record, workers, progress))
+            if machines.part and len(store.blocks.missing()):
+                return False
+            calibration = read_calibration(labels.path, level=settings.level)
+            facts = ImageFacts("weight map", axes, calibration, False, ("weight",), None)
+            store.finish(facts, _info(record), client)
+        return True
+
+    def _surveyed(self) -> tuple[Survey, dict[str, Any], dict[str, Any]]:
+        """Return what all slices decide, the record of the job, and the options of `weigh`."""
+        survey = _survey(self.labels, self.settings, self.threads, self.progress)
+        record = {
+            "unet_repro": __version__,
+            "weight_map": VERSION,
+            "labels": {
+                "name": name_of(self.labels.path),
+                "sha256": survey.sha256,
+                "read": survey.reading.record(),
+            },
+            "settings": self.settings.record(),
+        }
+        options = self.settings.map_options() | {"class_balance": survey.class_balance}
+        return survey, record, options
+
+    def _weigh(
+        self, blocks: BlockArray, reading: Reading, options: dict[str, Any], client: Any
+    ) -> None:
+        """Compute the slices that are not there yet, of this process's part."""
+        missing = blocks.missing(heals=True)
+        share = self.machines.share(len(blocks))
+        mine = missing[(missing >= share.start) & (missing < share.stop)]
+        work = WeightWork(local_or_url(self.labels.path), self.settings, reading, options, blocks)
+        threads = threads_each(self.machines) if client else self.threads
+        units = compute(
+            client, work, mine, what=str(self.out), name=lambda z: f"slice {z}", threads=threads
+        )
+        done = len(share) - len(mine)
+        for _ in _bar(units, "weight maps", len(share), progress=self.progress, initial=done):
+            pass
 
 
-def _opened(path: PathLike, axes: str | None) -> AbstractContextManager[StackReader | ImagesReader]:
+@dataclass(frozen=True)
+class WeightWork:
+    """What a process needs to weigh slices (`cluster.Work`)."""
+
+    labels: str
+    settings: WeightMapSettings
+    reading: Reading
+    options: dict[str, Any]
+    kept: BlockArray
+
+    @contextmanager
+    def opened(self, threads: int) -> Iterator[Run]:
+        """Open the labels; several slices are weighed at once, or one by several threads."""
+        threads = threads or cores()
+        depth = len(self.kept)
+        threads_a_slice = -(-threads // depth)
+        with _opened(self.labels, self.settings) as labels:
+
+            def weigh_slice(item: tuple[int, np.ndarray]) -> int:
+                z, slice_ = item
+                weights = weigh(slice_[None], self.reading, **self.options, workers=threads_a_slice)
+                self.kept.write(z, weights)
+                return z
+
+            def run(numbers: Iterable[int]) -> Iterator[int]:
+                missing = (int(z) for z in numbers if not self.kept.has(z))
+                slices = ((z, _label_slice(labels, z)) for z in missing)
+                return in_order(weigh_slice, slices, min(threads, depth))
+
+            yield run
+
+
+def _opened(
+    path: PathLike, settings: WeightMapSettings
+) -> AbstractContextManager[StackReader | ImagesReader]:
+    axes = settings.axes or None
     several = sizes_in_folder(path, as_labels=True, axes=axes)
     if several:
         return nullcontext(ImagesReader(path, several, as_labels=True, axes=axes))
-    return StackReader(path, as_labels=True, axes=axes)
+    return StackReader(path, as_labels=True, axes=axes, level=settings.level)
 
 
 def _files(labels: StackReader | ImagesReader, out: Path) -> list[str]:
@@ -270,10 +422,10 @@ def _weigh_folder(
         store.whole.mkdir(exist_ok=True)
     except OSError as error:
         raise store.unwritable(error) from error
-    unmarked = store.missing((z,) for z in range(total))
-    missing = [
-        z for z in range(total) if (z,) in unmarked or not (store.whole / files[z]).is_file()
-    ]
+    unmarked = set(store.blocks.missing(heals=True).tolist())
+    missing = [z for z in range(total) if z in unmarked or not (store.whole / files[z]).is_file()]
+    for z in missing:
+        store.blocks.discard(z)
     threads_an_image = -(-workers // total)
 
     def weigh_image(item: tuple[int, np.ndarray]) -> None:
@@ -284,7 +436,7 @@ def _weigh_folder(
         _write(
             store.whole / files[z], weights, weights.shape, one, source, record, threads_an_image
         )
-        store.write((z,), np.ones(1, np.uint8))
+        store.blocks.write(z, np.ones(1, np.uint8))
 
     images = ((z, _label_slice(labels, z)) for z in missing)
     weighed = in_order(weigh_image, images, min(workers, total))
@@ -292,12 +444,6 @@ def _weigh_folder(
         pass
     labels.check_unchanged()  # since the survey
     store.finish(lambda whole: None)  # it is there
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _info(record: dict[str, Any]) -> str:
@@ -375,31 +521,6 @@ def _label_slice(labels: StackReader | ImagesReader, z: int) -> np.ndarray:
     return as_integers(labels.read_slice(z), where, is_told=False)
 
 
-def _weigh(
-    store: BlockStore,
-    labels: StackReader,
-    reading: Reading,
-    options: dict[str, Any],
-    workers: int,
-    progress: bool,
-) -> None:
-    """Compute the slices that are not there yet."""
-    depth = labels.shape[0]
-    missing = [z for z, _, _ in store.missing((z, 0, 0) for z in range(depth))]
-    threads_a_slice = -(-workers // depth)
-
-    def weigh_slice(item: tuple[int, np.ndarray]) -> None:
-        z, slice_ = item
-        weights = weigh(slice_[None], reading, **options, workers=threads_a_slice)
-        store.write((z, 0, 0), weights)
-
-    slices = ((z, _label_slice(labels, z)) for z in missing)
-    weighed = in_order(weigh_slice, slices, min(workers, depth))
-    done = depth - len(missing)
-    for _ in _bar(weighed, "weight maps", depth, progress=progress, initial=done):
-        pass
-
-
 def _assemble(
     path: Path,
     store: BlockStore,
@@ -408,7 +529,7 @@ def _assemble(
     workers: int,
     progress: bool,
 ) -> None:
-    slices = (store.read((z, 0, 0))[0] for z in range(labels.shape[0]))
+    slices = (store.blocks.read(z)[0] for z in range(labels.shape[0]))
     pages = _bar(slices, "writing", labels.shape[0], progress=progress)
     _write(path, pages, labels.shape, labels.depth_axes, labels.path, record, workers)
 

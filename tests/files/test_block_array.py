@@ -1,0 +1,142 @@
+"""Units of an array: which are there, which are whole, and who may write them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unet_repro.errors import InputError
+from unet_repro.files.block_array import BlockArray
+from unet_repro.files.places import Folder
+
+LAYOUTS = {  # shard and chunk of (z, y, x), format, coding
+    "sharded": ((1, 8, 8), (1, 4, 4), 3, "zstd"),
+    "sharded, as it is": ((1, 8, 8), (1, 4, 4), 3, "none"),
+    "chunks": ((1, 8, 8), (1, 8, 8), 3, "zstd"),
+    "format 2": ((1, 4, 4), (1, 4, 4), 2, "zstd"),
+    "format 2, as it is": ((1, 4, 4), (1, 4, 4), 2, "none"),
+}
+
+
+def array_at(path: Path, name: str, unit: tuple[int, int, int] = (1, 8, 8)) -> BlockArray:
+    shard, chunk, form, coding = LAYOUTS[name]
+    array = BlockArray(Folder(path), (2, 13, 21), "uint16", unit, shard, chunk, form, coding)
+    array.create()
+    return array
+
+
+def values_of(array: BlockArray) -> np.ndarray:
+    return np.arange(np.prod(array.shape), dtype=array.dtype).reshape(array.shape)
+
+
+def fill(array: BlockArray, numbers: range) -> None:
+    for number in numbers:
+        array.write(number, values_of(array)[array.slices(number)])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_units_are_there_one_by_one_and_zarr_reads_them_all(tmp_path: Path, name: str) -> None:
+    array = array_at(tmp_path / "0", name)
+    assert len(array) == 2 * 2 * 3
+    fill(array, range(5))
+    assert array.missing().tolist() == [5, 6, 7, 8, 9, 10, 11]
+    fill(pickle.loads(pickle.dumps(array)), range(5, 12))  # another process's
+    assert not array.missing(heals=True).size
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "0", mode="r")[:], values_of(array))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_units_of_zeros_are_there(tmp_path: Path, name: str) -> None:
+    array = array_at(tmp_path / "0", name)
+    for number in range(len(array)):
+        array.write(number, np.zeros_like(values_of(array)[array.slices(number)]))
+    assert not array.missing(heals=True).size
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_cut_units_are_computed_again_the_last_one_too(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    array = array_at(tmp_path / "0", name)
+    fill(array, range(12))
+    prefix = "c/" if array.format == 3 else ""
+    at_edge = tuple((side - 1) // shard for side, shard in zip(array.shape, array.shard))
+    for index in ((0, 0, 0), at_edge):
+        file = tmp_path / "0" / (prefix + "/".join(map(str, index)))
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[: -7 if damage == "cut" else 0])
+    file.with_name("0.abc.partial").write_bytes(b"half")
+    assert array.missing(heals=True).tolist() == [0, 11]
+    fill(array, range(12))
+    assert not array.missing(heals=True).size
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "0", mode="r")[:], values_of(array))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_flipped_bit_is_found_by_reading_and_its_unit_removed(tmp_path: Path) -> None:
+    array = array_at(tmp_path / "0", "sharded")
+    fill(array, range(12))
+    file = tmp_path / "0/c/0/1/1"
+    content = bytearray(file.read_bytes())
+    content[20] ^= 1
+    file.write_bytes(content)
+    whole = tuple(slice(0, side) for side in array.shape)
+    with pytest.raises(InputError, match="is missing or damaged; --resume computes it again"):
+        array.read_part(whole, discards=True)
+    assert array.missing().tolist() == [4]
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)),
+    many=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    data=st.data(),
+)
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_units_of_several_shards_are_there_when_all_of_them_are(
+    tmp_path_factory: pytest.TempPathFactory, shape, many, data
+) -> None:
+    path = tmp_path_factory.mktemp("a")
+    unit = (1, 8 * many[0], 8 * many[1])
+    array = BlockArray(Folder(path), shape, "uint8", unit, (1, 8, 8), (1, 4, 4))
+    array.create()
+    for number in range(len(array)):
+        array.write(number, np.ones([p.stop - p.start for p in array.slices(number)], np.uint8))
+    assert not array.missing().size
+    assert zarr.open_array(path, mode="r")[:].all()
+    files = sorted(file for file in (path / "c").rglob("*") if file.is_file())
+    file = data.draw(st.sampled_from(files))
+    z, y, x = (int(part) for part in file.relative_to(path / "c").parts)
+    file.unlink()
+    grid = [-(-side // length) for side, length in zip(shape, unit)]
+    number = (z * grid[1] + 8 * y // unit[1]) * grid[2] + 8 * x // unit[2]
+    assert array.missing().tolist() == [number]
+
+
+def test_nothing_is_written_without_the_claim(tmp_path: Path) -> None:
+    claim = b"job 1"
+    (tmp_path / "job").write_bytes(claim)
+    array = BlockArray(
+        Folder(tmp_path / "0"),
+        *((4, 4), "uint8", (2, 4), (2, 4), (2, 4)),
+        claim=("job", hashlib.sha256(claim).hexdigest()),
+    )
+    array.create()
+    array.write(0, np.ones((2, 4), np.uint8))
+    (tmp_path / "job").write_bytes(b"job 2")
+    with pytest.raises(InputError, match="another run has begun it anew"):
+        array.write(1, np.ones((2, 4), np.uint8))
+    assert array.missing().tolist() == [1]
+    array.write(0, np.zeros((2, 4), np.uint8))  # it is there: nothing is done
+    assert array.read(0).all()

@@ -1,0 +1,190 @@
+"""Arrays read as stacks: OME-Zarr of both versions, plain zarr, HDF5."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from unet_repro.errors import InputError
+from unet_repro.images.calibration import read_calibration
+from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.stacks import read_images, read_stack
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 30, 40), dtype=np.uint8)  # tczyx
+
+
+def ome_zarr(path: Path, pixels: np.ndarray, axes: str, version: str, **more: Any) -> Path:
+    """An image as others write it: two levels, the second without a translation."""
+    group = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
+    units = {"z": "nanometer", "y": "nanometer", "x": "nanometer", "t": "millisecond"}
+    scale = {"t": 500.0, "c": 1.0, "z": 50.0, "y": 4.0, "x": 8.0}
+    kinds = {"t": "time", "c": "channel"}
+    datasets = []
+    for level, values in enumerate((pixels, pixels[..., ::2, ::2])):
+        chunks = (*[1] * (pixels.ndim - 2), 16, 16)
+        group.create_array(str(level), data=values, chunks=chunks)
+        step = [scale[axis] * (2**level if axis in "yx" else 1) for axis in axes]
+        datasets.append(
+            {
+                "path": str(level),
+                "coordinateTransformations": [{"type": "scale", "scale": step}],
+            }
+        )
+    datasets[0]["coordinateTransformations"].append(
+        {"type": "translation", "translation": [7.0 if axis == "y" else 0.0 for axis in axes]}
+    )
+    named = [
+        {
+            "name": axis,
+            "type": kinds.get(axis, "space"),
+            **({"unit": units[axis]} if axis in units else {}),
+        }
+        for axis in axes
+    ]
+    multiscale = {"axes": named, "datasets": datasets, **more}
+    if version == "0.5":
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+    else:
+        group.attrs["multiscales"] = [{**multiscale, "version": "0.4"}]
+    return path
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_slices_and_channels_of_an_image(tmp_path: Path, version: str) -> None:
+    path = ome_zarr(tmp_path / "a.zarr", PIXELS, "tczyx", version)
+    with StackReader(path, channels=3) as stack:
+        assert stack.shape == (8, 30, 40) and stack.depth_axes == (("T", 2), ("Z", 4))
+        region = stack.read_region(5, slice(3, 9), slice(20, 40))
+        np.testing.assert_array_equal(region, PIXELS[1, :, 1, 3:9, 20:40])
+    with StackReader(path, channels=3, level=1) as stack:
+        np.testing.assert_array_equal(
+            stack.read(), PIXELS[..., ::2, ::2].swapaxes(1, 2).reshape(8, 3, 15, 20)
+        )
+    with pytest.raises(InputError, match=r"has several channels \(axes TCZYX"):
+        read_stack(path)
+    with pytest.raises(InputError, match="--level 2 is none of its levels, 0 to 1"):
+        StackReader(path, channels=3, level=2)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_scale_of_each_level(tmp_path: Path, version: str) -> None:
+    path = ome_zarr(tmp_path / "a.zarr", PIXELS[:, 0], "tzyx", version)
+    fine, coarse = read_calibration(path), read_calibration(path, level=1)
+    assert fine.resolution == (1 / 8, 1 / 4) and coarse.resolution == (1 / 16, 1 / 8)
+    assert (fine.unit, fine.spacing, fine.interval) == ("nm", 50.0, 0.5)
+    assert fine.origin == (0.0, 7.0, 0.0) and coarse.origin is None
+    assert read_calibration(path / "1") == coarse  # an array of an image knows whose it is
+    np.testing.assert_array_equal(read_stack(path / "0"), PIXELS[:, 0].reshape(8, 30, 40))
+
+
+def test_transformations_of_all_levels_count(tmp_path: Path) -> None:
+    whole = [{"type": "scale", "scale": [10.0, 10.0, 10.0]}]
+    path = ome_zarr(
+        tmp_path / "a.zarr", PIXELS[0, 0], "zyx", "0.5", coordinateTransformations=whole
+    )
+    calibration = read_calibration(path)
+    assert calibration.resolution == (1 / 80, 1 / 40) and calibration.spacing == 500
+    assert calibration.origin == (0.0, 70.0, 0.0)
+
+
+@pytest.mark.parametrize("form", [2, 3])
+def test_plain_arrays(tmp_path: Path, form: int) -> None:
+    zarr.create_array(tmp_path / "a", data=PIXELS[0, 0].astype(">i2"), zarr_format=form)
+    with StackReader(tmp_path / "a") as stack:
+        assert stack.dtype == np.int16 and stack.dtype.isnative
+        np.testing.assert_array_equal(stack.read(), PIXELS[0, 0])
+    zarr.create_array(tmp_path / "b", data=PIXELS[0], zarr_format=form)
+    with pytest.raises(InputError, match=r"has 4 axes .* --axes does, as --axes TZYX"):
+        read_stack(tmp_path / "b")
+    np.testing.assert_array_equal(
+        read_images(tmp_path / "b", channels=3, axes="CZYX"), PIXELS[0].swapaxes(0, 1)
+    )
+    zarr.create_array(tmp_path / "c", data=np.moveaxis(PIXELS[0], 0, -1), zarr_format=form)
+    np.testing.assert_array_equal(
+        read_images(tmp_path / "c", channels=3, axes="ZYXC"), PIXELS[0].swapaxes(0, 1)
+    )
+
+
+def test_hdf5(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["volumes/raw"] = PIXELS[0, 0]
+    path = Path(f"{tmp_path}/a.h5:/volumes/raw")
+    np.testing.assert_array_equal(read_stack(path), PIXELS[0, 0])
+    with StackReader(path) as stack:
+        assert stack.fingerprint()["files"][0]["name"] == "a.h5"
+    message = r"a dataset must be named: it holds volumes/raw .*a\.h5:/volumes/raw"
+    with pytest.raises(InputError, match=message):
+        read_stack(tmp_path / "a.h5")
+    with pytest.raises(InputError, match="holds no dataset 'volumes/x'"):
+        read_stack(f"{tmp_path}/a.h5:/volumes/x")
+    (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90))
+    with pytest.raises(InputError, match=r"b\.h5: cannot be read"):
+        read_stack(f"{tmp_path}/b.h5:/x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plate": {}}, "is a plate"),
+        ({"bioformats2raw.layout": 3}, r"give .*a\.zarr/0"),
+        ({}, "is a zarr group, but no OME-Zarr image"),
+        ({"ome": {"multiscales": [{"axes": ["z", "y", "x"]}]}}, "list no datasets"),
+        ({"ome": {"multiscales": [{"datasets": [{"path": "../0"}]}]}}, r"has the path '\.\./0'"),
+        (
+            {"ome": {"multiscales": [{"axes": ["y", "z", "x"], "datasets": [{"path": "0"}]}]}},
+            "its axes are y, z, x",
+        ),
+        (
+            {
+                "ome": {
+                    "multiscales": [
+                        {
+                            "axes": ["z", "y", "x"],
+                            "datasets": [
+                                {
+                                    "path": "0",
+                                    "coordinateTransformations": [
+                                        {"type": "scale", "scale": [1, 0, 1]}
+                                    ],
+                                }
+                            ],
+                        }
+                    ]
+                }
+            },
+            "is no scale of 3 axes",
+        ),
+    ],
+)
+def test_what_is_no_one_image_is_told(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "a.zarr"
+    group = zarr.create_group(path)
+    group.create_array("0", data=PIXELS[0, 0])
+    group.attrs.update(change)
+    with pytest.raises(InputError, match=message):
+        read_stack(path)
+
+
+def test_damaged_chunks_and_descriptions_are_one_line(tmp_path: Path) -> None:
+    path = ome_zarr(tmp_path / "a.zarr", PIXELS[0, 0], "zyx", "0.5")
+    (path / "0/c/2/0/1").write_bytes(b"no zstd")
+    with StackReader(path) as stack:
+        np.testing.assert_array_equal(
+            stack.read_region(2, slice(0, 16), slice(0, 16))[0], PIXELS[0, 0, 2, :16, :16]
+        )
+        with pytest.raises(InputError, match=r"a\.zarr: slice 2 cannot be read"):
+            stack.read_slice(2)
+        document = json.loads((path / "zarr.json").read_text())
+        document["attributes"]["ome"]["multiscales"][0]["name"] = "other"
+        (path / "zarr.json").write_text(json.dumps(document))
+        with pytest.raises(InputError, match="was written to since reading began"):
+            stack.check_unchanged()
+    (path / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match=r"zarr\.json: is damaged"):
+        read_stack(path)

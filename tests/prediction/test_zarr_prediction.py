@@ -1,0 +1,341 @@
+"""Predictions into OME-Zarr: the same values, by parts, after faults, and what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unet_repro.cluster import Machines
+from unet_repro.config import UNetConfig
+from unet_repro.errors import InputError
+from unet_repro.files.block_array import BlockArray
+from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.stacks import read_stack, write_stack
+from unet_repro.images.zarr_output import halved
+from unet_repro.network.model import UNet
+from unet_repro.prediction.predict_stack import predict_stack, prepared
+from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.prediction.settings import PredictionSettings
+
+OPTIONS: dict[str, Any] = {"shard": 64, "tile": 76}  # 2 x 2 tiles of 40 px, less at the border
+
+
+def network(seed: int = 0, **shape: Any) -> UNet:
+    shape = {"depth": 2, "base_channels": 4, "input_mean": (100.0,), "input_std": (50.0,)} | shape
+    return UNet(UNetConfig(**shape), generator=torch.Generator().manual_seed(seed)).eval()
+
+
+MODEL = network()
+
+
+@pytest.fixture(scope="module")
+def stack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stack") / "stack.tif"
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 90, 110)).astype(np.uint8)
+    write_stack(path, pixels, voxel_size_um=(0.05, 0.004, 0.008))
+    return path
+
+
+@pytest.fixture(scope="module")
+def probability(stack_file: Path) -> np.ndarray:
+    """P(class 1) of whole slices at once, (z, y, x)."""
+    predictor = OverlapTilePredictor(MODEL)
+    return np.stack([predictor(image)[1] for image in read_stack(stack_file)])
+
+
+def level(path: Path, number: int = 0) -> np.ndarray:
+    return zarr.open_group(path, mode="r")[str(number)][:]
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_border_of_shards_does_not_show(
+    stack_file: Path, tmp_path: Path, probability: np.ndarray, ngff: Any
+) -> None:
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", ngff=ngff, verify=True, **OPTIONS)
+    assert np.abs(level(out) - probability).max() <= 1e-5
+    assert np.ptp(probability) > 0.1
+    np.testing.assert_allclose(level(out, 1), halved(level(out), are_labels=False), atol=1e-7)
+    assert not (out / "job.json").exists()
+    array = zarr.open_group(out, mode="r")["0"]
+    shards = array.shards if ngff == "0.5" else (1, 64, 64)
+    assert (shards, array.chunks) == ((1, 64, 64), (1, 16, 16))
+
+
+@given(data=st.data())
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_exact_arithmetic_is_equal_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Weights -1, 0 and 1 in float64 make sums without rounding: any wrong window shows."""
+    model = network(base_channels=2, input_mean=(0.0,), input_std=(1.0,)).double()
+    random = np.random.default_rng(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.from_numpy(random.integers(-1, 2, weight.shape)).double())
+    height, width = data.draw(st.integers(20, 100)), data.draw(st.integers(20, 100))
+    top, left = data.draw(st.integers(0, 19)), data.draw(st.integers(0, 19))
+    folder = tmp_path_factory.mktemp("exact")
+    image = random.integers(0, 4, (1, height, width)).astype(np.uint8)
+    write_stack(folder / "s.tif", image)
+    out = predict_stack(
+        folder / "s.tif",
+        model,
+        folder / "o.zarr",
+        kind="logits",
+        shard=data.draw(st.sampled_from([16, 32, 48])),
+        tile=data.draw(st.sampled_from([52, 60, 76])),
+        average=data.draw(st.sampled_from(["none", "rotations"])),
+        roi=f"{top}:{height},{left}:{width}",
+    )
+    predictor = OverlapTilePredictor(model, average=read_settings(out)["average"])
+    expected = predictor.logits(image[0])[:, top:, left:]
+    assert np.abs(expected).max() < 2**24  # float32 holds it
+    np.testing.assert_array_equal(level(out)[:, 0], expected)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    return json.loads(read_info(path) or "")["settings"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "instances", "uint8", "logits"])
+def test_kinds_are_those_of_tiff(stack_file: Path, tmp_path: Path, kind: Any) -> None:
+    options: dict[str, Any] = {"kind": kind, "z": "1:2", **OPTIONS}
+    whole = tifffile.imread(predict_stack(stack_file, MODEL, tmp_path / "o.tif", **options))
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **options)
+    values = level(out)
+    assert values.dtype == whole.dtype
+    if kind == "logits":
+        assert values.shape == (2, 1, 90, 110)  # c, z, y, x: OME-Zarr's order
+        np.testing.assert_allclose(values[:, 0], whole, atol=1e-4)
+        return
+    difference = np.abs(values[0].astype(int) - whole.astype(int))
+    assert difference.max() <= (1 if kind == "uint8" else 0)
+    if kind in ("labels", "instances"):
+        np.testing.assert_array_equal(level(out, 1), values[:, ::2, ::2])
+    assert read_settings(out)["kind"] == kind
+    assert [entry.name for entry in out.iterdir() if entry.name.startswith("scratch")] == []
+
+
+def test_scale_and_place_of_each_level(stack_file: Path, tmp_path: Path) -> None:
+    out = predict_stack(
+        stack_file, MODEL, tmp_path / "o.zarr", z="1:2", roi="10:90,20:110", **OPTIONS
+    )
+    fine, coarse = read_calibration(out), read_calibration(out, level=1)
+    assert fine.resolution == pytest.approx((125, 250)) and fine.spacing == 0.05
+    assert fine.unit == r"\u00B5m"
+    assert fine.origin == pytest.approx((0.05, 0.04, 0.16))
+    assert coarse.origin == pytest.approx((0.05, 0.042, 0.164))  # half a pixel of the finer one
+    (multiscale,) = json.loads((out / "zarr.json").read_text())["attributes"]["ome"]["multiscales"]
+    assert {axis["unit"] for axis in multiscale["axes"]} == {"micrometer"}
+
+
+def test_parts_make_the_whole_and_the_last_one_completes_it(
+    stack_file: Path, tmp_path: Path
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    out = tmp_path / "o.zarr"
+    for part in (2, 0, 1):
+        with pytest.raises(InputError, match="is unfinished"):
+            read_stack(out) if out.exists() else read_stack(unfinished(stack_file, tmp_path))
+        machines = Machines(part=f"{part}/3")
+        predict_stack(stack_file, MODEL, out, machines=machines, **OPTIONS)
+        assert (out / "zarr.json").exists() == (part == 1)
+    assert contents(out) == contents(whole)
+    before = times(out)
+    predict_stack(stack_file, MODEL, out, machines=Machines(part="1/3"), **OPTIONS)
+    assert times(out) == before
+    with pytest.raises(InputError, match="--overwrite with --part would delete"):
+        predict_stack(
+            stack_file, MODEL, out, machines=Machines(part="0/3"), overwrite=True, **OPTIONS
+        )
+
+
+def unfinished(source: Path, folder: Path) -> Path:
+    out = folder / "begun.zarr"
+    predict_stack(source, MODEL, out, machines=Machines(part="0/3"), **OPTIONS)
+    return out
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
+    }
+
+
+def times(path: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+
+
+def test_kill_at_any_block_costs_a_few_blocks_and_another_job_is_refused(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    write, written = BlockArray.write, []
+
+    def killing(array: BlockArray, number: int, values: np.ndarray) -> None:
+        written.append(number)
+        write(array, number, values)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "o.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockArray, "write", killing)
+        with pytest.raises(KeyboardInterrupt):
+            predict_stack(stack_file, MODEL, out, **OPTIONS)
+    for options, message in (
+        ({}, "an unfinished run of it is there; --resume goes on with it"),
+        ({"resume": True, "kind": "uint8"}, 'settings.kind "probability", not "uint8"'),
+        ({"resume": True, "shard": 32}, r"plan\.block"),
+        ({"resume": True, "ngff": "0.4"}, 'ngff "0.5", not "0.4"'),
+    ):
+        with pytest.raises(InputError, match=message):
+            predict_stack(stack_file, MODEL, out, **OPTIONS | options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"cannot be resumed, it was begun with model"):
+        predict_stack(stack_file, network(1), out, resume=True, **OPTIONS)
+    monkeypatch.setattr(
+        BlockArray,
+        "write",
+        lambda array, number, values: (written.append(number), write(array, number, values)),
+    )
+    shards = sorted(file for file in (out / "0/c").rglob("*") if file.is_file())
+    shards[-1].write_bytes(shards[-1].read_bytes()[:50])
+    predict_stack(stack_file, MODEL, out, resume=True, **OPTIONS)
+    assert contents(out) == contents(whole)
+    of_level_0 = 8
+    assert len(written) <= of_level_0 + 1 + (len(contents(out)) - of_level_0)
+
+
+def test_damage_within_a_shard_is_found_before_the_image_is_complete(
+    stack_file: Path, tmp_path: Path
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    out = tmp_path / "o.zarr"
+    predict_stack(stack_file, MODEL, out, machines=Machines(part="0/2"), **OPTIONS)
+    (shard, *_) = sorted(file for file in (out / "0/c").rglob("*") if file.is_file())
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="is missing or damaged; --resume computes it again"):
+        predict_stack(stack_file, MODEL, out, resume=True, **OPTIONS)
+    assert not (out / "zarr.json").exists()
+    predict_stack(stack_file, MODEL, out, resume=True, **OPTIONS)
+    assert contents(out) == contents(whole)
+
+
+def test_background_is_an_image_and_its_resume_does_nothing(tmp_path: Path) -> None:
+    write_stack(tmp_path / "s.tif", np.zeros((2, 70, 90), np.uint8))
+    model = network()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([9.0, -9.0]))
+    out = tmp_path / "o.zarr"
+    options: dict[str, Any] = {"kind": "labels", **OPTIONS}
+    predict_stack(tmp_path / "s.tif", model, out, **options)
+    assert not level(out).any()
+    before = times(out)
+    predict_stack(tmp_path / "s.tif", model, out, resume=True, **options)
+    assert times(out) == before
+
+
+def test_another_run_that_began_anew_stops_the_first_one(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "o.zarr", BlockArray.write
+    other: dict[str, Any] = {"overwrite": True, **OPTIONS}
+    expected = predict_stack(stack_file, network(1), tmp_path / "other.zarr", **OPTIONS)
+
+    def interfering(array: BlockArray, number: int, values: np.ndarray) -> None:
+        if number == 2:
+            monkeypatch.setattr(BlockArray, "write", write)
+            predict_stack(stack_file, network(1), out, **other)
+        write(array, number, values)
+
+    monkeypatch.setattr(BlockArray, "write", interfering)
+    with pytest.raises(InputError, match="another run has begun it anew"):
+        predict_stack(stack_file, MODEL, out, **OPTIONS)
+    assert contents(out) == contents(expected)
+
+
+def test_two_runs_of_one_job_at_once_make_what_one_makes(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    out, write = tmp_path / "o.zarr", BlockArray.write
+    options: dict[str, Any] = {"resume": True, **OPTIONS}
+
+    def interfering(array: BlockArray, number: int, values: np.ndarray) -> None:
+        if number == 2:
+            monkeypatch.setattr(BlockArray, "write", write)
+            predict_stack(stack_file, MODEL, out, **options)  # from beginning to end
+        write(array, number, values)
+
+    monkeypatch.setattr(BlockArray, "write", interfering)
+    predict_stack(stack_file, MODEL, out, **options)
+    assert contents(out) == contents(whole)
+
+
+def test_a_place_that_holds_other_things_is_kept(stack_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.zarr"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"exists already|is not replaced"):
+            predict_stack(stack_file, MODEL, out, overwrite=overwrite, **OPTIONS)
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+    with pytest.raises(InputError, match="shard is 40: a multiple of 16 px"):
+        predict_stack(stack_file, MODEL, tmp_path / "p.zarr", shard=40)
+    with pytest.raises(InputError, match="with this network a multiple of 32 px"):
+        predict_stack(stack_file, network(depth=5), tmp_path / "p.zarr", shard=48)
+    with pytest.raises(InputError, match="parts of an array job write one OME-Zarr"):
+        predict_stack(stack_file, MODEL, tmp_path / "o.tif", machines=Machines(part="0/2"))
+
+
+def test_outlook_counts_the_windows_that_run(stack_file: Path, tmp_path: Path) -> None:
+    counted = []
+
+    def counting(window: torch.Tensor) -> torch.Tensor:
+        counted.append(tuple(window.shape[2:]))
+        return MODEL(window)
+
+    options = PredictionSettings(roi="0:80,0:74", **OPTIONS)  # the last blocks: 16 and 10 px
+    with prepared(stack_file, MODEL, tmp_path / "o.zarr", options) as prediction:
+        tiles = prediction.plan.tiles
+        with prediction.predictor.running() as runner:
+            runner.network = counting
+            prediction.run(runner=runner)
+    assert len(counted) == 2 * len(tiles)
+    flops = sum(int(prediction.predictor.cost.flops(*window)) for window in counted)
+    assert flops == 2 * tiles.flops
+    assert min(counted) < max(counted)  # small blocks at the border have small windows
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float16])
+def test_half_is_the_mean_of_what_is_there(dtype: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (2, 5, 7)).astype(dtype)
+    half = halved(pixels, are_labels=False)
+    assert half.dtype == dtype and half.shape == (2, 3, 4)
+    for y in range(3):
+        for x in range(4):
+            mean = pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].astype(float).mean((1, 2))
+            expected = np.floor(mean + 0.5) if np.dtype(dtype).kind == "u" else mean
+            np.testing.assert_allclose(half[:, y, x], expected, rtol=1e-3)
+
+
+def test_zarr_in_is_tiff_in(stack_file: Path, tmp_path: Path) -> None:
+    pixels = read_stack(stack_file)
+    zarr.create_array(tmp_path / "s.zarr", data=pixels, chunks=(1, 32, 32))
+    from_tiff = predict_stack(stack_file, MODEL, tmp_path / "a.tif", **OPTIONS)
+    from_zarr = predict_stack(tmp_path / "s.zarr", MODEL, tmp_path / "b.tif", **OPTIONS)
+    np.testing.assert_array_equal(tifffile.imread(from_tiff), tifffile.imread(from_zarr))

@@ -1,0 +1,399 @@
+"""Work in numbered units on Dask's workers, never more of it in flight than they need.
+
+A task is a batch of units, its result a short list, and some 2 × workers + 2 batches are known to
+the scheduler at a time: a graph of a million tasks takes it a gigabyte before any work. What is
+done is no matter of Dask's: whoever gives the numbers knows (`files.block_array`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from unet_repro.errors import InputError, one_line
+
+Run = Callable[[Iterable[int]], Iterator[int]]  # computes units in order, yields their numbers
+Failure = tuple[int, str]  # of a unit, and why
+
+BATCH_S = 60.0  # what a batch should take; a kill costs at most that much for each worker
+_LARGEST_BATCH = 1000
+_MOST_FAILED = 100  # then no more are tried
+_MOST_NAMED = 5
+_EXTRA = "needs the package distributed: pip install 'unet-repro[distributed]'"
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where the work is done; by default in this process.
+
+    Parameters
+    ----------
+    workers
+        So many processes on this machine; of several GPUs each has its own.
+    scheduler
+        Address of a Dask scheduler, as tcp://host:8786, whose workers see the same files.
+    part
+        i/n, as 0/8: this process does part i of n, as an array job; the last one to end completes
+        the output. No scheduler is needed.
+    """
+
+    workers: int | None = None
+    scheduler: str = ""
+    part: str = ""
+
+    def __post_init__(self) -> None:
+        given = [
+            name
+            for name, value in (
+                ("--workers", self.workers is not None),
+                ("--scheduler", self.scheduler),
+                ("--part", self.part),
+            )
+            if value
+        ]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} exclude each other")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"--workers is {self.workers}: at least 1 process is needed")
+        self.share(0)
+
+    @property
+    def are_others(self) -> bool:
+        """Whether other processes than this one compute."""
+        return self.workers is not None or bool(self.scheduler)
+
+    def share(self, units: int) -> range:
+        """Return the numbers, of so many units, that are this process's part."""
+        if not self.part:
+            return range(units)
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part)
+        if not found or not int(found[1]) < int(found[2]):
+            raise InputError(
+                f"--part {self.part!r:.40}: i/n with 0 <= i < n is needed, such as 0/8 ... 7/8"
+            )
+        i, n = int(found[1]), int(found[2])
+        return range(units * i // n, units * (i + 1) // n)
+
+
+HERE = Machines()  # in this process
+
+
+class Work(Protocol):
+    """What a worker needs to compute units: plain data, which can be pickled."""
+
+    def opened(self, threads: int) -> AbstractContextManager[Run]:
+        """Load and open everything in the process that works, for so many threads."""
+        ...
+
+
+@dataclass
+class _Held:
+    """A process's work, opened once: the network stays loaded from task to task."""
+
+    work: Work
+    threads: int
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a process does one batch a time
+    run: Run | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
+
+
+_held: dict[str, _Held] = {}  # of this process, by the key of a run
+
+
+def _plugin(key: str, work: Work, threads: int) -> Any:
+    """Return what makes every worker of a cluster ready, also one that is started again."""
+    from distributed import WorkerPlugin
+
+    class Ready(WorkerPlugin):
+        name = key
+
+        def setup(self, worker: Any) -> None:
+            from unet_repro.cluster import hold
+
+            hold(key, work, threads)
+
+        def teardown(self, worker: Any) -> None:
+            from unet_repro.cluster import let_go
+
+            let_go(key)
+
+    return Ready()
+
+
+def hold(key: str, work: Work, threads: int) -> None:
+    """Keep in a worker's process what it works with; it is opened by the first batch."""
+    _held[key] = _Held(work, threads)
+
+
+def let_go(key: str) -> None:
+    """Close in a worker's process what it has worked with."""
+    held = _held.pop(key, None)
+    if held is not None:
+        held.stack.close()
+
+
+def work_on(key: str, numbers: list[int]) -> tuple[int, float, list[Failure]]:
+    """Compute a batch in a worker's process; return how many, the seconds, and what failed."""
+    held = _held[key]
+    with held.lock:
+        if held.run is None:
+            held.run = held.stack.enter_context(held.work.opened(held.threads))
+        begin = time.monotonic()
+        failures = _run_all(held.run, numbers)
+        return len(numbers) - len(failures), time.monotonic() - begin, failures
+
+
+def _run_all(run: Run, numbers: list[int]) -> list[Failure]:
+    """Compute units; what fails is left out, and told."""
+    left = deque(numbers)
+    with contextlib.suppress(InputError):
+        for _ in run(numbers):
+            left.popleft()
+    failures: list[Failure] = []
+    while left:  # one by one, for reading ahead hides which one has failed
+        number = left.popleft()
+        try:
+            for _ in run([number]):
+                pass
+        except InputError as error:
+            failures.append((number, str(error)))
+    return failures
+
+
+@contextmanager
+def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
+    """Give a client of a cluster: of processes that are started here, or of one that is there.
+
+    `gpus` are those of this machine: each worker sees one.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise InputError(f"--workers and --scheduler: {_EXTRA}") from error
+    import dask
+
+    # what Dask says of every death and every late answer would bury our own lines
+    parts = ("", ".nanny", ".scheduler", ".worker", ".client", ".core")
+    names = [f"distributed{part}" for part in parts]
+    levels = {name: logging.getLogger(name).level for name in names}
+    with ExitStack() as stack:
+        # a batch is bound to a worker by nothing: to steal one would only move it
+        quiet = {"logging": dict.fromkeys(names, "critical")}  # of the processes started here
+        settings = {"distributed.scheduler.work-stealing": False, **quiet}
+        stack.enter_context(dask.config.set(settings))
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+            stack.callback(logging.getLogger(name).setLevel, levels[name])
+        if machines.scheduler:
+            address: Any = machines.scheduler
+        else:
+            assert machines.workers is not None
+            address = stack.enter_context(_local_cluster(machines.workers, gpus))
+        try:
+            client = distributed.Client(address, set_as_default=False)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise InputError(
+                f"--scheduler {machines.scheduler}: no scheduler answers there: "
+                f"{one_line(str(error))[:200]}"
+            ) from error
+        # not as a context: where the scheduler is gone, closing may raise
+        stack.callback(_closed, client)
+        yield client
+
+
+def _closed(client: Any) -> None:
+    with contextlib.suppress(Exception):
+        client.close(timeout=2)
+
+
+def _local_cluster(workers: int, gpus: int) -> Any:
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    def environment(n: int) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": str(n % gpus)} if gpus else {}
+
+    host = {"host": "127.0.0.1", "dashboard": False}
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": {**host, "port": 0, "dashboard_address": ":0"}},
+        workers={
+            n: {
+                "cls": Nanny,
+                "options": {
+                    **host,
+                    "nthreads": 1,
+                    "memory_limit": 0,  # the plan keeps to what there is
+                    "env": environment(n),
+                    "silence_logs": logging.CRITICAL,
+                },
+            }
+            for n in range(workers)
+        },
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def threads_each(machines: Machines) -> int:
+    """Return the threads of each worker's process, 0 for as many as its machine gives."""
+    return max(1, cores() // machines.workers) if machines.workers else 0
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_units(
+    client: Any,
+    work: Work,
+    numbers: Iterable[int],
+    failures: list[Failure],
+    *,
+    threads: int = 0,
+    largest_batch: int = _LARGEST_BATCH,
+) -> Iterator[int]:
+    """Compute units on a cluster; yield their numbers, batch by batch as they are done.
+
+    A unit that fails, or kills its workers more often than the scheduler allows
+    (``distributed.scheduler.allowed-failures``), is left out and added to `failures`.
+
+    Raises
+    ------
+    InputError
+        The scheduler has ended, or so many units fail that more would only do the same.
+    """
+    key = f"unet-repro-{uuid.uuid4().hex}"
+    lost = InputError(
+        "the connection to the scheduler is lost: it has ended, or cannot be reached; what is "
+        "done stays, --resume goes on"
+    )
+    try:
+        client.register_plugin(_plugin(key, work, threads))
+        yield from _Window(client, key, iter(numbers), failures, largest_batch).results()
+    except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+        raise lost from error
+    except (OSError, TimeoutError) as error:  # as CommClosedError
+        raise lost from error
+    finally:
+        with contextlib.suppress(BaseException):
+            if client.status == "running":
+                client.unregister_worker_plugin(key)
+
+
+class _Window:
+    """The batches in flight, refilled as they are done."""
+
+    def __init__(
+        self,
+        client: Any,
+        key: str,
+        numbers: Iterator[int],
+        failures: list[Failure],
+        largest_batch: int,
+    ) -> None:
+        from distributed import as_completed
+
+        self._client, self._key, self._numbers = client, key, numbers
+        self._failures, self._largest = failures, largest_batch
+        self._batch = 1  # until it is known how long a unit takes
+        self._again: deque[int] = deque()  # of batches whose workers died: each alone
+        self._flying: dict[str, list[int]] = {}  # by the future's key
+        self._completed = as_completed(loop=client.loop)
+
+    def results(self) -> Iterator[int]:
+        self._refill()
+        for future in self._completed:
+            batch = self._flying.pop(future.key)
+            yield from self._result(future, batch)
+            future.release()
+            del future
+            if len(self._failures) > _MOST_FAILED:
+                number, reason = self._failures[0]
+                raise InputError(f"too many units fail, such as unit {number}: {reason}")
+            self._refill()
+
+    def _result(self, future: Any, batch: list[int]) -> Iterator[int]:
+        from distributed import KilledWorker
+
+        if future.status in ("cancelled", "lost"):  # with the scheduler; no task here ends so
+            raise OSError(f"a batch is {future.status}")
+        try:
+            _, taken_s, failures = future.result()
+        except KilledWorker:
+            if len(batch) > 1:
+                self._again.extend(batch)
+            else:
+                words = "its worker died each time that it was tried"
+                self._failures.append((batch[0], words))
+            return
+        except (OSError, TimeoutError):
+            raise
+        except InputError:  # nothing can be computed, such as for want of the network
+            raise
+        except Exception as error:  # a fault of ours, or another version there
+            words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+            raise InputError(f"a worker cannot do its work: {words}") from error
+        self._failures.extend(failures)
+        failed = {number for number, _ in failures}
+        fitting = BATCH_S * len(batch) / max(taken_s, 1e-9)
+        # no more than twice as many at once: the first units may be the easy ones
+        self._batch = max(1, min(self._largest, 2 * len(batch), int(fitting)))
+        yield from (number for number in batch if number not in failed)
+
+    def _refill(self) -> None:
+        workers = max(1, len(self._client.scheduler_info()["workers"]))
+        while len(self._flying) < 2 * workers + 2:
+            batch = [self._again.popleft()] if self._again else self._next()
+            if not batch:
+                return
+            future = self._client.submit(work_on, self._key, batch, pure=False, retries=0)
+            self._flying[future.key] = batch
+            self._completed.add(future)
+
+    def _next(self) -> list[int]:
+        return [int(number) for _, number in zip(range(self._batch), self._numbers)]
+
+
+def compute(
+    client: Any,
+    work: Work,
+    numbers: Iterable[int],
+    *,
+    what: str,
+    name: Callable[[int], str],
+    threads: int = 0,
+) -> Iterator[int]:
+    """Compute units on a cluster, or, without a client, here; yield their numbers.
+
+    Raises
+    ------
+    InputError
+        As `run_units`. Here, what is wrong with the first unit that fails; of a cluster, at the
+        end, what failed of `what`, by its `name`.
+    """
+    if client is None:
+        with work.opened(threads) as run:
+            yield from run(numbers)
+        return
+    failures: list[Failure] = []
+    yield from run_units(client, work, numbers, failures, threads=threads)
+    if failures:
+        more = f" and {len(failures) - _MOST_NAMED} more" if len(failures) > _MOST_NAMED else ""
+        named = "; ".join(f"{name(number)}: {why}" for number, why in failures[:_MOST_NAMED])
+        raise InputError(
+            f"{what}: {len(failures)} units failed, the others are done; --resume tries them "
+            f"again: {named}{more}"
+        )

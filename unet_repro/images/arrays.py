@@ -1,0 +1,233 @@
+"""Arrays as stacks: OME-Zarr images, plain zarr arrays, datasets of HDF5; on disc or by URL."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_repro.errors import InputError
+from unet_repro.files.file_access import FileState, open_binary
+from unet_repro.files.places import PathLike, name_of, url_of
+from unet_repro.images.ome_zarr import find_zarr, is_zarr
+from unet_repro.images.scale import Calibration
+from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size, plane_order
+
+_HDF5 = re.compile(r"(?P<file>.+\.(?:h5|hdf5|hdf|he5|ims|n5h5))(?::/*(?P<dataset>.*))?", re.I)
+_MOST_NAMED = 8
+_PLAIN_AXES = {2: "YX", 3: "ZYX"}  # where nothing says what they are
+
+
+def is_array(path: PathLike) -> bool:
+    """Tell whether a path names a zarr array or group, a URL, or an HDF5 file or dataset."""
+    return bool(url_of(path)) or is_zarr(path) or _hdf5(path) is not None
+
+
+def is_folder_of_images(path: PathLike) -> bool:
+    """Tell whether a path names a folder that is no zarr array or group."""
+    return not url_of(path) and Path(path).is_dir() and not is_zarr(path)
+
+
+def _hdf5(path: PathLike) -> tuple[Path, str] | None:
+    """Return file and dataset, the latter maybe empty; None for another name."""
+    found = _HDF5.fullmatch(str(path))
+    if not found or (found["dataset"] is None and not Path(path).is_file()):
+        return None
+    return Path(found["file"]), (found["dataset"] or "").strip("/")
+
+
+def open_array(
+    path: Path,
+    *,
+    as_labels: bool = False,
+    channels: int | None = None,
+    axes: str | None = None,
+    cache_bytes: int = 0,
+    level: int = 0,
+) -> ArrayImage:
+    """Open an array as `image_files.open_file` opens a file; of an OME-Zarr image a level.
+
+    `as_labels` and `cache_bytes` make no difference.
+    """
+    named = None if url_of(path) or is_zarr(path) else _hdf5(path)
+    if named:
+        if level:
+            raise InputError(f"{path}: has no levels: --level {level} is none")
+        return _open_hdf5(*named, channels=channels, axes=axes)
+    source = find_zarr(path, level)
+    import zarr
+
+    try:
+        array = zarr.open_array(
+            store=source.place.store(read_only=True), mode="r", zarr_format=source.format
+        )
+    except Exception as error:  # a damaged description can raise nearly anything
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read: {cause}") from error
+    state = ZarrState(path, level, source.sha256)
+    return ArrayImage(
+        path, array, source.axes, axes, channels, state=state, calibration=source.calibration()
+    )
+
+
+def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | None) -> ArrayImage:
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(
+            f"{file}: HDF5 needs the package h5py: pip install 'unet-repro[hdf5]'"
+        ) from error
+    if not file.exists():
+        raise InputError(f"{file}: no such file or folder")
+    open_binary(file).close()
+    try:
+        opened = h5py.File(file, "r")
+    except Exception as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    try:
+        if dataset not in opened or not isinstance(opened[dataset], h5py.Dataset):
+            raise InputError(f"{file}: {_datasets_of(opened, dataset, h5py)}")
+        return ArrayImage(
+            Path(f"{file}:/{dataset}"),
+            opened[dataset],
+            None,
+            axes,
+            channels,
+            state=FileState.of(file),
+            calibration=Calibration(),
+            file=opened,
+        )
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _datasets_of(file: Any, asked: str, h5py: Any) -> str:
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim >= 2:
+            found.append(f"{name} ({describe_size(item.shape)} {item.dtype})")
+
+    file.visititems(visit)
+    listed = ", ".join(found[:_MOST_NAMED]) + (" ..." if len(found) > _MOST_NAMED else "")
+    said = f"holds no dataset {asked!r}" if asked else "a dataset must be named"
+    first = found[0].partition(" ")[0] if found else "volumes/raw"
+    return f"{said}: it holds {listed or 'none of two axes or more'}; as {file.filename}:/{first}"
+
+
+@dataclass(frozen=True)
+class ZarrState:
+    """What describes a zarr array, by which a later change is noticed; not its pixels."""
+
+    path: Path
+    level: int
+    sha256: str
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {"name": name_of(self.path), "level": self.level, "sha256": self.sha256}
+
+    def check_unchanged(self) -> None:
+        """Raise `InputError` if the array is described in another way now."""
+        if find_zarr(self.path, self.level).sha256 != self.sha256:
+            raise InputError(
+                f"{self.path}: was written to since reading began; leave the input as it is while "
+                "it is read, and start again"
+            )
+
+
+class ArrayImage:
+    """Give an array as the slices of one stack, as `TiffPages` gives a TIFF."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        path: Path,
+        array: Any,
+        declared: str | None,
+        axes: str | None,
+        channels: int | None,
+        *,
+        state: ZarrState | FileState,
+        calibration: Calibration,
+        file: Any = None,
+    ) -> None:
+        self.path, self._array, self._file = path, array, file
+        self.state, self.calibration = state, calibration
+        self.channels = self.stored_channels = channels or 1
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        if self.dtype.kind not in "buif":
+            raise InputError(f"{path}: holds {array.dtype}: integers or floats are needed")
+        if not prod(array.shape):
+            raise InputError(f"{path}: is empty: {describe_size(array.shape) or 'no axis'}")
+        letters = self._letters(declared, axes)
+        y = letters.index("YX")
+        stored = StoredAxes(
+            stated=f"{letters} ({describe_size(array.shape)})",
+            before=_longer(letters[:y], array.shape[:y]),
+            after=_longer(letters[y + 2 :], array.shape[y + 2 :]),
+            n_pages=prod(array.shape) // prod(array.shape[y : y + 2]),
+            samples=1,
+        )
+        order = plane_order(path, stored, self.channels, is_colour=False)
+        self.depth_axes: Axes = order.depth_axes
+        self.shape = (len(order.planes), *array.shape[y : y + 2])
+        self._planes, self._y = order.planes, y
+        self._others = (*array.shape[:y], *array.shape[y + 2 :])
+        self._channel_axis = next(
+            (i for i, letter in enumerate(letters.replace("YX", "")) if letter in "CS"), None
+        )
+
+    def _letters(self, declared: str | None, axes: str | None) -> str:
+        """Return a letter for each axis, of which Y and X are neighbours."""
+        n = self._array.ndim
+        if axes is None:
+            letters = declared or _PLAIN_AXES.get(n, "")
+        else:  # axes of length 1 may be left out
+            longer = [i for i, side in enumerate(self._array.shape) if side > 1]
+            given = dict(zip(longer, axes)) if len(axes) == len(longer) < n else {}
+            rest = iter(letter for letter in "TCZS" if letter not in axes)
+            letters = "".join(given.get(i) or next(rest, "?") for i in range(n)) if given else axes
+        if len(letters) != n or "YX" not in letters:
+            shape = describe_size(self._array.shape)
+            example = ("TCZYX" if n > 4 else "TZYX")[-n:] if n > 1 else "ZYX"
+            said = f"which {axes} does not fit" if axes else "of which nothing says what they are"
+            raise InputError(
+                f"{self.path}: has {n} axes ({shape}), {said}; --axes does, as --axes {example}, "
+                "with Y and X behind each other"
+            )
+        return letters
+
+    def read_region(self, z: int, rows: slice, columns: slice, *, keep: bool = True) -> np.ndarray:
+        """Copy a rectangle (channels, h, w) of a slice; errors as of `StackReader.read_region`."""
+        index: list[Any] = [int(i) for i in np.unravel_index(self._planes[z, 0], self._others)]
+        if self._channel_axis is not None:
+            index[self._channel_axis] = slice(None)
+        where = (*index[: self._y], rows, columns, *index[self._y :])
+        try:
+            pixels = np.asarray(self._array[where])
+        except InputError:
+            raise
+        except Exception as error:  # each codec has its own exceptions
+            cause = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{self.path}: slice {z} cannot be read: {cause}") from error
+        if pixels.ndim == 2:
+            pixels = pixels[None]
+        elif self._channel_axis is not None and self._channel_axis >= self._y:
+            pixels = np.moveaxis(pixels, -1, 0)
+        return np.array(pixels, self.dtype, order="C")
+
+    def close(self) -> None:
+        """Close the file, if it is one."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _longer(letters: str, lengths: tuple[int, ...]) -> Axes:
+    return tuple((axis, int(n)) for axis, n in zip(letters, lengths) if n > 1)
