@@ -1,6 +1,8 @@
 """The house: imports run one way, between packages and inside them; half of it needs no torch."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -99,6 +101,20 @@ def test_arrays_and_arithmetic_need_no_torch(place):
     for name in set().union(*map(reached, starts)):
         libraries = {library.partition(".")[0] for library in imported(MODULES[name])}
         assert not libraries & {"torch", "safetensors"}, name
+
+
+def test_the_package_itself_loads_no_torch_and_gives_all_its_names():
+    program = """
+import sys
+import unet_repro
+assert not {"torch", "numba", "scipy"} & sys.modules.keys(), sorted(sys.modules)
+assert set(unet_repro.__all__) == {*unet_repro._MODULES, "__version__"}
+for name in unet_repro._MODULES:
+    assert getattr(unet_repro, name).__module__.startswith("unet_repro")
+assert unet_repro.metrics.em_challenge_metrics is unet_repro.em_challenge_metrics
+assert not hasattr(unet_repro, "no_such_name")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_prediction_in_memory_knows_no_model_class():

@@ -311,7 +311,7 @@ class LayerJob:
         check_apart(out, source)
         with prepared(source, network, out, self.settings) as prediction:
             assert not isinstance(prediction, FolderPrediction)
-            watch.total = len(prediction.job.blocks())
+            watch.total = len(prediction.job)
             prediction.run(resume=resume, overwrite=overwrite, bar=watch)
             destination = prediction.destination
         depth = as_written(destination.depth_axes, destination.shape[0])
