@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pretended_gpu
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from unet_repro.config import AugmentationConfig, TrainConfig, UNetConfig
 
 # Small networks: a second thread costs more than it gives, above all on a busy machine.
 torch.set_num_threads(1)
+# PyTorch counts the devices at the first gradient of a process: known later, it would have none
+pretended_gpu.register_if_possible()
 
 
 @pytest.fixture

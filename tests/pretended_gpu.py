@@ -6,6 +6,7 @@ is written down (`Crossing`): at each of these a program waits for a GPU, but at
 ``non_blocking``. Random numbers come from a generator of the device's own.
 
 PyTorch's interface for devices written in Python is experimental: `register` skips without it.
+`conftest.py` makes the device known at the start of every process of tests.
 """
 
 from __future__ import annotations
@@ -235,14 +236,14 @@ class _Module:
 _library: list[torch.library.Library] = []
 
 
-def register() -> torch.device:
-    """Make the device known to PyTorch, once in a process, and return it."""
+def register_if_possible() -> bool:
+    """Make the device known to PyTorch, once in a process, before the first gradient of it."""
     from torch.utils import backend_registration
 
+    setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if setup is None:
+        return False
     if not _library:
-        setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
-        if setup is None:
-            pytest.skip(f"PyTorch {torch.__version__} takes no device written in Python")
         setup(NAME, backend_module=_Module())
         library = torch.library.Library("aten", "IMPL")
         for name in _FACTORIES:
@@ -253,6 +254,13 @@ def register() -> torch.device:
         others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
         others.fallback(torch.library.fallthrough_kernel)
         _library.extend((library, others))  # what is registered lives as long as these
+    return True
+
+
+def register() -> torch.device:
+    """Return the device; skip the test where PyTorch takes none that is written in Python."""
+    if not register_if_possible():
+        pytest.skip(f"PyTorch {torch.__version__} takes no device written in Python")
     return torch.device(NAME, 0)
 
 

@@ -55,7 +55,7 @@ def threads_as_workers(workers: int = 2) -> Iterator[distributed.Client]:
     """A cluster without processes, for what no death is needed."""
     with (
         distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):

@@ -144,7 +144,7 @@ def test_input_that_vanishes_is_told(server, inputs, tmp_path, name, fault):
     images, labels = tmp_path / "slices", tmp_path / "label_slices"
     arguments = {
         "predict": ["predict", images, "--model", inputs / "m.safetensors", "--tile", "92"],
-        "weight-map": ["weight-map", labels, "--workers", "1"],
+        "weight-map": ["weight-map", labels, "--threads", "1"],
         "train": ["train", images, labels],
         "evaluate": ["evaluate", labels, inputs / "probability.tif"],
     }[name]

@@ -133,7 +133,7 @@ def jobs(inputs: Inputs, published: str) -> list[Job]:
         *("predict", inputs / "slices", "--model", inputs / "m.safetensors"),
         *("--tile", "92", "--average", "rotations"),
     ]
-    weight_map = ["weight-map", inputs / "label_slices", "--workers", "2"]
+    weight_map = ["weight-map", inputs / "label_slices", "--threads", "2"]
     evaluate = ["evaluate", inputs / "labels.tif", inputs / "probability.tif"]
     often = (
         "from unet_repro.training import state as t\n"

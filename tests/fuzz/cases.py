@@ -61,7 +61,7 @@ class Templates:
         at = self.folder
         images, labels, model, run = self.paths("images.tif", "labels.tif", "m.safetensors", "run")
         common = [images, "--model", model, "--out"]
-        weights = ["weight-map", labels, "--workers", "1", "--out"]
+        weights = ["weight-map", labels, "--threads", "1", "--out"]
         for arguments in (
             ["train", images, labels, "--out", run, "--val", "2:4", *TRAIN],
             ["predict", *common, str(at / "p.tif"), "--average", "dihedral"],
@@ -110,7 +110,7 @@ def tiff_labels(random: Random, folder: Path, templates: Templates) -> list[str]
     kind = random.random()
     if kind < 0.6:
         options = random.choice(([], ["--separate-touching"], ["--preview", "w.png"]))
-        return ["weight-map", "labels.tif", "--out", "w.tif", "--workers", "1", *options]
+        return ["weight-map", "labels.tif", "--out", "w.tif", "--threads", "1", *options]
     if kind < 0.8:
         other = str(templates.folder / random.choice(("probability.tif", "labels.tif")))
         task = random.choice(("em", "cells"))
@@ -151,7 +151,7 @@ def one_image(random: Random, folder: Path, templates: Templates) -> list[str]:
         if random.random() < 0.05:
             (folder / "images" / random.choice(("9.bmp", "9.txt", f"{i}.tiff"))).write_bytes(b"II")
     if random.random() < 0.35:
-        return ["weight-map", name, "--out", "w.tif", "--workers", "1"]
+        return ["weight-map", name, "--out", "w.tif", "--threads", "1"]
     arguments = _use_images(random, folder, templates, name)
     if arguments[0] == "predict" and is_folder and random.random() < 0.6:
         arguments[arguments.index("p.tif")] = "out"
@@ -220,7 +220,7 @@ def resumed_output(random: Random, folder: Path, templates: Templates) -> list[s
     images, labels, model = templates.paths("images.tif", "labels.tif", "m.safetensors")
     if name.startswith("p"):
         return ["predict", images, "--model", model, "--out", name, *resume]
-    return ["weight-map", labels, "--workers", "1", "--out", name, *resume]
+    return ["weight-map", labels, "--threads", "1", "--out", name, *resume]
 
 
 _OPTIONS = {
@@ -247,7 +247,7 @@ def command_line(random: Random, folder: Path, templates: Templates) -> list[str
     preview = [images, labels, "--out", "a.png", "--tile", "36", "--samples", "1"]
     arguments = {
         "predict": [images, "--model", model, "--out", "p.tif"],
-        "weight-map": [labels, "--out", "w.tif", "--workers", "1"],
+        "weight-map": [labels, "--out", "w.tif", "--threads", "1"],
         "train": [images, labels, "--out", "run", *TRAIN],
         "evaluate": [labels, probability],
         "preview-augmentation": preview,

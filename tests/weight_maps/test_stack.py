@@ -156,19 +156,19 @@ def test_survey_tells_the_middle_slice_and_the_stacks_balance(tmp_path):
     assert survey.reading == read_meaning(masks())
 
 
-@pytest.mark.parametrize(("compression", "workers"), [("none", 1), ("zlib", 2)])
-def test_memory_does_not_grow_with_the_number_of_slices(tmp_path, compression, workers):
+@pytest.mark.parametrize(("compression", "threads"), [("none", 1), ("zlib", 2)])
+def test_memory_does_not_grow_with_the_number_of_slices(tmp_path, compression, threads):
     write_weight_map(save(tmp_path / "warm.tif", ids()), tmp_path / "w.tif", progress=False)
     output_bytes, peaks = 4 * 256**2, []  # of a slice
     for depth in (4, 60):
         labels = save(tmp_path / f"{depth}.tif", np.tile(ids(1, side=256), (depth, 1, 1)))
-        options = {"compression": compression, "workers": workers, "progress": False}
+        options = {"compression": compression, "threads": threads, "progress": False}
         tracemalloc.start()
         write_weight_map(labels, tmp_path / f"w{depth}.tif", **options)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # How far two threads overlap is chance: a slice at work takes 20 bytes a pixel.
-    assert peaks[1] < peaks[0] + (output_bytes if workers == 1 else 6 * output_bytes)
+    assert peaks[1] < peaks[0] + (output_bytes if threads == 1 else 6 * output_bytes)
     assert peaks[1] < 15 * output_bytes
 
 
@@ -204,7 +204,7 @@ def count_calls(monkeypatch, stop_at: int = 0) -> list[int]:
 def test_resume_computes_only_what_is_missing(half_done, monkeypatch):
     assert not (half_done / "w.tif").exists()
     weighted = count_calls(monkeypatch)
-    options = {"workers": 1, "progress": False}
+    options = {"threads": 1, "progress": False}
     write_weight_map(half_done / "labels.tif", half_done / "w.tif", resume=True, **options)
     assert len(weighted) == 2
     write_weight_map(half_done / "labels.tif", half_done / "again.tif", **options)
@@ -259,7 +259,7 @@ def test_resume_remembers_that_an_old_output_may_be_replaced(tmp_path, monkeypat
         ({"w0": -1}, "w0 is -1"),  # as `weight_map` refuses it
         ({"class_balance": "median"}, "class_balance is 'median'"),
         ({"compression": "jpeg"}, "compression is 'jpeg': one of zlib, zstd, lzw, none is needed"),
-        ({"workers": 0}, "workers is 0"),
+        ({"threads": 0}, "threads is 0"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, settings, message):
