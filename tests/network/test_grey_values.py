@@ -39,3 +39,9 @@ def test_every_channel_is_looked_at():
     expected = {"input_mean": (126.0, 10.0), "input_std": (44.0, 2.0)}
     assert unlike([126, 10], [44, 2], **expected) == ""
     assert "of channel 1 (mean 126," in unlike([126, 126], [44, 44], **expected)
+
+
+def test_one_value_is_all_channels():
+    assert unlike([126, 90], [44, 30], **EM) == ""
+    assert "of channel 1 " in unlike([126, 0.5], [44, 0.2], **EM)
+    assert unlike([5, 5], [9, 9], input_mean=(0.0,), input_std=(1.0,)) == ""

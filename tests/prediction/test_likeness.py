@@ -25,7 +25,7 @@ def no_other_note():
 
 
 def network(channels=1):
-    expected = {"input_mean": (126.0,) * channels, "input_std": (44.0,) * channels}
+    expected = {"input_mean": (126.0,) * channels, "input_std": (44.0,)}
     shape = UNetConfig(depth=1, base_channels=2, in_channels=channels, **expected)
     return UNet(shape, generator=torch.Generator().manual_seed(0)).eval()
 

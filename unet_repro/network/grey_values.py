@@ -28,7 +28,7 @@ def unlike(
     mean, std : sequence of float
         Of the images' grey values, for each channel. A deviation of 0 says nothing: an empty place.
     input_mean, input_std : sequence of float
-        What the network subtracts and divides by, for each channel.
+        What the network subtracts and divides by, for each channel; one value is all channels'.
 
     Returns
     -------
@@ -44,7 +44,8 @@ def unlike(
     >>> unlike([90.0], [20.0], input_mean=[126.0], input_std=[44.0])
     ''
     """
-    for channel, (m, s, m0, s0) in enumerate(zip(mean, std, input_mean, input_std, strict=True)):
+    given = (mean, std, *(_of_each(values, len(mean)) for values in (input_mean, input_std)))
+    for channel, (m, s, m0, s0) in enumerate(zip(*given, strict=True)):
         if (m0, s0) == _NOT_MEASURED:
             continue
         is_far = abs(m - m0) > _FAR_DEVIATIONS * s0 or s > _FAR_FACTOR * s0
@@ -55,3 +56,7 @@ def unlike(
                 f"network expects ({m0:.4g}, {s0:.4g})"
             )
     return ""
+
+
+def _of_each(values: Sequence[float], channels: int) -> Sequence[float]:
+    return values if len(values) != 1 else [values[0]] * channels
