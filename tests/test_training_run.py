@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.files.lock import exclusive, run_lock
 from unet_repro.images.labels import LabelSettings
 from unet_repro.images.stacks import read_images, read_stack, write_stack
@@ -138,6 +138,9 @@ def test_a_run_that_begins_from_a_model_says_so(data, tiny, tmp_path, capsys):
     page = (tmp_path / "second/report.html").read_text()
     assert "Initial weights" in page and line in page
     assert f"--init {model} " in page and "model.depth" not in page
+    far = replace(data, images=data.images * 257.0)
+    with pytest.warns(InputNote, match="far from what the network expects"):
+        start_run(far, replace(settings, iterations=1), tmp_path / "far", is_quiet=True)
     with pytest.raises(InputError, match="made with other initial weights"):
         start_run(brighter, replace(tiny, iterations=2), tmp_path / "second", resume=True)
     other = replace(settings, model=replace(settings.model, depth=3))

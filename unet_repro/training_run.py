@@ -37,7 +37,7 @@ import torch
 from unet_repro import config
 from unet_repro._version import __version__
 from unet_repro.config import TrainConfig
-from unet_repro.errors import InputError, one_line
+from unet_repro.errors import InputError, note, one_line
 from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
 from unet_repro.images.slices import Slices, flat, joined, mapped, part, pieces
@@ -118,6 +118,9 @@ def start_run(
         if initial:
             begun_as = {"line": initial.line(training, settings), "sha256": initial.sha256}
             record.content["init"] = {"name": initial.name, **begun_as}
+            doubt = initial.doubt(training, settings)
+            if doubt:
+                note(doubt)
 
         def on_start(start: Start) -> None:  # nothing can be refused any more
             if not is_quiet:

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_repro.config import MODELS, UNetConfig
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.network import portable, standalone
-from unet_repro.network.bioimageio_package import Filter
+from unet_repro.network.bioimageio_package import Filter, read_example
 from unet_repro.network.export import export_model
+from unet_repro.network.export_settings import ExportSettings
 from unet_repro.network.geometry import alignment, block_geometry, halo
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model, save_model
@@ -191,6 +193,20 @@ def test_what_the_format_cannot_hold_is_refused(files, tmp_path, without_onnx, c
     with pytest.raises(InputError, match=r"m\.onnx: a bioimage\.io package is a \.zip"):
         export(files, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_example_of_another_range_is_told(tmp_path):
+    path, blocks = tmp_path / "example.tif", block_geometry(CONFIG.depth, padding=False)
+    given = ExportSettings("bioimageio", **(GIVEN | {"example": path}))
+    image = np.random.default_rng(0).integers(0, 255, (2, 60, 90)).astype(np.float32)
+    for factor in (1, 1 / 255):
+        tifffile.imwrite(path, image * factor, imagej=True, metadata={"axes": "CYX"})
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", InputNote)
+            read_example(given, CONFIG, blocks)
+        told = [f"{each.message}" for each in seen if each.category is InputNote]
+        assert len(told) == (factor < 1)
+    assert "of channel 0 (mean 0.4" in told[0] and "likely wrong" in told[0]
 
 
 def test_examples_that_do_not_fit_are_refused(files, tmp_path, without_onnx):

@@ -206,6 +206,16 @@ def test_a_missing_extra_is_told_in_a_line(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "form, name, better",
+    [("torchscript", "m.ONNX", "m.pt"), ("onnx", "m.pt", "m.onnx"), ("onnx", "m.zip", "m.onnx")],
+)
+def test_the_name_of_another_format_is_refused(model, tmp_path, form, name, better):
+    with pytest.raises(InputError, match=f"the format is {form}: name it {better}"):
+        export_model(model, tmp_path / name, format=form)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_onnx_file_too_large_is_refused(model, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(portable, "_LARGEST_ONNX_BYTES", 100)

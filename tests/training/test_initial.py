@@ -125,6 +125,19 @@ def test_input_statistics_are_those_that_were_asked_for(training, begun, tmp_pat
         assert line.endswith(f"images ({ours}; the model had 100.5, 33.25)")
 
 
+@pytest.mark.parametrize("whose", ["model", "images"])
+def test_images_of_another_range_are_told_unless_they_are_measured(training, begun, whose):
+    settings = replace(begun, input_statistics=whose)
+    initial = initial_model(settings)
+    assert initial.doubt(training, settings) == ""
+    other = replace(initial, model=replace(initial.model, input_mean=(9000.0,), input_std=(40.0,)))
+    doubt = other.doubt(training, settings)
+    if whose == "model":
+        assert "are far from what the network expects (9000, 40); --input-statistics" in doubt
+    else:
+        assert doubt == ""
+
+
 def test_dropout_and_what_data_decide_may_be_left_to_the_settings(training, begun, tmp_path):
     network = replace(begun.model, dropout=0.25, input_mean=(0.0,), input_std=(1.0,))
     trained = learn(training, replace(begun, model=network, iterations=1), tmp_path / "run")

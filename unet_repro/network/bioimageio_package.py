@@ -29,12 +29,13 @@ from torch.nn import functional as F
 
 from unet_repro._version import __version__
 from unet_repro.config import UNetConfig
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.units import symbol
 from unet_repro.network import geometry, portable, standalone
 from unet_repro.network.export_settings import ExportSettings
+from unet_repro.network.grey_values import unlike
 from unet_repro.network.model import UNet
 
 FORMAT_VERSION = "0.5.4"  # the newest one that bioimageio.core 0.9 reads
@@ -175,6 +176,11 @@ def read_example(
         stored = stack.read_region(0, *cuts)
     if not np.isfinite(stored).all():
         raise InputError(f"{path}: holds NaN or infinite values")
+    flat = stored.reshape(channels, -1).astype(np.float64)
+    given = {"input_mean": config.input_mean, "input_std": config.input_std}
+    doubt = unlike(flat.mean(axis=1).tolist(), flat.std(axis=1).tolist(), **given)
+    if doubt:
+        note(f"{path}: its {doubt}: as an example it shows a result that is likely wrong")
     grey = np.pad(stored.astype(np.float32), [(0, 0), *pads], mode="reflect")
     scale, unit = _scale(path)
     return Example(grey, scale, unit)

@@ -15,6 +15,8 @@ from unet_repro.network.model_file import load_model
 
 PathLike = str | os.PathLike[str]
 
+_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "bioimageio": ".zip"}
+
 
 @keywords_from(ExportSettings)
 def export_model(
@@ -36,9 +38,9 @@ def export_model(
     Raises
     ------
     InputError
-        Settings or files that do not fit; a package of the extra ``export`` that is missing; a
-        written network that differs from PyTorch's by more than 1e-4 of the logits' range, at one
-        of three sizes and batches of 1 and 2. Nothing is written then.
+        Settings or files that do not fit, the name of another format; a package of the extra
+        ``export`` that is missing; a written network that differs from PyTorch's by more than 1e-4
+        of the logits' range, at one of three sizes and batches of 1 and 2. Nothing is written then.
 
     Notes
     -----
@@ -52,6 +54,12 @@ def export_model(
         check_apart(out, settings.example)
     if settings.format == "bioimageio" and out.suffix.lower() != ".zip":
         raise InputError(f"{out}: a bioimage.io package is a .zip: name it {out.stem}.zip")
+    for other, suffix in _SUFFIXES.items():
+        if other != settings.format and out.suffix.lower() == suffix:
+            raise InputError(
+                f"{out}: {out.suffix} names the format {other}; the format is {settings.format}: "
+                f"name it {out.stem}{_SUFFIXES[settings.format]}"
+            )
     network = load_model(model).float()
     write = {
         "onnx": _write_onnx,

@@ -27,6 +27,7 @@ from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.blocks import Job, weights_sha256
 from unet_repro.prediction.folder_prediction import FolderPrediction
+from unet_repro.prediction.likeness import Likeness, spread
 from unet_repro.prediction.outputs import (
     Destination,
     ZarrDestination,
@@ -41,6 +42,7 @@ from unet_repro.prediction.values import Values
 PathLike = str | os.PathLike[str]
 
 _CACHE_BYTES = 2**26  # of decoded parts of pages
+_LOOKED_AT = 3  # images of a folder whose grey values are compared with the network's
 
 
 @keywords_from(PredictionSettings)
@@ -110,6 +112,12 @@ def predict_stack(
     InputError
         An option or a file that cannot be used, damaged pixels, pixels that are not finite, a
         source that changes while it is read, a full disk. What was done stays, to be resumed.
+
+    Warns
+    -----
+    InputNote
+        Besides the reader's: grey values, of a few places, that are far from what the network was
+        trained on.
     """
     with prepared(source, model, out, settings, machines=machines) as prediction:
         prediction.run(resume=resume, overwrite=overwrite, verify=verify, progress=progress)
@@ -147,6 +155,7 @@ def prepared(
         settings.of_class,
     )
     device = next(network.parameters()).device
+    likeness = Likeness(network.config.input_mean, network.config.input_std)
     predictor = OverlapTilePredictor(
         network,
         settings.tile_px,
@@ -169,12 +178,15 @@ def prepared(
     source, channels = Path(source), network.config.in_channels
     several = sizes_in_folder(source, channels=channels, axes=settings.axes or None)
     if several:
-        yield _of_several_sizes(source, Path(out), planner, several)
+        yield _of_several_sizes(source, Path(out), planner, several, likeness)
         return
     with planner.opened(source) as reader:
         slices = settings.slices(reader.shape[0])
         names = _names(Path(out), source, [reader.names[z] for z in slices], values)
-        yield planner.prediction(reader, Path(out), names, slices)
+        prediction = planner.prediction(reader, Path(out), names, slices)
+        likeness.look(reader, slices, prediction.job.rows, prediction.job.columns)
+        likeness.tell(url_of(source) or source)
+        yield prediction
 
 
 @dataclass(frozen=True)
@@ -318,7 +330,11 @@ def _names(out: Path, source: Path, source_names: list[str], values: Values) -> 
 
 
 def _of_several_sizes(
-    source: Path, out: Path, planner: _Planner, sizes: dict[Path, tuple[int, int]]
+    source: Path,
+    out: Path,
+    planner: _Planner,
+    sizes: dict[Path, tuple[int, int]],
+    likeness: Likeness,
 ) -> FolderPrediction:
     """Plan the prediction of each image that is asked for, or refuse the place."""
     if planner.machines != HERE:
@@ -333,11 +349,16 @@ def _of_several_sizes(
             f"{out}: one file cannot hold the images of {source}, which have several sizes "
             f"({range_of(list(sizes.values()))}); give a folder, for one file each"
         )
-    images = []
+    images: list[StackPrediction] = []
+    looked_at = spread(range(len(files)), _LOOKED_AT)
     for file, name in zip(files, names):
         with planner.opened(source, file) as reader:
             try:
-                images.append(planner.prediction(reader, out / name, (), range(1), file))
+                image = planner.prediction(reader, out / name, (), range(1), file)
             except InputError as error:
                 raise InputError(f"{file}: {error}") from error
+            if len(images) in looked_at:
+                likeness.look(reader, range(1), image.job.rows, image.job.columns)
+            images.append(image)
+    likeness.tell(source)
     return FolderPrediction(out, tuple(images))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unet_repro.config import TrainConfig, UNetConfig, from_dict
 from unet_repro.errors import InputError
+from unet_repro.network.grey_values import unlike
 from unet_repro.network.model_file import load_model
 from unet_repro.training.checkpoint import CHECKPOINT, read_identity
 from unet_repro.training.dataset import TrainingSet
@@ -51,6 +52,15 @@ class Initial:
             input_mean=tuple(training.mean.flatten().tolist()),
             input_std=tuple(training.std.flatten().tolist()),
         )
+
+    def doubt(self, training: TrainingSet, settings: TrainConfig) -> str:
+        """Say that the images have other grey values than the model's, if so and if it matters."""
+        if settings.input_statistics != "model":
+            return ""
+        mean, std = (values.flatten().tolist() for values in (training.mean, training.std))
+        given = {"input_mean": self.model.input_mean, "input_std": self.model.input_std}
+        text = unlike(mean, std, **given)
+        return text and f"the images' {text}; --input-statistics images measures them anew"
 
     def line(self, training: TrainingSet, settings: TrainConfig) -> str:
         """Say what the run begins from, and what grey values its network reckons with."""
