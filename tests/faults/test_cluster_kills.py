@@ -26,9 +26,29 @@ pytestmark = pytest.mark.faults
 
 SHARD, SLICES = 64, 50
 DEATHS = {"worker": 12, "scheduler": 3, "driver": 3, "all": 1}
+STRUCK = {"worker": 1, "scheduler": 2, "driver": 2, "all": 2}  # workers whose batch is lost
+BATCH = 2  # units; of 60 s, the whole image would be one
 OPTIONS = ["--shard", str(SHARD), "--tile", "76"]
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 END_S = 900.0
+DRIVER = f"""
+import functools
+from unet_repro import cluster
+from unet_repro.cli import main
+cluster.run_units = functools.partial(cluster.run_units, largest_batch={BATCH})
+raise SystemExit(main())
+"""
+COUNTING = """
+import os
+from unet_repro.prediction import local
+if not hasattr(local, "uncounted"):  # a preload may be loaded twice
+    local.uncounted = local.predict_block
+    file = os.open({path!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def counted(source, runner, job, block, pixels=None):
+    os.write(file, b"%d\\n" % block.number)
+    return local.uncounted(source, runner, job, block, pixels)
+local.predict_block = counted
+"""  # every computation of a unit is a line, also one that a kill has ended
 
 
 class Cluster:
@@ -36,6 +56,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.rounds = folder, 0
+        self.counted = folder / "counted.txt"
+        (folder / "count.py").write_text(COUNTING.format(path=str(self.counted)))
         self.scheduler: subprocess.Popen[bytes]
         self.workers: list[subprocess.Popen[bytes]] = []
         self.start()
@@ -53,6 +75,7 @@ class Cluster:
     def worker(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny"]
         command += ["--no-dashboard", "--nthreads", "1", "--scheduler-file", str(self.file)]
+        command += ["--preload", str(self.folder / "count.py")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, cwd=self.folder, **QUIET)
 
@@ -68,6 +91,8 @@ class Cluster:
 def kill(process: subprocess.Popen[Any]) -> None:
     process.kill()
     process.wait()
+    if process.stderr:
+        process.stderr.close()
 
 
 def wait_for(condition: Any, seconds: float = END_S) -> None:
@@ -92,7 +117,7 @@ def wait_for_shards(out: Path, goal: int, running: subprocess.Popen[Any]) -> Non
 
 
 def driver(folder: Path, address: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "unet_repro", "predict", str(folder / "s.tif")]
+    command = [sys.executable, "-c", DRIVER, "predict", str(folder / "s.tif")]
     command += ["--model", str(folder / "m.safetensors"), "--out", str(folder / "o.zarr")]
     command += ["--resume", "--scheduler", address, *OPTIONS]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -119,9 +144,8 @@ def test_whatever_is_killed_the_image_is_the_same(tmp_path: Path) -> None:
     running = driver(tmp_path, cluster.address)
     lost = 0  # shards that were there and were written again
     try:
-        for death in deaths:
-            there = shards(out)
-            goal = len(there) + total // (len(deaths) + 4)
+        for n, death in enumerate(deaths, 1):
+            goal = max(total * n // (len(deaths) + 5), len(shards(out)) + 1)
             wait_for_shards(out, goal, running)
             assert running.poll() is None, running.communicate()[1]
             before = shards(out)
@@ -155,3 +179,8 @@ def test_whatever_is_killed_the_image_is_the_same(tmp_path: Path) -> None:
         kill(running)
     assert contents(out) == contents(whole)
     assert lost <= 1  # the one that was cut
+    counted = [int(line) for line in cluster.counted.read_text().split()]
+    assert set(counted) == set(range(total))
+    removed = 2 * DEATHS["all"]  # one deleted, one cut
+    struck = sum(STRUCK[death] for death in deaths)
+    assert len(counted) - total <= struck * BATCH + removed

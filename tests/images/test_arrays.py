@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.stacks import read_images, read_stack
@@ -188,3 +188,25 @@ def test_damaged_chunks_and_descriptions_are_one_line(tmp_path: Path) -> None:
     (path / "zarr.json").write_text("{")
     with pytest.raises(InputError, match=r"zarr\.json: is damaged"):
         read_stack(path)
+
+
+def test_chunks_that_are_not_stored_are_told_once(tmp_path: Path) -> None:
+    pixels = PIXELS[0, 0].copy()
+    pixels[2, :16, 16:32] = 0
+    path = ome_zarr(tmp_path / "a.zarr", pixels, "zyx", "0.5")
+    assert not (path / "0/c/2/0/1").exists()  # zarr leaves out what is all fill value
+    with StackReader(path) as stack:
+        stack.read_region(2, slice(0, 16), slice(0, 16))  # nothing is missing there
+        with pytest.warns(InputNote, match=r"a\.zarr: chunks are missing, which read as 0") as said:
+            np.testing.assert_array_equal(stack.read_slice(2), pixels[2])
+            stack.read_slice(2)
+    assert len(said) == 1
+
+
+def test_the_first_of_several_images_is_read_and_that_is_told(tmp_path: Path) -> None:
+    path = ome_zarr(tmp_path / "a.zarr", PIXELS[0, 0], "zyx", "0.5", name="raw")
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["ome"]["multiscales"].append({"name": "other"})
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.warns(InputNote, match=r"describes 2 images; the first, 'raw', is read"):
+        np.testing.assert_array_equal(read_stack(path), PIXELS[0, 0])

@@ -339,3 +339,53 @@ def test_zarr_in_is_tiff_in(stack_file: Path, tmp_path: Path) -> None:
     from_tiff = predict_stack(stack_file, MODEL, tmp_path / "a.tif", **OPTIONS)
     from_zarr = predict_stack(tmp_path / "s.zarr", MODEL, tmp_path / "b.tif", **OPTIONS)
     np.testing.assert_array_equal(tifffile.imread(from_tiff), tifffile.imread(from_zarr))
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_shards_that_an_image_has_lost_are_told_and_made_again(
+    stack_file: Path, tmp_path: Path, ngff: Any
+) -> None:
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", ngff=ngff, **OPTIONS)
+    whole = contents(out)
+    folder = out / ("0/c" if ngff == "0.5" else "0")
+    shards = (file for file in folder.rglob("*") if file.is_file() and file.name.isdigit())
+    sorted(shards)[-1].unlink()
+    sorted(file for file in (out / "1").rglob("*") if file.name.isdigit() and file.is_file())[
+        0
+    ].unlink()
+    with pytest.raises(InputError, match="is missing, which was there when it was complete"):
+        predict_stack(out, MODEL, tmp_path / "of_it.tif", tile=76)
+    with pytest.raises(InputError, match="the --shard that it was made with"):
+        predict_stack(stack_file, MODEL, out, ngff=ngff, resume=True, **OPTIONS | {"shard": 128})
+    predict_stack(stack_file, MODEL, out, ngff=ngff, resume=True, **OPTIONS)
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("begun", ["job.json", "zarr.json"])
+def test_what_is_no_part_of_an_image_is_never_removed(
+    stack_file: Path, tmp_path: Path, begun: str
+) -> None:
+    out = tmp_path / "o.zarr"
+    (out / "labels").mkdir(parents=True)
+    (out / "labels/by_hand.txt").write_text("a year of work")
+    (out / begun).write_text("{}")
+    for resume in (False, True):
+        message = "cannot be resumed" if resume and begun == "job.json" else "holds labels, which"
+        with pytest.raises(InputError, match=message):
+            predict_stack(stack_file, MODEL, out, overwrite=True, resume=resume, **OPTIONS)
+        assert sorted(contents(out)) == sorted([begun, "labels/by_hand.txt"])
+
+
+def test_what_was_added_to_an_image_is_not_removed_with_it(
+    stack_file: Path, tmp_path: Path
+) -> None:
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+    (out / "labels").mkdir()
+    (out / "labels/by_hand.txt").write_text("a year of work")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="holds labels, which is no part of an image"):
+            predict_stack(
+                stack_file, MODEL, out, overwrite=True, resume=resume, kind="mask", **OPTIONS
+            )
+    assert "labels/by_hand.txt" in contents(out)
+    assert "zarr.json" in contents(out)

@@ -331,6 +331,20 @@ class BlockArray:
         return _Writing(self.place)
 
 
+def stored_array(place: Folder | Bucket, format: Literal[2, 3]) -> BlockArray | None:
+    """Return the array that is in a place, one shard a unit of it; None where there is none."""
+    import zarr
+
+    if not place.has("zarr.json" if format == 3 else ".zarray"):
+        return None
+    try:
+        array = zarr.open_array(store=place.store(read_only=True), mode="r", zarr_format=format)
+    except Exception as error:  # as in `BlockArray.array`
+        raise InputError(f"{place}: is no array, or damaged: {error}") from error
+    shard, dtype = array.shards or array.chunks, array.dtype.name
+    return BlockArray(place, array.shape, dtype, shard, shard, array.chunks, format=format)
+
+
 class _Writing:
     """Turns what goes wrong while something is written into an `InputError`."""
 

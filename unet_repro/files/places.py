@@ -121,6 +121,10 @@ class Folder:
         """Tell whether nothing is there."""
         return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
 
+    def entries(self) -> list[str]:
+        """Return the names of the files and folders directly in it."""
+        return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+
     def remove(self, key: str) -> None:
         """Remove a file, if it is there."""
         (self.path / key).unlink(missing_ok=True)
@@ -201,6 +205,15 @@ class Bucket:
     def is_empty(self) -> bool:
         """As `Folder.is_empty`."""
         return next(self.keys(), None) is None
+
+    def entries(self) -> list[str]:
+        """As `Folder.entries`."""
+        with _told(self.url):
+            import obstore
+
+            found = obstore.list_with_delimiter(self._opened())
+            files = [each["path"] for each in found["objects"]]
+            return sorted(name_of(key) for key in (*files, *found["common_prefixes"]))
 
     def remove(self, key: str) -> None:
         """As `Folder.remove`."""

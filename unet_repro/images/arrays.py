@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from math import prod
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState, open_binary
-from unet_repro.files.places import PathLike, name_of, url_of
+from unet_repro.files.places import Bucket, Folder, PathLike, name_of, url_of
 from unet_repro.images.ome_zarr import find_zarr, is_zarr
 from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size, plane_order
@@ -69,8 +70,17 @@ def open_array(
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read: {cause}") from error
     state = ZarrState(path, level, source.sha256)
+    is_ours = source.info is not None
     return ArrayImage(
-        path, array, source.axes, axes, channels, state=state, calibration=source.calibration()
+        path,
+        array,
+        source.axes,
+        axes,
+        channels,
+        state=state,
+        calibration=source.calibration(),
+        place=source.place if is_ours or isinstance(source.place, Folder) else None,
+        is_ours=is_ours,
     )
 
 
@@ -157,7 +167,10 @@ class ArrayImage:
         state: ZarrState | FileState,
         calibration: Calibration,
         file: Any = None,
+        place: Folder | Bucket | None = None,
+        is_ours: bool = False,
     ) -> None:
+        self._place, self._is_ours = place, is_ours
         self.path, self._array, self._file = path, array, file
         self.state, self.calibration = state, calibration
         self.channels = self.stored_channels = channels or 1
@@ -210,6 +223,7 @@ class ArrayImage:
         if self._channel_axis is not None:
             index[self._channel_axis] = slice(None)
         where = (*index[: self._y], rows, columns, *index[self._y :])
+        self._look_for_absent(where, z)
         try:
             pixels = np.asarray(self._array[where])
         except InputError:
@@ -222,6 +236,35 @@ class ArrayImage:
         elif self._channel_axis is not None and self._channel_axis >= self._y:
             pixels = np.moveaxis(pixels, -1, 0)
         return np.array(pixels, self.dtype, order="C")
+
+    def _look_for_absent(self, where: tuple[int | slice, ...], z: int) -> None:
+        """Tell of a part that is not stored: zarr reads it as the fill value without a word.
+
+        Others may leave out chunks that hold nothing else. This package stores all.
+        """
+        if self._place is None:
+            return
+        spans = []
+        for part, side, n in zip(
+            where, self._array.shards or self._array.chunks, self._array.shape
+        ):
+            begin, end, _ = (part if isinstance(part, slice) else slice(part, part + 1)).indices(n)
+            spans.append(range(begin // side, -(-end // side)))
+        for index in itertools.product(*spans):
+            key = self._array.metadata.encode_chunk_key(index)
+            if self._place.has(key):
+                continue
+            if self._is_ours:
+                raise InputError(
+                    f"{self.path}: slice {z} cannot be read: {self._place}/{key} is missing, which "
+                    "was there when it was complete; --resume of its making makes it again"
+                )
+            note(
+                f"{self.path}: chunks are missing, which read as {self._array.fill_value}, as zarr "
+                "has it: either nothing else is there, or they are lost"
+            )
+            self._place = None  # said once
+            return
 
     def close(self) -> None:
         """Close the file, if it is one."""

@@ -188,6 +188,15 @@ def _multiscales(attributes: Document) -> Document | None:
     return None
 
 
+def _note_others(attributes: Document, place: Folder | Bucket) -> None:
+    ome = attributes.get("ome")
+    listed = (ome if isinstance(ome, dict) else attributes)["multiscales"]
+    if len(listed) > 1:
+        name = listed[0].get("name")
+        called = f", {name!r:.60}," if name else ""
+        note(f"{place}: describes {len(listed)} images; the first{called} is read")
+
+
 def _datasets(attributes: Document, place: Folder | Bucket) -> list[Document]:
     multiscale = _multiscales(attributes) or {}
     datasets = multiscale.get("datasets")
@@ -210,6 +219,7 @@ def _level(place: Folder | Bucket, attributes: Document, texts: bytes, number: i
     if document is None or not _is_array(document):
         raise InputError(f"{place}: its level {number}, {path}, is no array")
     multiscale = _multiscales(attributes) or {}
+    _note_others(attributes, place)
     axes, units = _axes(multiscale, place)
     scale, origin = _transformed(
         [
@@ -414,6 +424,11 @@ def mark_of(place: Folder | Bucket) -> Document | None:
     """Return what an image of ours that is complete records, else None."""
     mark = _attributes(place)[0].get(MARK)
     return mark if isinstance(mark, dict) else None
+
+
+def paths_of(place: Folder | Bucket) -> list[str]:
+    """Return the paths of an image's levels, the finest first."""
+    return [str(data.get("path")) for data in _datasets(_attributes(place)[0], place)]
 
 
 def local_or_url(path: PathLike) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from unet_repro.cluster import Run, compute
 from unet_repro.errors import InputError
-from unet_repro.files.block_array import BlockArray, Coding
+from unet_repro.files.block_array import BlockArray, Coding, stored_array
 from unet_repro.files.block_store import check_record
 from unet_repro.files.file_access import parse_json
 from unet_repro.files.places import Bucket, Folder, PathLike, name_of, place_at, url_of
@@ -32,6 +33,7 @@ from unet_repro.images.ome_zarr import (
     image_attributes,
     is_zarr,
     mark_of,
+    paths_of,
     write_group,
 )
 from unet_repro.threads import in_order
@@ -39,6 +41,9 @@ from unet_repro.threads import in_order
 SHARD_PX = 1536
 _CHUNKS_A_SIDE = 4  # of a shard
 _LOOK_AHEAD = 2
+_PART_OF_IMAGE = re.compile(  # at most these are removed to make room
+    r"\d+(\.\d+)*|c|scratch|zarr\.json|\.z(array|attrs|group|metadata)|job\.json|\..+\.partial"
+)
 _MOST_LOOKED_AT = 64  # units of the last level, for what viewers show as black and white
 
 
@@ -232,7 +237,17 @@ class ZarrOutput:
                 raise InputError(f"{self.out}: exists already; give --overwrite to replace it")
             if not (is_begun or self.mark or self._is_zarr()):
                 raise InputError(f"{self.out}: is there, and no zarr: it is not replaced")
-            self._clears = True
+            self._will_clear()
+
+    def _will_clear(self) -> None:
+        names = self.place.entries()
+        other = next((name for name in names if not _PART_OF_IMAGE.fullmatch(name)), None)
+        if other is not None:
+            raise InputError(
+                f"{self.out}: holds {other}, which is no part of an image: it is not replaced; "
+                "give another place"
+            )
+        self._clears = True
 
     def _is_zarr(self) -> bool:
         if url_of(self.out):
@@ -240,7 +255,10 @@ class ZarrOutput:
         return is_zarr(self.out)
 
     def is_complete_with(self, info: str) -> bool:
-        """Tell whether the image is complete and made of the same; another one is an error."""
+        """Tell whether the image is complete and made of the same; another one is an error.
+
+        One that has lost shards since is not complete: they are made again.
+        """
         if not self.mark or not self._goes_on:
             return False
         if self.mark.get("info") == info:
@@ -249,10 +267,12 @@ class ZarrOutput:
                 raise InputError(
                     f"{self.out}: is complete, as OME-Zarr {found}, not {self.layout.ngff}"
                 )
+            if self._has_lost_shards():
+                return False
             self.place.remove(JOB)  # a kill may have come before that
             return True
         if self._overwrite:
-            self._clears = True
+            self._will_clear()
             return False
         try:
             check_record(parse_json(str(self.mark.get("info"))), parse_json(info), str(self.out))
@@ -260,6 +280,18 @@ class ZarrOutput:
             if isinstance(error, InputError):
                 raise
         raise InputError(f"{self.out}: exists already; give --overwrite to replace it")
+
+    def _has_lost_shards(self) -> bool:
+        expected = self.layout.array(self.place / "0")
+        stored = [stored_array(self.place / path, expected.format) for path in paths_of(self.place)]
+        if not any(array is None or len(array.missing()) for array in stored):
+            return False
+        if stored[0] is not None and stored[0].shard != expected.shard:
+            raise InputError(
+                f"{self.out}: has lost shards, and they are of {stored[0].shard}: the --shard that "
+                "it was made with is needed to make them again"
+            )
+        return True
 
     def claimed(self, record: dict[str, Any]) -> dict[str, Any]:
         """Begin a job, or find it begun: return the record that is there, ours or another's."""
