@@ -353,8 +353,9 @@ def test_shards_that_an_image_has_lost_are_told_and_made_again(
     sorted(file for file in (out / "1").rglob("*") if file.name.isdigit() and file.is_file())[
         0
     ].unlink()
+    any_grey = network(input_mean=(0.0,), input_std=(1.0,))
     with pytest.raises(InputError, match="is missing, which was there when it was complete"):
-        predict_stack(out, MODEL, tmp_path / "of_it.tif", tile=76)
+        predict_stack(out, any_grey, tmp_path / "of_it.tif", tile=76)
     with pytest.raises(InputError, match="the --shard that it was made with"):
         predict_stack(stack_file, MODEL, out, ngff=ngff, resume=True, **OPTIONS | {"shard": 128})
     predict_stack(stack_file, MODEL, out, ngff=ngff, resume=True, **OPTIONS)
