@@ -451,16 +451,21 @@ def test_ctrl_c_inside_a_compiled_function_too(capsys):
         program.guarded(broken)
 
 
-def test_a_wish_to_end_is_a_ctrl_c(capsys):
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_wish_to_end_is_a_ctrl_c():
+    command = """
+import os, signal, sys, time
+from unet_repro import program
 
-    def ended():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+def ended():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
 
-    assert program.guarded(ended) == 130
-    assert error_line(capsys) == "error: interrupted\n"
-    assert signal.getsignal(signal.SIGTERM) == before
+code = program.guarded(ended)
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+sys.exit(code)
+"""  # in a process of its own: that of the tests would end if it went wrong
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 def test_full_disk_is_one_line(capsys):
