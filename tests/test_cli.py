@@ -1,11 +1,8 @@
 import dataclasses
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
