@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import signal
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.network import backends as backend_module
-from unet_repro.network.backends import Network, make_network
+from unet_repro.network.backends import Network, make_network, openvino_core
 from unet_repro.network.geometry import smallest_input
 from unet_repro.network.model import UNet
 
@@ -85,9 +88,7 @@ def has_bfloat16(way: str) -> bool:
     """Tell whether bfloat16 is more than a wish: OpenVINO takes float32 where the CPU has none."""
     if way != "openvino":
         return True
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.mark.parametrize("values", CONFIGS.values(), ids=CONFIGS)
@@ -219,6 +220,30 @@ def test_what_cannot_run_is_told_in_one_line(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     with pytest.raises(InputError, match=r"C\+\+ compiler, and no-such-compiler"):
         make_network(network, backend="compile")
+
+
+def test_networks_of_openvino_that_have_ended_leave_ctrl_c_as_it_was():
+    pytest.importorskip("openvino")
+    command = """
+import os, signal
+import torch
+from unet_repro.config import UNetConfig
+from unet_repro.network.backends import make_network
+from unet_repro.network.model import UNet
+
+model = UNet(UNetConfig(depth=1, base_channels=2))
+networks = [make_network(model, backend="openvino") for _ in range(2)]
+for network in networks:
+    network(torch.zeros(1, 1, 20, 20))
+del network
+del networks[0]
+del networks[0]
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", command], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGINT and "KeyboardInterrupt" in done.stderr
 
 
 def test_openvino_sends_no_report_of_its_use(monkeypatch):

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -230,16 +231,27 @@ class _OpenVino:
 
     def _request(self, height: int, width: int) -> Any:
         """Return what runs windows of this size: crops and pads hang on its place on the grid."""
-        import openvino
-
         grid = 2**self._model.config.depth
         key = (height % grid, width % grid)
         if key not in self._requests:
             graph = _openvino_graph(self._model, height, width)
             graph.reshape([-1, self._model.config.in_channels, -1, -1])
-            compiled = openvino.Core().compile_model(graph, "CPU", self._settings)
+            compiled = openvino_core().compile_model(graph, "CPU", self._settings)
             self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the one core of this process, which stays to its end.
+
+    A core gives its thread a stack for signal handlers and at its own end brings back the one from
+    before. With two that end in the order they began, that is a stack which is no longer there:
+    the next signal, as of Ctrl-C, would end the process by a fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _openvino_graph(model: UNet, height: int, width: int) -> Any:
