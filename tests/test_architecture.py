@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "unet_repro"
 FLOORS = (  # from the ground up: each may import from those before it
-    *("_version", "errors", "quantities", "threads", "progress", "cluster", "config"),
+    *("_version", "errors", "choices", "quantities", "threads", "progress", "cluster", "config"),
     *("files", "images", "metrics", "network", "weight_maps", "augmentation"),
     *(
         "prediction",
@@ -20,12 +20,13 @@ FLOORS = (  # from the ground up: each may import from those before it
         "training_run",
         "challenges",
         "bridges",
+        "commands",
         "cli",
         "__main__",
     ),
 )
 NO_TORCH = (
-    *("config", "threads", "files", "images", "metrics", "weight_maps"),
+    *("config", "threads", "files", "images", "metrics", "weight_maps", "reports.comparison"),
     *("network.geometry", "network.cost", "prediction.tiling", "prediction.instances"),
     *("challenges.download", "challenges.phantom", "challenges.tissue", "challenges.ctc"),
 )
@@ -113,6 +114,17 @@ for name in unet_repro._MODULES:
     assert getattr(unet_repro, name).__module__.startswith("unet_repro")
 assert unet_repro.metrics.em_challenge_metrics is unet_repro.em_challenge_metrics
 assert not hasattr(unet_repro, "no_such_name")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_command_line_loads_no_library_that_only_commands_need():
+    program = """
+import sys
+import unet_repro.cli
+found = {name.partition(".")[0] for name in sys.modules}
+heavy = {"torch", "numpy", "scipy", "numba", "zarr", "matplotlib", "tifffile", "imagecodecs"}
+assert not heavy & found, sorted(heavy & found)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

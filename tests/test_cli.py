@@ -22,7 +22,7 @@ from unet_repro.prediction.components import components
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.reports import drawing
-from unet_repro.weight_maps.stack import WeightMapSettings
+from unet_repro.weight_maps.settings import WeightMapSettings
 from unet_repro.weight_maps.weight_map import weight_map
 
 TINY_FLAGS = [

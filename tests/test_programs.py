@@ -24,7 +24,7 @@ PROGRAMS = {
     "DIC-HeLa data": [sys.executable, PROJECT / "data/dic_hela/prepare.py"],
     "PhC-U373 data": [sys.executable, PROJECT / "data/phc_u373/prepare.py"],
 }
-TORCH = """
+LIBRARY = """
 import os
 os.kill(os.getpid(), int(os.environ["SENT"]))
 print("went on", flush=True)
@@ -34,8 +34,8 @@ os._exit(0)
 
 @pytest.fixture
 def loading(tmp_path):
-    """Run a program that is sent a signal while it loads torch."""
-    (tmp_path / "torch.py").write_text(TORCH)
+    """Run a program that is sent a signal while it loads the first library."""
+    (tmp_path / "tyro.py").write_text(LIBRARY)
 
     def run(name, number, *, is_heard=True):
         if name == "console script" and not PROGRAMS[name][-1].exists():

@@ -8,7 +8,7 @@ import torch
 
 from unet_repro.errors import InputError, InputNote
 from unet_repro.files.lock import exclusive, run_lock
-from unet_repro.images.labels import LabelSettings
+from unet_repro.images.label_settings import LabelSettings
 from unet_repro.images.stacks import read_images, read_stack, write_stack
 from unet_repro.network.model_file import load_model, read_metadata
 from unet_repro.reports import drawing

@@ -48,6 +48,7 @@ DROPOUT = 0.5
 
 FINE_TUNING_RATE = 0.1  # of the preset's learning rate, to go on from a model; not in the paper
 
+SHARD_PX = 1536  # side of what is kept as one file of an OME-Zarr output
 LARGEST_ELASTIC_GRID = 1024  # points a side; more are not coarse, and would fill the memory
 ImageInterpolation = Literal["bilinear", "bicubic"]
 Preset = Literal["paper", "release", "port", "quick", "robust"]

@@ -41,3 +41,14 @@ def one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed, on the host or on the device, whoever reports it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    words = (
+        *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+        "could not create a primitive",  # oneDNN, for want of its scratch memory
+    )
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -18,9 +18,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, get_args
 import tyro
 
 from unet_repro.config import FINE_TUNING_RATE, PRESETS, Preset, TrainConfig
-from unet_repro.errors import InputError, InputNote, one_line
-from unet_repro.network.device import is_out_of_memory
-from unet_repro.network.model_file import load_model
+from unet_repro.errors import InputError, InputNote, is_out_of_memory, one_line
 
 Options = TypeVar("Options")
 Settings = tyro.conf.OmitArgPrefixes[TrainConfig]
@@ -40,6 +38,8 @@ def preset_settings(arguments: Sequence[str], default: Preset) -> TrainConfig:
     init = _last(arguments, "--init")
     if not init:
         return settings
+    from unet_repro.network.model_file import load_model
+
     rate = float(f"{FINE_TUNING_RATE * settings.learning_rate:.6g}")
     settings = replace(settings, learning_rate=rate)
     with contextlib.suppress(InputError, OSError):

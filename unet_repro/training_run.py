@@ -36,6 +36,7 @@ import torch
 
 from unet_repro import config
 from unet_repro._version import __version__
+from unet_repro.choices import Average
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError, note, one_line
 from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
@@ -45,7 +46,6 @@ from unet_repro.images.stacks import write_stack
 from unet_repro.network.device import check_type, choose_device, choose_precision, describe
 from unet_repro.network.model_file import load_model
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_classes, predict_volume
-from unet_repro.prediction.views import Average
 from unet_repro.quantities import ranges
 from unet_repro.reports.class_evaluation import evaluate_classes
 from unet_repro.reports.evaluation import evaluate_em

@@ -11,13 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 from unet_repro.errors import InputError, InputNote
-from unet_repro.images.labels import (
-    UNKNOWN_CELL,
-    LabelSettings,
-    as_stack,
-    instances,
-    read_meaning,
-)
+from unet_repro.images.label_settings import LabelSettings
+from unet_repro.images.labels import UNKNOWN_CELL, as_stack, instances, read_meaning
 
 
 def blobs(depth: int = 3, side: int = 96, seed: int = 0) -> np.ndarray:

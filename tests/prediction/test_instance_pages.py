@@ -24,9 +24,9 @@ from unet_repro.prediction.components import components
 from unet_repro.prediction.growing import grown
 from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.predict_stack import predict_stack, prepared
+from unet_repro.prediction.recorded import recorded_full_scale
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tile_runner import TileRunner
-from unet_repro.prediction.values import recorded_full_scale
 
 TILE: dict[str, Any] = {"tile": 76}  # keeps 40 px: 2 x 3 tiles of 70 x 90 px
 SHAPE = UNetConfig(depth=2, base_channels=4, input_mean=(100.0,), input_std=(50.0,))

@@ -9,7 +9,7 @@ import torch
 
 from unet_repro.config import AugmentationConfig, TrainConfig, UNetConfig, WeightMapConfig
 from unet_repro.errors import InputError, InputNote
-from unet_repro.images.labels import LabelSettings
+from unet_repro.images.label_settings import LabelSettings
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_classes
 from unet_repro.training.samples import LabelledStack, samples, split
 from unet_repro.training.train import train

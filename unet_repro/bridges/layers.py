@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_repro.challenges.phantom import VOXEL_SIZE_UM, em_phantom
+from unet_repro.choices import Kind
 from unet_repro.errors import InputError, InputNote
 from unet_repro.files.atomic import check_apart
 from unet_repro.files.file_access import read_bytes
@@ -39,7 +40,6 @@ from unet_repro.network.model_file import load_model
 from unet_repro.prediction.folder_prediction import FolderPrediction
 from unet_repro.prediction.predict_stack import prepared
 from unet_repro.prediction.settings import PredictionSettings
-from unet_repro.prediction.values import Kind
 from unet_repro.progress import ProgressBar
 
 LayerData = tuple[Any, dict[str, Any], str]  # pixels, options, "image" or "labels"

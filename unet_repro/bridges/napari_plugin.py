@@ -21,11 +21,10 @@ from unet_repro.bridges.layers import (
     Watch,
     suggested_axes,
 )
+from unet_repro.choices import Average, Kind
 from unet_repro.errors import InputError, InputNote, one_line
 from unet_repro.network.bundled import bundled_models
 from unet_repro.prediction.settings import PredictionSettings
-from unet_repro.prediction.values import Kind
-from unet_repro.prediction.views import Average
 
 A_FILE = "a file …"
 _POLL_MS = 200

@@ -21,13 +21,13 @@ from unet_repro.challenges.cell_tracking import (
 )
 from unet_repro.challenges.ctc import CTCSequence, Truth, masks_folder, read_ctc_sequence
 from unet_repro.challenges.download import find_or_download
+from unet_repro.choices import Average
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError
 from unet_repro.files.lock import run_lock
-from unet_repro.images.labels import LabelSettings
+from unet_repro.images.label_settings import LabelSettings
 from unet_repro.network.device import choose_device
 from unet_repro.prediction.instances import InstanceRule
-from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.reports.report import write_report
 from unet_repro.training.samples import LabelledStack, held_out_slices

@@ -16,6 +16,7 @@ import tyro
 
 from unet_repro.challenges.download import DATASETS, find_or_download
 from unet_repro.challenges.phantom import em_phantom
+from unet_repro.choices import Average
 from unet_repro.config import Preset, TrainConfig
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
@@ -25,7 +26,6 @@ from unet_repro.images.slices import of_one_size, room_for
 from unet_repro.images.stacks import read_images, read_labels, read_pair, read_stack, write_stack
 from unet_repro.network.device import choose_device
 from unet_repro.prediction.predictor import predict_volume
-from unet_repro.prediction.views import Average
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.quantities import ranges
 from unet_repro.reports.evaluation import evaluate_em, table

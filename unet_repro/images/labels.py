@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
 
+from unet_repro.choices import LabelKind
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import parse_json
 from unet_repro.images.label_facts import SliceFacts, holds, merged, slice_facts
+from unet_repro.images.label_settings import AUTO, LabelSettings
 from unet_repro.images.slices import Slices
-
-LabelKind = Literal["auto", "mask", "ids", "classes"]
 
 UNKNOWN_CELL = -1  # in what `Reading.cells` returns
 # What programs write for "cell" in a mask; a stack whose slices hold one of them each is a mask.
@@ -25,36 +25,6 @@ _PIECES_OF_CLASSES = 3  # so many of an id, and more, are told
 # of what speaks for a spoiled mask or a grey image
 _FEWEST_STRAYS, _FEWEST_PAIRS, _FEWEST_GREYS = 32, 64, 16
 _PIECES_OF_SPOILED, _MOST_PIECES = 3, 8  # of each value in a slice
-
-
-@dataclass(frozen=True)
-class LabelSettings:
-    """How labels are to be read.
-
-    Parameters
-    ----------
-    label_kind
-        What the values mean. mask: 0 and another value, whose 4-connected components in a slice
-        are the cells; of more values, those above half of the highest are cell. ids: k > 0 is
-        cell k. classes: k is class k, components of a class above 0 are cells. auto: a mask where
-        one value above 0 occurs, else ids; what looks like a grey image or a spoiled mask is
-        refused.
-    ignore_label
-        Value of pixels of which nothing is known.
-    """
-
-    label_kind: LabelKind = "auto"
-    ignore_label: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.label_kind not in get_args(LabelKind):
-            kinds = ", ".join(get_args(LabelKind))
-            raise InputError(f"label_kind is {self.label_kind!r}: one of {kinds} is needed")
-        number = self.ignore_label
-        if number is not None and (
-            isinstance(number, bool) or not isinstance(number, (int, np.integer))
-        ):
-            raise InputError(f"ignore_label is {number!r}: an integer or None is needed")
 
 
 @dataclass(frozen=True)
@@ -97,11 +67,12 @@ class Reading:
         """Return a slice's cells: int32, or int64 for larger ids, (y, x).
 
         0 is background, `UNKNOWN_CELL` (-1) unknown, every other value a cell of its own: ids as
-        they are, of masks and classes the 4-connected components, 1, 2, ....
+        they are, maybe in the slice's own memory, of masks and classes the 4-connected components,
+        1, 2, ....
         """
         is_unknown = self.is_unknown(slice_)
         if self.kind == "ids":
-            cells = _signed(slice_)
+            cells = _signed(slice_, copy=None if is_unknown is None else True)
         else:
             cells = self._components(slice_, is_unknown)
         if is_unknown is not None:
@@ -223,7 +194,7 @@ def with_cells(reading: Reading, slices: Iterable[np.ndarray]) -> Reading:
 
 def read_meaning(
     labels: Slices,
-    settings: LabelSettings = LabelSettings(),
+    settings: LabelSettings = AUTO,
     *,
     where: str = "",
     counts_cells: bool = True,
@@ -454,12 +425,15 @@ def _check_one_range(facts: Sequence[SliceFacts], threshold: int, top: int) -> N
             )
 
 
-def _signed(ids: np.ndarray) -> np.ndarray:
-    """Return a contiguous copy as int32, or int64 if it must be; ids beyond that as their ranks."""
+def _signed(ids: np.ndarray, *, copy: bool | None) -> np.ndarray:
+    """Return ids contiguous as int32, or int64 if it must be; ids beyond that as their ranks.
+
+    `copy` is numpy's: None copies only what has to be.
+    """
     if not ids.size or ids.dtype.itemsize < 4 or int(ids.max()) < 1 << 31:
-        return np.array(ids, np.int32, order="C")
+        return np.array(ids, np.int32, order="C", copy=copy)
     if int(ids.max()) < 1 << 63:
-        return np.array(ids, np.int64, order="C")
+        return np.array(ids, np.int64, order="C", copy=copy)
     values, ranks = np.unique(ids, return_inverse=True)
     return (ranks.reshape(ids.shape) + (0 if values[0] == 0 else 1)).astype(np.int64)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unet_repro._version import __version__
+from unet_repro.choices import Ngff
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import parse_json
 from unet_repro.files.places import Bucket, Folder, PathLike, name_of, place_at, url_of
 from unet_repro.images.scale import Calibration
 from unet_repro.images.units import escaped_unit, full_name, length_ratio, seconds, symbol
 
-Ngff = Literal["0.5", "0.4"]
 Document = dict[str, Any]
 
 MARK = "unet_repro"  # attribute of an image of ours that is complete

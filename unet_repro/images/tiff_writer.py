@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from unet_repro.choices import Compression
 from unet_repro.errors import InputError, note
 from unet_repro.images.scale import UNCALIBRATED, Calibration
 from unet_repro.images.units import is_ome_length, plain_unit, symbol
 from unet_repro.threads import in_order
 
-Compression = Literal["zlib", "zstd", "lzw", "none"]
 Layout = Literal["strips", "tiles"]
 PathLike = str | os.PathLike[str]
 

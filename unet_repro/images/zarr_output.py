@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_repro.choices import Ngff
 from unet_repro.cluster import Run, compute
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray, Coding, stored_array
@@ -29,7 +30,6 @@ from unet_repro.files.places import Bucket, Folder, PathLike, name_of, place_at,
 from unet_repro.images.ome_zarr import (
     JOB,
     ImageFacts,
-    Ngff,
     image_attributes,
     is_zarr,
     mark_of,
@@ -38,7 +38,6 @@ from unet_repro.images.ome_zarr import (
 )
 from unet_repro.threads import in_order
 
-SHARD_PX = 1536
 _CHUNKS_A_SIDE = 4  # of a shard
 _LOOK_AHEAD = 2
 _PART_OF_IMAGE = re.compile(  # at most these are removed to make room

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unet_repro.choices import Backend, Precision
 from unet_repro.errors import InputError
-from unet_repro.network.device import Precision, autocast
+from unet_repro.network.device import autocast
 from unet_repro.network.model import UNet
 
-Backend = Literal["torch", "compile", "openvino"]
 Network = Callable[[Tensor], Tensor]
 
 

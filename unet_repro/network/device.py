@@ -10,14 +10,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from unet_repro.errors import InputError
-
-Precision = Literal["float32", "bfloat16"]
+from unet_repro.choices import Precision
+from unet_repro.errors import InputError, is_out_of_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -202,14 +201,3 @@ def reused_memory(device: torch.device) -> Iterator[None]:
             for parameter, value in _USUAL:
                 library.mallopt(parameter, value)
             library.malloc_trim(0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an allocation failed, on the host or on the device, whoever reports it."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    words = (
-        *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
-        "could not create a primitive",  # oneDNN, for want of its scratch memory
-    )
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

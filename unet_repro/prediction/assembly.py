@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.zarr_output import ZarrOutput
 from unet_repro.prediction.blocks import Job
-from unet_repro.prediction.instance_pages import InstancePages
 from unet_repro.prediction.outputs import Bands, Destination, ZarrDestination
+
+if TYPE_CHECKING:
+    from unet_repro.prediction.instance_pages import InstancePages
 
 
 class FileAssembly:
@@ -74,20 +76,22 @@ class FileAssembly:
                 read = (self._store.blocks.read(number) for number in numbers)
                 yield np.concatenate([block[0, plane] for block in read], axis=1)
 
-        destination, pages = self._destination, _pages(self._job, bands)
+        destination = self._destination
         try:
-            if isinstance(pages, InstancePages):
-                destination = destination.holding(pages.dtype)
-                pages = pages.bands
-            destination.write(self._store.whole, pages, info=self._job.info(self._name))
+            written: Bands = bands
+            if self._job.values.kind == "instances":
+                pages = _instance_pages(self._job, bands)
+                destination, written = destination.holding(pages.dtype), pages.bands
+            destination.write(self._store.whole, written, info=self._job.info(self._name))
         except OSError as error:
             raise self._store.unwritable(error) from error
 
 
-def _pages(job: Job, bands: Bands) -> Bands | InstancePages:
-    """Return what is written: the values of the blocks, or instances made of them."""
-    if job.values.kind != "instances":
-        return bands
+def _instance_pages(job: Job, bands: Bands) -> InstancePages:
+    """Return pages of instances made of the values of the blocks."""
+    # here: what compiles its loops takes most of a second to load
+    from unet_repro.prediction.instance_pages import InstancePages
+
     settings = job.settings
     assert settings.grow != "auto"
     return InstancePages(lambda k: bands(k, 0), len(job.slices), settings.min_size, settings.grow)
@@ -113,9 +117,8 @@ class ZarrAssembly:
 
     def finish(self, client: Any) -> None:
         """Make the other levels, with the workers of a client or here, and the image."""
-        pages = _pages(self._job, self._bands)
-        if isinstance(pages, InstancePages):
-            self._write_ids(pages)
+        if self._job.values.kind == "instances":
+            self._write_ids(_instance_pages(self._job, self._bands))
         facts = self._destination.facts(self._job.values, self._job.origin_px)
         self._store.finish(facts, self._job.info(self._name), client)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_repro.weight_maps.nearest_cells import Terms, solve_band
+from unet_repro.weight_maps.nearest_cells import Terms, begun_sweeps, solve_band
 
 _NO_TERMS = Terms(0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
 
@@ -86,8 +86,8 @@ def _two_nearest(ids: NDArray[Any], reach: float) -> tuple[NDArray[Any], NDArray
     """Return d1 and d2 of the background, infinite beyond `reach`; of instances anything."""
     d1, d2 = np.full((2, *ids.shape), np.inf, np.float32)
     signed = ids.astype(np.int32)  # of ids beyond, other numbers: they stay different and not 0
-    rows = np.empty((2, *ids.shape), np.int16 if len(ids) < 1 << 15 else np.int32)
-    is_cell = (ids > 0).view(np.uint8)
-    reach2 = int(reach**2)
-    solve_band(signed, np.int32(0), 0, len(ids), rows, is_cell, _NO_TERMS, reach2, d1, d2)
+    rows, ignore = np.array([0, len(ids)]), np.int32(0)
+    sweeps = [each[0] for each in begun_sweeps(signed, ignore, rows)]
+    is_cell, reach2 = (ids > 0).view(np.uint8), int(reach**2)
+    solve_band(signed, ignore, *rows, *sweeps, is_cell, _NO_TERMS, reach2, d1, d2)
     return d1, d2

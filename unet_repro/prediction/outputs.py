@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_repro.choices import Compression, Ngff
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import check_folder
 from unet_repro.files.block_array import Coding
 from unet_repro.files.places import place_at
-from unet_repro.images.ome_zarr import ImageFacts, Ngff
+from unet_repro.images.ome_zarr import ImageFacts
 from unet_repro.images.png_files import encode_png
 from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, as_written
-from unet_repro.images.tiff_writer import Compression, layout_of, write_pages
+from unet_repro.images.tiff_writer import layout_of, write_pages
 from unet_repro.images.zarr_output import Layout
-from unet_repro.prediction.values import FULL_SCALE, Values, id_dtype
+from unet_repro.prediction.recorded import FULL_SCALE
+from unet_repro.prediction.values import Values, id_dtype
 
 Bands = Callable[[int, int], Iterator[NDArray[Any]]]  # slice, plane -> bands from top to bottom
 

@@ -15,7 +15,6 @@ from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.blocks import tiles_of
-from unet_repro.prediction.components import BAND_PX
 from unet_repro.prediction.outputs import Destination, ZarrDestination
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
@@ -105,6 +104,8 @@ class Buffers:
 
     def _labelling(self) -> tuple[int, int]:
         """Return what the two passes over the pages take, beside the numbers of the instances."""
+        from unet_repro.prediction.components import BAND_PX  # it loads what few plans need
+
         rows = max(1, BAND_PX // self.output[1])
         margin = int(2 * self.grow_px)
         first = min(rows, self.output[0]) * self.output[1] * _FOUND

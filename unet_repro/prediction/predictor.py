@@ -16,17 +16,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from unet_repro.choices import Average, Backend, Precision
 from unet_repro.errors import InputError
 from unet_repro.images.slices import Slices, joined, room_for, sizes
 from unet_repro.network import geometry
-from unet_repro.network.backends import Backend, check_way, make_network
+from unet_repro.network.backends import check_way, make_network
 from unet_repro.network.cost import NetworkCost
-from unet_repro.network.device import Precision, free_memory, reused_memory
+from unet_repro.network.device import free_memory, reused_memory
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.mirror import Region
 from unet_repro.prediction.tile_runner import Finish, TileRunner, as_floats, raw_logits, softmax
 from unet_repro.prediction.tiling import Buffers, TilePlan, plan_tiles
-from unet_repro.prediction.views import VIEWS, Average, largest_batch
+from unet_repro.prediction.views import VIEWS, largest_batch
 from unet_repro.progress import ProgressBar
 
 # The default of `memory`: this share of what is free when the plan is made; on a CPU no more than

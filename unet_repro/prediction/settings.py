@@ -8,14 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from unet_repro import quantities
+from unet_repro.choices import Average, Backend, Compression, Kind, Ngff, Precision
+from unet_repro.config import SHARD_PX
 from unet_repro.errors import InputError
-from unet_repro.images.ome_zarr import Ngff
-from unet_repro.images.tiff_writer import Compression
-from unet_repro.images.zarr_output import SHARD_PX
-from unet_repro.network.backends import Backend
-from unet_repro.network.device import Precision
-from unet_repro.prediction.values import Kind
-from unet_repro.prediction.views import Average
 
 LARGEST_GROWTH_PX = 64.0
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, is_out_of_memory
 from unet_repro.network import geometry
 from unet_repro.network.backends import Network
-from unet_repro.network.device import is_out_of_memory, to_device
+from unet_repro.network.device import to_device
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.mirror import Read, Region, Side, side
 from unet_repro.prediction.views import View

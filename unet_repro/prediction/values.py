@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unet_repro.choices import Kind, Precision
 from unet_repro.errors import InputError
-from unet_repro.files.file_access import parse_json
-from unet_repro.network.device import Precision
+from unet_repro.prediction.recorded import FULL_SCALE
 from unet_repro.prediction.tile_runner import raw_logits, softmax
-
-Kind = Literal["probability", "uint8", "labels", "mask", "logits", "instances"]
 
 _DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
     "probability": ("float32",),
@@ -27,13 +25,6 @@ _DTYPES: dict[Kind, tuple[str, ...]] = {  # the default first
 }
 ID_DTYPES = ("uint8", "uint16", "uint32")
 _THRESHOLDED: tuple[Kind, ...] = ("labels", "mask", "instances")
-_CELL = 255  # in a mask
-FULL_SCALE: dict[Kind, float] = {  # what stands for P = 1
-    "probability": 1.0,
-    "uint8": 255.0,
-    "labels": 1.0,
-    "mask": _CELL,
-}
 # Largest difference of a probability by rounding. float32: 1e-5 is what tests of tilings hold to;
 # bfloat16 has 8 bits, and rounds at every layer; a window off the pooling grid differs by 0.1 and
 # more somewhere.
@@ -142,7 +133,8 @@ class Values:
             return values.argmax(axis=0)[None].astype(self.dtype)
         if self.kind in _THRESHOLDED:
             is_cell = self.margin(values)[None] > 0
-            return is_cell.astype(self.kept_dtype) * (1 if self.kind == "labels" else _CELL)
+            kept_as: Kind = "labels" if self.kind == "labels" else "mask"
+            return is_cell.astype(self.kept_dtype) * FULL_SCALE[kept_as]
         probs = values[self.of_classes]
         return np.rint(probs * 255).astype(np.uint8) if self.kind == "uint8" else probs
 
@@ -162,30 +154,6 @@ def id_dtype(largest: int) -> str:
     ('uint8', 'uint16', 'uint32')
     """
     return next(dtype for dtype in ID_DTYPES if largest <= np.iinfo(dtype).max)
-
-
-def recorded_full_scale(info: str | None) -> float | None:
-    """Return the value that stands for P = 1 in a file whose recorded text is `info`, if any.
-
-    Examples
-    --------
-    >>> recorded_full_scale('{"model_sha256": "", "settings": {"kind": "uint8"}}')
-    255.0
-    """
-    kind = recorded_kind(info)
-    return None if kind is None else FULL_SCALE.get(kind)
-
-
-def recorded_kind(info: str | None) -> Kind | None:
-    """Return the kind of values in a file whose recorded text is `info`, if any."""
-    try:
-        facts = parse_json(info or "")
-    except ValueError:
-        return None
-    settings = facts.get("settings") if isinstance(facts, dict) else None
-    if not isinstance(settings, dict) or "model_sha256" not in facts:
-        return None
-    return next((kind for kind in get_args(Kind) if kind == settings.get("kind")), None)
 
 
 def check_values(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from numpy.typing import NDArray
 from torch import Tensor
 
-Average = Literal["none", "rotations", "dihedral", "seven", "flips"]
+from unet_repro.choices import Average
 
 
 @dataclass(frozen=True)

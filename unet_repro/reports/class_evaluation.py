@@ -11,7 +11,7 @@ from unet_repro import metrics
 from unet_repro.errors import InputError
 from unet_repro.images.labels import as_integers
 from unet_repro.images.slices import Slices, joined, pieces
-from unet_repro.reports.evaluation import aligned, is_number
+from unet_repro.reports.evaluation import aligned, is_number, table
 
 OF_CLASS = {"iou": "IoU", "dice": "Dice", "accuracy": "accuracy"}  # figures of each class
 MEANING = (
@@ -139,6 +139,11 @@ def confusion_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
         (f"class {k}", *(f"{count:,}" for count in counts))
         for k, counts in enumerate(evaluation["confusion"])
     ]
+
+
+def table_of(evaluation: dict[str, Any]) -> str:
+    """Return the figures of any evaluation as text tables."""
+    return class_table(evaluation) if "confusion" in evaluation else table(evaluation)
 
 
 def class_table(evaluation: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from unet_repro import metrics
 from unet_repro.config import TABLE_1, TABLE_2
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path
-from unet_repro.images.labels import LabelSettings, read_meaning
+from unet_repro.images.label_settings import LabelSettings
+from unet_repro.images.labels import read_meaning
 from unet_repro.images.slices import Slices, joined, mapped, pieces
 from unet_repro.reports import drawing
 

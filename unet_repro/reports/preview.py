@@ -19,26 +19,15 @@ from matplotlib.ticker import MaxNLocator
 from unet_repro.augmentation import augment
 from unet_repro.augmentation.augment import Augmentation
 from unet_repro.augmentation.warp import Interpolation
+from unet_repro.choices import LabelKind, Variant
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, check_seed
 from unet_repro.errors import InputError
 from unet_repro.files.atomic import atomic_path, check_output
-from unet_repro.images.labels import (
-    UNKNOWN_CELL,
-    LabelKind,
-    LabelSettings,
-    Reading,
-    as_stack,
-    read_meaning,
-)
+from unet_repro.images.label_settings import LabelSettings
+from unet_repro.images.labels import UNKNOWN_CELL, Reading, as_stack, read_meaning
 from unet_repro.images.slices import Slices, described
 from unet_repro.reports.drawing import GOLDEN_ANGLE, INK, MUTED
-from unet_repro.weight_maps.weight_map import (
-    ClassBalance,
-    Variant,
-    class_sizes,
-    frequency_weights,
-    weigh,
-)
+from unet_repro.weight_maps.weight_map import ClassBalance, class_sizes, frequency_weights, weigh
 
 _PAPER = AugmentationConfig()
 _DPI = 160

@@ -11,7 +11,8 @@ import torch
 
 from unet_repro.config import TrainConfig, WeightMapConfig
 from unet_repro.errors import InputError, note
-from unet_repro.images.labels import UNKNOWN_CELL, LabelSettings, Reading, read_meaning
+from unet_repro.images.label_settings import LabelSettings
+from unet_repro.images.labels import UNKNOWN_CELL, Reading, read_meaning
 from unet_repro.images.slices import Slices, joined, mapped, part, pieces
 from unet_repro.training.dataset import TrainingSet
 from unet_repro.training.holding_out import held_out_numbers

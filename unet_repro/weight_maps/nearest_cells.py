@@ -30,29 +30,81 @@ class Terms(NamedTuple):
     near_sigma: float
 
 
+class Sweeps(NamedTuple):
+    """Where a slice's bands begin: for the row above each, and the one below, what sweeps know.
+
+    That is each column's rows of the two nearest distinct cells so far, int32 (bands, 2, width),
+    -1 where there is none, and the nearest one's id (bands, width).
+    """
+
+    above: np.ndarray
+    above_label: np.ndarray
+    below: np.ndarray
+    below_label: np.ndarray
+
+
+def begun_sweeps(ids: np.ndarray, ignore: np.signedinteger, edges: np.ndarray) -> Sweeps:
+    """Sweep a slice once each way, so that bands of rows edges[k] ... edges[k + 1] - 1 can begin.
+
+    `ids` is int32 or int64 (y, x), with 0 as background; `ignore`, of the same type, is unknown.
+    """
+    shape = len(edges) - 1, ids.shape[1]
+    kept = [np.empty(s, t) for t, s in ((np.int32, (shape[0], 2, shape[1])), (ids.dtype, shape))]
+    sweeps = Sweeps(*kept, *map(np.empty_like, kept))
+    _sweep(ids, ignore, edges, *sweeps)
+    return sweeps
+
+
+@_compiled
+def _sweep(  # type: ignore[no-untyped-def]
+    ids, ignore, edges, above, above_label, below, below_label
+):
+    width = ids.shape[1]
+    last, last_label = np.full((2, width), -1, np.int32), np.zeros(width, ids.dtype)
+    for k in range(len(edges) - 1):
+        above[k], above_label[k] = last, last_label
+        for y in range(edges[k], edges[k + 1]):
+            _pass_row(ids[y], ignore, y, last, last_label)
+    last[:], last_label[:] = -1, 0
+    for k in range(len(edges) - 2, -1, -1):
+        below[k], below_label[k] = last, last_label
+        for y in range(edges[k + 1] - 1, edges[k] - 1, -1):
+            _pass_row(ids[y], ignore, y, last, last_label)
+
+
 @_compiled
 def solve_band(  # type: ignore[no-untyped-def]
-    ids, ignore, y0, y1, rows, classes, terms, reach2, first_out, second_out
+    ids,
+    ignore,
+    y0,
+    y1,
+    above,
+    above_label,
+    below,
+    below_label,
+    classes,
+    terms,
+    reach2,
+    first_out,
+    second_out,
 ):
     """Write rows y0 ... y1 - 1: d1 and d2 into the two outputs, or, without a second, weights.
 
     Only pixels with class BACKGROUND are solved, and distances only up to the root of reach2.
+    `above` and the three after it are a band's of `Sweeps`.
     """
-    height, width = ids.shape
-    last_label, label = np.zeros(width, ids.dtype), np.empty(width, ids.dtype)
-    last = np.full((2, width), -1, np.int64)
-    for y in range(y1):  # downwards: rows of the two nearest distinct cells not below y
+    width = ids.shape[1]
+    last, last_label, label = above.copy(), above_label.copy(), np.empty(width, ids.dtype)
+    rows = np.empty((y1 - y0, 2, width), np.int32)
+    for y in range(y0, y1):  # downwards: rows of the two nearest distinct cells not below y
         _pass_row(ids[y], ignore, y, last, last_label)
-        if y >= y0:
-            rows[:, y - y0] = last
-    last[:], last_label[:] = -1, 0
+        rows[y - y0] = last
+    last[:], last_label[:] = below, below_label
     row = np.empty((9, width), np.int64)
     hopeless = 0  # rows to go without trying the scan again
-    for y in range(height - 1, y0 - 1, -1):  # upwards: of those not above y
+    for y in range(y1 - 1, y0 - 1, -1):  # upwards: of those not above y
         _pass_row(ids[y], ignore, y, last, last_label)
-        if y >= y1:
-            continue
-        _merge_columns(ids, y, rows[:, y - y0], last, last_label, label, row)
+        _merge_columns(ids, y, rows[y - y0], last, last_label, label, row)
         if hopeless or not _scan_row(classes[y], label, row[0], row[1], reach2, row[2], row[3]):
             _envelope_row(label, row, reach2)
             hopeless = (hopeless or 8) - 1
@@ -92,10 +144,10 @@ def _pass_row(ids, ignore, y, last, last_label):  # type: ignore[no-untyped-def]
 def _merge_columns(ids, y, above, below, below_label, label, row):  # type: ignore[no-untyped-def]
     """Find each column's nearest cell and the squared distances to it and to another (row 0, 1)."""
     for x in range(label.size):
-        a1 = (y - above[0, x]) ** 2 if above[0, x] >= 0 else FAR
-        a2 = (y - above[1, x]) ** 2 if above[1, x] >= 0 else FAR
-        b1 = (y - below[0, x]) ** 2 if below[0, x] >= 0 else FAR
-        b2 = (y - below[1, x]) ** 2 if below[1, x] >= 0 else FAR
+        a1 = np.int64(y - above[0, x]) ** 2 if above[0, x] >= 0 else FAR
+        a2 = np.int64(y - above[1, x]) ** 2 if above[1, x] >= 0 else FAR
+        b1 = np.int64(y - below[0, x]) ** 2 if below[0, x] >= 0 else FAR
+        b2 = np.int64(y - below[1, x]) ** 2 if below[1, x] >= 0 else FAR
         a, b = ids[above[0, x], x] if a1 < FAR else 0, below_label[x]
         if a1 <= b1:
             label[x], row[0, x], row[1, x] = a, a1, min(a2, b2 if a == b else b1)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from unet_repro._version import __version__
 from unet_repro.cluster import HERE, Machines, Run, compute, connected, cores, threads_each
-from unet_repro.config import keywords_from
+from unet_repro.config import SHARD_PX, keywords_from
 from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart, check_folder
 from unet_repro.files.block_array import BlockArray
@@ -23,125 +23,27 @@ from unet_repro.files.block_store import BlockStore
 from unet_repro.files.places import name_of, url_of
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.label_facts import SliceFacts, slice_facts
-from unet_repro.images.labels import (
-    LabelKind,
-    LabelSettings,
-    Reading,
-    as_integers,
-    meaning,
-)
-from unet_repro.images.ome_zarr import ImageFacts, Ngff, local_or_url
+from unet_repro.images.labels import Reading, as_integers, meaning
+from unet_repro.images.ome_zarr import ImageFacts, local_or_url
 from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.tiff_axes import Axes
-from unet_repro.images.tiff_writer import Compression, write_pages
-from unet_repro.images.zarr_output import SHARD_PX, Layout, ZarrOutput, is_zarr_name
+from unet_repro.images.tiff_writer import write_pages
+from unet_repro.images.zarr_output import Layout, ZarrOutput, is_zarr_name
 from unet_repro.progress import ProgressBar
 from unet_repro.threads import in_order
+from unet_repro.weight_maps.settings import WeightMapSettings
 from unet_repro.weight_maps.weight_map import (
-    DEFAULT_SIGMA_PX,
-    DEFAULT_W0,
     VERSION,
-    Variant,
     class_sizes,
     frequency_weights,
     weigh,
-    weight_map,
 )
 
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class WeightMapSettings:
-    """Settings of a stack's weight map: the flags of `weight-map`.
-
-    Parameters
-    ----------
-    w0
-        Height of the border term; by default 10, of the variant short 1, of falk2019 50.
-    sigma
-        Its width in px; by default 5, of the variant falk2019 6.
-    class_balance
-        frequency: both classes weigh the same in total over the stack; none: 1 everywhere.
-    variant
-        paper: Eq. 2; short: with w0 = 1; falk2019: that of Falk et al., with its own balance.
-    label_kind
-        What the values mean. mask: 4-connected components in a slice are the cells, of several
-        values above 0 what is above half of the highest. ids: k > 0 is cell k. classes: components
-        of a class above 0 are cells. auto: a mask where one value above 0 occurs, else ids; what
-        looks like a grey image or a spoiled mask is refused.
-    ignore_label
-        Value of pixels of which nothing is known: they weigh 0.
-    axes
-        Of the labels, in place of those that the file declares, such as ZYX.
-    separate_touching
-        Weight a ridge between touching cells as background.
-    separation_px
-        The pixels of a cell that lie so near to another cell become ridge.
-    compression
-        Of the output, lossless; ImageJ reads zlib, lzw and none. OME-Zarr is zstd.
-    level
-        Of an OME-Zarr image that is read; 0 is the finest.
-    ngff
-        Version of the OME-Zarr image that is written: 0.5, sharded; or 0.4, which has no shards,
-        for older readers.
-    """
-
-    w0: float | None = None
-    sigma: float | None = None
-    class_balance: Literal["frequency", "none"] = "frequency"
-    variant: Variant = "paper"
-    label_kind: LabelKind = "auto"
-    ignore_label: int | None = None
-    separate_touching: bool = False
-    separation_px: float = 1.0
-    axes: str = ""
-    compression: Compression = "none"
-    level: int = 0
-    ngff: Ngff = "0.5"
-
-    def __post_init__(self) -> None:
-        if self.class_balance is None:
-            object.__setattr__(self, "class_balance", "none")
-        allowed = {"class_balance": ("frequency", "none"), "compression": get_args(Compression)}
-        for name, choices in allowed.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise InputError(f"{name} is {value!r}: one of {', '.join(choices)} is needed")
-        weight_map(  # refuses what is no setting
-            np.zeros((0, 1), np.uint8),
-            **self.map_options(),
-            label_kind=self.label_kind,
-            ignore_label=self.ignore_label,
-        )
-
-    @property
-    def labels(self) -> LabelSettings:
-        """How the labels are to be read."""
-        return LabelSettings(self.label_kind, self.ignore_label)
-
-    def map_options(self) -> dict[str, Any]:
-        """Return what `weigh` takes, w_c as it is without the whole stack."""
-        names = ("w0", "sigma", "variant", "separate_touching", "separation_px")
-        balance = "frequency" if self.class_balance == "frequency" else None
-        return {**{name: getattr(self, name) for name in names}, "class_balance": balance}
-
-    def record(self) -> dict[str, Any]:
-        """Return them as JSON takes them, with the values that the defaults stand for."""
-        given = {name: value for name, value in vars(self).items() if name != "ngff"}
-        if not self.level:  # it decides nothing
-            del given["level"]
-        return {
-            **given,
-            "w0": float(DEFAULT_W0[self.variant] if self.w0 is None else self.w0),
-            "sigma": float(DEFAULT_SIGMA_PX[self.variant] if self.sigma is None else self.sigma),
-            # falk2019 has a balance of its own
-            "class_balance": "none" if self.variant == "falk2019" else self.class_balance,
-        }
 
 
 @keywords_from(WeightMapSettings)

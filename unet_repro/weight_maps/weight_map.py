@@ -8,29 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from unet_repro import config
+from unet_repro.choices import LabelKind, Variant
 from unet_repro.errors import InputError
-from unet_repro.images.labels import (
-    UNKNOWN_CELL,
-    LabelKind,
-    LabelSettings,
-    Reading,
-    as_stack,
-    read_meaning,
-)
+from unet_repro.images.label_settings import LabelSettings
+from unet_repro.images.labels import UNKNOWN_CELL, Reading, as_stack, read_meaning
 from unet_repro.images.slices import Slices, pieces
-from unet_repro.weight_maps.nearest_cells import BACKGROUND, CELL, FAR, UNKNOWN, Terms, solve_band
+from unet_repro.weight_maps.nearest_cells import (
+    BACKGROUND,
+    CELL,
+    FAR,
+    UNKNOWN,
+    Terms,
+    begun_sweeps,
+    solve_band,
+)
+from unet_repro.weight_maps.settings import border_term, check_radius
 
-Variant = Literal["paper", "short", "falk2019"]
 ClassBalance = Literal["frequency"] | tuple[float, ...] | None
 
-DEFAULT_W0 = {"paper": config.W0, "short": 1.0, "falk2019": 50.0}
-DEFAULT_SIGMA_PX = {"paper": config.SIGMA_PX, "short": config.SIGMA_PX, "falk2019": 6.0}
 VERSION = 1  # raise it whenever `weight_map` gives other numbers for the same labels and settings
+_BAND_ROWS = 256  # that a thread solves at once
 _FALK_BACKGROUND, _FALK_NEAR_SIGMA_PX = 0.1, 10.0
 
 
@@ -104,8 +106,8 @@ def weight_map(
 
     A summand below 1e-9 of the background's weight, which float32 cannot show, is left out.
     Memory beyond input and output: at most 10 bytes per pixel of the slices at work (one per
-    thread) and 1 byte per pixel of the stack; 4 more for slices higher than 32767 px. With
-    `separate_touching` 8 more, and a copy of the labels.
+    thread), of large int32 ids 3, and 1 byte per pixel of the stack. With `separate_touching` 8
+    more, and a copy of the labels.
 
     References
     ----------
@@ -146,7 +148,7 @@ def weigh(
     workers: int = 1,
 ) -> np.ndarray:
     """Compute what `weight_map` does, of labels (z, y, x) whose meaning is decided already."""
-    _check_radius(separation_px, "separation_px")
+    check_radius(separation_px, "separation_px")
     roles = _roles(stack, reading)
     if separate_touching:
         for z, ridge in _ridges(stack, reading, separation_px, workers):
@@ -260,7 +262,7 @@ def separate_touching(
     >>> separate_touching(np.array([[3, 3, 3, 8, 8, 0]]))
     array([[3, 3, 0, 0, 8, 0]])
     """
-    _check_radius(radius, "radius")
+    check_radius(radius, "radius")
     stack, reading = _read(labels, label_kind, ignore_label, workers)
     out = np.array(stack)
     for z, ridge in _ridges(stack, reading, radius, workers):
@@ -328,16 +330,7 @@ def _given_weights(class_balance: Any, n_classes: int) -> tuple[float, ...]:
 
 def _terms(w_c: tuple[float, ...], w0: float | None, sigma: float | None, variant: Any) -> Terms:
     """Return the summands' numbers, or raise."""
-    if variant not in DEFAULT_W0:
-        raise InputError(f"variant is {variant!r}: one of {', '.join(DEFAULT_W0)} is needed")
-    w0 = float(DEFAULT_W0[variant] if w0 is None else w0)
-    sigma = float(DEFAULT_SIGMA_PX[variant] if sigma is None else sigma)
-    if not 0 <= w0 < math.inf:
-        raise InputError(f"w0 is {w0}: a finite number, 0 or more, is needed")
-    if not 0 < sigma < math.inf:
-        raise InputError(f"sigma is {sigma}: a finite number of px above 0 is needed")
-    if variant == "short" and w0 != 1:
-        raise InputError(f"w0 is {w0}: the variant 'short' means 1; 'paper' takes any")
+    w0, sigma = border_term(variant, w0, sigma)
     if variant == "falk2019":
         falk = _FALK_BACKGROUND
         return Terms(1.0, falk, w0, sigma, 1.0 - falk, _FALK_NEAR_SIGMA_PX)
@@ -352,11 +345,6 @@ def _reach2(terms: Terms) -> int:
         if height > negligible:
             reach = max(reach, sigma * math.sqrt(2 * math.log(height / negligible)))
     return math.ceil(min(reach, 1e8) ** 2)  # below FAR, and beyond any slice
-
-
-def _check_radius(radius: float, name: str) -> None:
-    if not radius >= 0:
-        raise InputError(f"{name} is {radius}: it must be 0 px or more")
 
 
 def _ridges(
@@ -377,25 +365,20 @@ def _for_each_band(
     workers: int,
     solve: Callable[..., None],
 ) -> None:
-    """Call ``solve(z, ids, ignore, y0, y1, rows)`` for bands of rows y0 ... y1 - 1."""
-    depth, height, width = stack.shape
+    """Call ``solve(z, ids, ignore, y0, y1, *sweeps)`` for bands of rows y0 ... y1 - 1."""
+    depth, height, _ = stack.shape
     if not stack.size:
         return
-    bands = min(-(-workers // depth), height)
-    edges = [height * band // bands for band in range(bands + 1)]
-    row_type = np.int16 if height < 1 << 15 else np.int32
+    edges = np.linspace(0, height, -(-height // _BAND_ROWS) + 1).astype(np.int64)
 
     def solve_slice(z: int, run: Callable[..., Any]) -> None:
         ids = reading.cells(stack[z])
         ignore = ids.dtype.type(UNKNOWN_CELL)
-
-        def solve_rows(y0: int, y1: int) -> None:
-            solve(z, ids, ignore, y0, y1, np.empty((2, y1 - y0, width), row_type))
-
-        list(run(solve_rows, edges[:-1], edges[1:]))
+        sweeps = begun_sweeps(ids, ignore, edges)
+        list(run(partial(solve, z, ids, ignore), edges[:-1], edges[1:], *sweeps))
 
     with ThreadPoolExecutor(workers) as pool:
-        if bands == 1:
+        if depth >= workers:
             list(pool.map(lambda z: solve_slice(z, map), range(depth)))
         else:
             for z in range(depth):

@@ -1,0 +1,85 @@
+"""Draw augmented samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from unet_repro.commands.options import (
+    ImageAxes,
+    Images,
+    LabelOptions,
+    Labels,
+    MaskSuffix,
+    Overwrite,
+    tell,
+)
+from unet_repro.config import TILE_INPUT_PX, AugmentationConfig
+from unet_repro.files.atomic import check_apart, check_output
+from unet_repro.images.label_settings import LabelSettings
+
+
+@dataclass(frozen=True)
+class PreviewAugmentation:
+    """Draw the middle slice, and augmented samples of it with their deformed weight maps.
+
+    Parameters
+    ----------
+    out
+        PNG to write.
+    in_channels
+        Channels of the images; three are drawn as colours, of others the first.
+    tile
+        Side of a sample in px.
+    samples
+        How many to draw beside the original.
+    seed
+        Of the samples.
+    """
+
+    images: Images
+    labels: Labels
+    out: Path
+    settings: tyro.conf.OmitArgPrefixes[AugmentationConfig] = field(
+        default_factory=AugmentationConfig
+    )
+    read_as: LabelOptions = field(default_factory=LabelSettings)
+    axes: ImageAxes = ""
+    mask_suffix: MaskSuffix = ""
+    in_channels: int = 1
+    tile: int = TILE_INPUT_PX
+    samples: int = 8
+    seed: int = 0
+    overwrite: Overwrite = False
+
+    def run(self) -> int:
+        from unet_repro.images.stacks import read_pair
+        from unet_repro.reports.preview import augmentation_preview
+
+        for source in (self.images, self.labels):
+            check_apart(self.out, source)
+        check_output(self.out, overwrite=self.overwrite)
+        images, labels = read_pair(
+            self.images,
+            self.labels,
+            channels=self.in_channels,
+            ignore_label=self.read_as.ignore_label,
+            axes=self.axes or None,
+            mask_suffix=self.mask_suffix,
+        )
+        reading = augmentation_preview(
+            images,
+            labels,
+            self.out,
+            settings=self.settings,
+            window=self.tile,
+            samples=self.samples,
+            seed=self.seed,
+            **vars(self.read_as),
+            overwrite=self.overwrite,
+        )
+        tell("labels", reading)
+        print(self.out)
+        return 0
