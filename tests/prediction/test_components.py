@@ -135,7 +135,7 @@ def grown_slowly(ids: np.ndarray, radius: float) -> np.ndarray:
         return ids.copy()
     distances = np.stack([cKDTree(np.argwhere(ids == k)).query(places)[0] for k in numbers])
     d1, d2 = np.sort(distances, axis=0)[:2]
-    is_ridge = (d2 > radius) & (d1 + d2 <= 2 * radius + 1 + 1e-6)
+    is_ridge = (d2 > radius) & (d1 + d2 <= 2.2 * radius + 1 + 1e-6)
     out = ids.copy()
     out[tuple(places[is_ridge].T)] = numbers[distances.argmin(axis=0)[is_ridge]]  # ties: the lowest
     return out
@@ -166,7 +166,7 @@ def touching_cells(seed: int, side: int = 200, spacing: int = 40) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("radius", "least"), [(1, 0.99), (1.5, 0.99), (2, 0.98), (3, 0.96)], ids=str
+    ("radius", "least"), [(1, 0.99), (1.5, 0.99), (2, 0.99), (3, 0.99), (5, 0.98)], ids=str
 )
 def test_touching_cells_come_back(radius: float, least: float) -> None:
     """Of a prediction without an error: the mask alone makes one cell of all."""

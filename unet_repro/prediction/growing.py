@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unet_repro.weight_maps.nearest_cells import Terms, begun_sweeps, solve_band
 
+_WIDTH = 2.2  # of a ridge, in radii
 _NO_TERMS = Terms(0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
 
 
@@ -35,13 +36,14 @@ def grown(bands: Iterable[NDArray[Any]], radius: float) -> Iterator[NDArray[Any]
     -----
     Let d1 and d2 be the distances of a background pixel to the two nearest instances, as in Eq. 2.
     A pixel that was taken from a cell has d2 > radius, as the pixels that remain have no other cell
-    within `radius`; and across a straight border d1 + d2 = 2 radius + 1. So the pixels with
-    d2 > radius and d1 + d2 <= 2 radius + 1 go to the nearest instance, of equally near ones to the
-    lowest id; all others stay. An instance that is alone does not change. Cells that lie apart by
-    just as wide a gap cannot be told from those that touched: their gap closes too.
+    within `radius`. Across a straight border d1 + d2 = 2 radius + 1; where three cells meet it
+    grows to 2.3 radius, and so it does in the open notch between two round ones. So the pixels with
+    d2 > radius and d1 + d2 <= 2.2 radius + 1 go to the nearest instance, of equally near ones to
+    the lowest id; all others stay. An instance that is alone does not change. Cells that lie apart
+    by just as wide a gap cannot be told from those that touched: their gap closes too.
 
-    Memory: 48 bytes for each pixel of a band (of 2 radius rows at least) and of 2 radius rows above
-    and below it.
+    Memory: 48 bytes for each pixel of a band (of 2.2 radius rows at least) and of 2.2 radius rows
+    above and below it.
 
     Examples
     --------
@@ -49,7 +51,7 @@ def grown(bands: Iterable[NDArray[Any]], radius: float) -> Iterator[NDArray[Any]
     >>> np.concatenate(list(grown([ids], 1)))
     array([[0, 1, 1, 1, 2, 2, 2, 0, 3]], dtype=uint8)
     """
-    margin = int(2 * radius)  # d1 is 1 or more, so that d2 is no more than this
+    margin = reach_px(radius)
     window, done = None, 0  # rows of the page, and how many of them are out already
     for band in bands:
         window = band if window is None else np.concatenate([window, band])
@@ -62,11 +64,16 @@ def grown(bands: Iterable[NDArray[Any]], radius: float) -> Iterator[NDArray[Any]
         yield _closed(window, radius)[done:]
 
 
+def reach_px(radius: float) -> int:
+    """Return how far off an instance is that decides on a pixel: d1 is 1 or more, d2 the rest."""
+    return int(_WIDTH * radius)
+
+
 def _closed(ids: NDArray[Any], radius: float) -> NDArray[Any]:
-    d1, d2 = _two_nearest(ids, 2 * radius)
-    y, x = np.nonzero((ids == 0) & (d2 > radius) & (d1 + d2 <= 2 * radius + 1))
+    d1, d2 = _two_nearest(ids, _WIDTH * radius)
+    y, x = np.nonzero((ids == 0) & (d2 > radius) & (d1 + d2 <= _WIDTH * radius + 1))
     squared = np.rint(np.square(d1[y, x])).astype(np.int64)
-    reach = int(radius) + 1  # d1 is no more than radius + 1/2
+    reach = int(_WIDTH * radius / 2) + 1  # d1 is no more than half of the sum
     around = np.pad(ids, reach)
     steps = np.argwhere(np.ones((2 * reach + 1,) * 2))  # to a pixel of `around`, from its corner
     lengths = ((steps - reach) ** 2).sum(axis=1)

@@ -104,10 +104,12 @@ class Buffers:
 
     def _labelling(self) -> tuple[int, int]:
         """Return what the two passes over the pages take, beside the numbers of the instances."""
-        from unet_repro.prediction.components import BAND_PX  # it loads what few plans need
+        # here: they load what few plans need
+        from unet_repro.prediction.components import BAND_PX
+        from unet_repro.prediction.growing import reach_px
 
         rows = max(1, BAND_PX // self.output[1])
-        margin = int(2 * self.grow_px)
+        margin = reach_px(self.grow_px)
         first = min(rows, self.output[0]) * self.output[1] * _FOUND
         per_px = _NUMBERED + (_GROWN if self.grow_px else 0)
         second = min(max(rows, margin) + 2 * margin, self.output[0]) * self.output[1] * per_px
