@@ -34,16 +34,16 @@ os._exit(0)
 
 @pytest.fixture
 def loading(tmp_path):
-    """Run a program that is sent a signal while it loads the first library."""
-    (tmp_path / "tyro.py").write_text(LIBRARY)
+    """Run a program that is sent a signal while it loads a library, by default the first one."""
 
-    def run(name, number, *, is_heard=True):
+    def run(name, number, *arguments, is_heard=True, library="tyro"):
+        (tmp_path / f"{library}.py").write_text(LIBRARY)
         if name == "console script" and not PROGRAMS[name][-1].exists():
             pytest.skip("the package is not installed")
         path = f"{tmp_path}{os.pathsep}{PROJECT}"
         handler = signal.SIG_DFL if is_heard else signal.SIG_IGN
         done = subprocess.run(
-            PROGRAMS[name],
+            [*PROGRAMS[name], *arguments],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path, "SENT": str(int(number))},
@@ -57,6 +57,15 @@ def loading(tmp_path):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_ctrl_c_while_the_libraries_load_ends_the_program_without_a_word(loading, name):
     assert loading(name, signal.SIGINT) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_while_a_command_loads_its_own_is_one_line(loading):
+    command = ("predict", "image.tif", "--model", "em", "--out", "out.tif")
+    assert loading("module", signal.SIGINT, *command, library="torch") == (
+        program.INTERRUPTED,
+        "",
+        "error: interrupted\n",
+    )
 
 
 @pytest.mark.parametrize("name", ["module", "EM challenge", "ISBI 2012 data"])
