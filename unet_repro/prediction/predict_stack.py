@@ -163,7 +163,7 @@ def prepared(
         precision=choose_precision(settings.precision, device),
         backend=settings.backend,
     )
-    memory = settings.memory_bytes or predictor.default_memory() // (machines.workers or 1)
+    memory = settings.memory_bytes or predictor.default_memory(machines.workers or 1)
     at = "" if model_file is None else os.fspath(model_file)
     planner = _Planner(
         predictor,
