@@ -24,7 +24,7 @@ from unet_repro.config import TILE_INPUT_PX, AugmentationConfig, TrainConfig
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.files.lock import run_lock
-from unet_repro.files.places import url_of
+from unet_repro.files.places import as_path, url_of
 from unet_repro.images.calibration import read_info
 from unet_repro.images.labels import (
     UNKNOWN_CELL,
@@ -580,9 +580,9 @@ def _table(result: dict[str, Any]) -> str:
 def _told(is_complete: bool, machines: Machines, out: Path) -> int:
     """Say where an output is, or that other parts of it are missing; return the exit code."""
     if is_complete:
-        print(url_of(out) or out)
+        print(as_path(out))
     else:
-        told = f"part {machines.part} of {url_of(out) or out} is done; other parts are missing yet"
+        told = f"part {machines.part} of {as_path(out)} is done; other parts are missing yet"
         print(one_line(told), file=sys.stderr)
     return 0
 

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unet_repro.errors import InputError, one_line
+from unet_repro.errors import InputError, note, notes_kept, one_line
 
 Run = Callable[[Iterable[int]], Iterator[int]]  # computes units in order, yields their numbers
 Failure = tuple[int, str]  # of a unit, and why
@@ -161,15 +161,17 @@ def let_go(key: str) -> None:
         held.stack.close()
 
 
-def work_on(key: str, numbers: list[int]) -> tuple[int, float, list[Failure]]:
-    """Compute a batch in a worker's process; return how many, the seconds, and what failed."""
+def work_on(key: str, numbers: list[int]) -> tuple[float, list[Failure], list[str]]:
+    """Compute a batch in a worker's process; return the seconds, what failed, and notes."""
     held = _held[key]
     with held.lock:
         if held.run is None:
-            held.run = held.stack.enter_context(held.work.opened(held.threads))
+            with notes_kept():  # those of opening, the process that began it has given
+                held.run = held.stack.enter_context(held.work.opened(held.threads))
         begin = time.monotonic()
-        failures = _run_all(held.run, numbers)
-        return len(numbers) - len(failures), time.monotonic() - begin, failures
+        with notes_kept() as notes:
+            failures = _run_all(held.run, numbers)
+        return time.monotonic() - begin, failures, notes
 
 
 def _run_all(run: Run, numbers: list[int]) -> list[Failure]:
@@ -193,8 +195,11 @@ def _run_all(run: Run, numbers: list[int]) -> list[Failure]:
 def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
     """Give a client of a cluster: of processes that are started here, or of one that is there.
 
-    `gpus` are those of this machine: each worker sees one.
+    None where this process computes. `gpus` are those of this machine: each worker sees one.
     """
+    if not machines.are_others:
+        yield None
+        return
     try:
         import distributed
     except ImportError as error:
@@ -336,6 +341,7 @@ class _Window:
         self._client, self._key, self._numbers = client, key, iter(numbers)
         self._left = len(numbers)
         self._failures, self._largest = failures, largest_batch
+        self._told: set[str] = set()  # notes
         self._batch = 1  # until it is known how long a unit takes
         self._again: deque[int] = deque()  # of batches whose workers died: each alone
         self._flying: dict[str, list[int]] = {}  # by the future's key
@@ -362,7 +368,7 @@ class _Window:
         if future.status in ("cancelled", "lost"):  # with the scheduler; no task here ends so
             raise OSError(f"a batch is {future.status}")
         try:
-            _, taken_s, failures = future.result()
+            taken_s, failures, notes = future.result()
         except KilledWorker:
             if len(batch) > 1:
                 self._again.extend(batch)
@@ -378,6 +384,9 @@ class _Window:
             words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
             raise InputError(f"a worker cannot do its work: {words}") from error
         self._failed(failures)
+        for text in set(notes) - self._told:
+            note(text)
+        self._told.update(notes)
         failed = {number for number, _ in failures}
         fitting = BATCH_S * len(batch) / max(taken_s, 1e-9)
         # no more than twice as many at once: the first units may be the easy ones
@@ -432,6 +441,8 @@ def compute(
     if client is None:
         with work.opened(threads) as run:
             yield from run(numbers)
+        return
+    if not len(numbers):
         return
     failures: list[Failure] = []
     yield from run_units(client, work, numbers, failures, threads=threads)
