@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from unet_repro import cluster
 from unet_repro.cluster import Failure, Machines, Run, compute, connected, run_units, threads_each
-from unet_repro.errors import InputError
+from unet_repro.errors import InputError, InputNote, note
 
 distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")
@@ -112,8 +114,78 @@ def test_few_batches_are_known_to_the_scheduler_and_none_is_kept(tmp_path):
         for number in run_units(client, Marks(str(tmp_path)), range(300), [], largest_batch=5):
             most = max(most, len(client.futures))
             assert number < 300
-        assert 0 < most <= 2 * 2 + 2
+        assert 0 < most <= 2 + 2  # one a worker, and what is just being released
         assert not client.futures
+
+
+def test_batches_grow_and_none_is_more_than_half_of_a_fair_part(tmp_path, monkeypatch):
+    batches = []
+    with threads_as_workers() as client:
+
+        def submit(function, key, batch, **options):
+            batches.append(len(batch))
+            return type(client).submit(client, function, key, batch, **options)
+
+        monkeypatch.setattr(client, "submit", submit)
+        list(run_units(client, NoWork(), range(200), []))
+    assert sum(batches) == 200 and max(batches) > 8
+    begun = 0
+    for size in batches:
+        assert size <= max(1, (200 - begun) / 2 / 2)
+        begun += size
+    assert batches[-3:] == [1, 1, 1]
+
+
+def test_worker_that_comes_later_gets_work_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.01)
+    with threads_as_workers(1) as client:
+        for number in run_units(client, Where(str(tmp_path)), range(60), [], largest_batch=1):
+            if number == 3:
+                client.cluster.scale(2)
+                client.wait_for_workers(2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@dataclass(frozen=True)
+class Where:
+    """A file for each worker that has done something."""
+
+    folder: str
+
+    @contextmanager
+    def opened(self, threads: int) -> Iterator[Run]:
+        def run(numbers: Iterable[int]) -> Iterator[int]:
+            for number in numbers:
+                name = distributed.get_worker().address.replace("/", ".")
+                Path(self.folder, name).touch()
+                time.sleep(0.02)
+                yield number
+
+        yield run
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Gives a note on opening and with each unit."""
+
+    @contextmanager
+    def opened(self, threads: int) -> Iterator[Run]:
+        note("opened")
+
+        def run(numbers: Iterable[int]) -> Iterator[int]:
+            for number in numbers:
+                note(f"kind {number % 2}")
+                yield number
+
+        yield run
+
+
+def test_notes_of_workers_are_given_once_but_for_those_of_opening():
+    with threads_as_workers() as client, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        list(run_units(client, Telling(), range(20), []))
+    texts = [str(each.message) for each in said if each.category is InputNote]
+    assert sorted(texts) == ["kind 0", "kind 1"]
 
 
 def test_what_fails_everywhere_ends_soon(tmp_path):

@@ -1,8 +1,9 @@
 """Work in numbered units on Dask's workers, never more of it in flight than they need.
 
-A task is a batch of units, its result a short list, and some 2 × workers + 2 batches are known to
-the scheduler at a time: a graph of a million tasks takes it a gigabyte before any work. What is
-done is no matter of Dask's: whoever gives the numbers knows (`files.block_array`).
+A task is a batch of units, its result a short list, and each worker has one: a graph of a million
+tasks takes the scheduler a gigabyte before any work, and what waits at a busy worker keeps the
+others idle at the end. What is done is no matter of Dask's: whoever gives the numbers knows
+(`files.block_array`).
 """
 
 from __future__ import annotations
@@ -10,27 +11,43 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import logging
+import math
 import os
+import queue
 import re
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unet_repro.errors import InputError, one_line
+from unet_repro.errors import InputError, note, notes_kept, one_line
 
 Run = Callable[[Iterable[int]], Iterator[int]]  # computes units in order, yields their numbers
 Failure = tuple[int, str]  # of a unit, and why
 
 BATCH_S = 60.0  # what a batch should take; a kill costs at most that much for each worker
 _LARGEST_BATCH = 1000
+_SHARES = 2  # no batch is more of a worker's part of what is left than one of so many
+_LOOK_S = 1.0  # how often workers are counted: they come and go
 _MOST_FAILED = 100  # then no more are tried
 _MOST_NAMED = 5
+_SETTINGS = {  # of Dask, where it is started here
+    "distributed.scheduler.worker-saturation": 1.0,
+    # nothing waits at a worker: there is nothing to steal
+    "distributed.scheduler.work-stealing": False,
+    # glibc gives the thread that computes a heap of its own, which holds no block of 64 MB: each
+    # would be fresh pages, for 40 % more time. The others are what it adapts to, unless Dask sets
+    # one of them
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**26,
+}
 _EXTRA = "needs the package distributed: pip install 'unet-repro[distributed]'"
 
 
@@ -144,15 +161,17 @@ def let_go(key: str) -> None:
         held.stack.close()
 
 
-def work_on(key: str, numbers: list[int]) -> tuple[int, float, list[Failure]]:
-    """Compute a batch in a worker's process; return how many, the seconds, and what failed."""
+def work_on(key: str, numbers: list[int]) -> tuple[float, list[Failure], list[str]]:
+    """Compute a batch in a worker's process; return the seconds, what failed, and notes."""
     held = _held[key]
     with held.lock:
         if held.run is None:
-            held.run = held.stack.enter_context(held.work.opened(held.threads))
+            with notes_kept():  # those of opening, the process that began it has given
+                held.run = held.stack.enter_context(held.work.opened(held.threads))
         begin = time.monotonic()
-        failures = _run_all(held.run, numbers)
-        return len(numbers) - len(failures), time.monotonic() - begin, failures
+        with notes_kept() as notes:
+            failures = _run_all(held.run, numbers)
+        return time.monotonic() - begin, failures, notes
 
 
 def _run_all(run: Run, numbers: list[int]) -> list[Failure]:
@@ -176,8 +195,11 @@ def _run_all(run: Run, numbers: list[int]) -> list[Failure]:
 def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
     """Give a client of a cluster: of processes that are started here, or of one that is there.
 
-    `gpus` are those of this machine: each worker sees one.
+    None where this process computes. `gpus` are those of this machine: each worker sees one.
     """
+    if not machines.are_others:
+        yield None
+        return
     try:
         import distributed
     except ImportError as error:
@@ -189,10 +211,10 @@ def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
     names = [f"distributed{part}" for part in parts]
     levels = {name: logging.getLogger(name).level for name in names}
     with ExitStack() as stack:
-        # a batch is bound to a worker by nothing: to steal one would only move it
-        quiet = {"logging": dict.fromkeys(names, "critical")}  # of the processes started here
-        settings = {"distributed.scheduler.work-stealing": False, **quiet}
-        stack.enter_context(dask.config.set(settings))
+        stack.enter_context(
+            dask.config.set({**_SETTINGS, "logging": dict.fromkeys(names, "critical")})
+        )
+        stack.enter_context(_same_environment())
         for name in names:
             logging.getLogger(name).setLevel(logging.CRITICAL)
             stack.callback(logging.getLogger(name).setLevel, levels[name])
@@ -211,6 +233,18 @@ def connected(machines: Machines, gpus: int = 0) -> Iterator[Any]:
         # not as a context: where the scheduler is gone, closing may raise
         stack.callback(_closed, client)
         yield client
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Undo at the end what Dask sets for the processes that it starts."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _closed(client: Any) -> None:
@@ -259,7 +293,7 @@ def cores() -> int:
 def run_units(
     client: Any,
     work: Work,
-    numbers: Iterable[int],
+    numbers: Collection[int],
     failures: list[Failure],
     *,
     threads: int = 0,
@@ -282,7 +316,7 @@ def run_units(
     )
     try:
         client.register_plugin(_plugin(key, work, threads))
-        yield from _Window(client, key, iter(numbers), failures, largest_batch).results()
+        yield from _Window(client, key, numbers, failures, largest_batch).results()
     except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
         raise lost from error
     except (OSError, TimeoutError) as error:  # as CommClosedError
@@ -294,51 +328,54 @@ def run_units(
 
 
 class _Window:
-    """The batches in flight, refilled as they are done."""
+    """The batches in flight: one for each worker, smaller ones towards the end."""
 
     def __init__(
         self,
         client: Any,
         key: str,
-        numbers: Iterator[int],
+        numbers: Collection[int],
         failures: list[Failure],
         largest_batch: int,
     ) -> None:
-        from distributed import as_completed
-
-        self._client, self._key, self._numbers = client, key, numbers
+        self._client, self._key, self._numbers = client, key, iter(numbers)
+        self._left = len(numbers)
         self._failures, self._largest = failures, largest_batch
+        self._told: set[str] = set()  # notes
         self._batch = 1  # until it is known how long a unit takes
         self._again: deque[int] = deque()  # of batches whose workers died: each alone
         self._flying: dict[str, list[int]] = {}  # by the future's key
-        self._completed = as_completed(loop=client.loop)
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()  # futures
+        self._workers, self._counted_at = 1, -math.inf
 
     def results(self) -> Iterator[int]:
         self._refill()
-        for future in self._completed:
-            batch = self._flying.pop(future.key)
-            yield from self._result(future, batch)
-            future.release()
-            del future
-            if len(self._failures) > _MOST_FAILED:
-                number, reason = self._failures[0]
-                raise InputError(f"too many units fail, such as unit {number}: {reason}")
+        while self._flying:
+            with contextlib.suppress(queue.Empty):
+                future = self._ended.get(timeout=_LOOK_S)
+                batch = self._flying.pop(future.key)
+                done = self._result(future, batch)
+                future.release()
+                del future
+                self._refill()
+                yield from done
             self._refill()
 
-    def _result(self, future: Any, batch: list[int]) -> Iterator[int]:
+    def _result(self, future: Any, batch: list[int]) -> list[int]:
+        """Return what is done of a batch, and learn of it how large the next ones may be."""
         from distributed import KilledWorker
 
         if future.status in ("cancelled", "lost"):  # with the scheduler; no task here ends so
             raise OSError(f"a batch is {future.status}")
         try:
-            _, taken_s, failures = future.result()
+            taken_s, failures, notes = future.result()
         except KilledWorker:
             if len(batch) > 1:
                 self._again.extend(batch)
             else:
                 words = "its worker died each time that it was tried"
-                self._failures.append((batch[0], words))
-            return
+                self._failed([(batch[0], words)])
+            return []
         except (OSError, TimeoutError):
             raise
         except InputError:  # nothing can be computed, such as for want of the network
@@ -346,31 +383,48 @@ class _Window:
         except Exception as error:  # a fault of ours, or another version there
             words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
             raise InputError(f"a worker cannot do its work: {words}") from error
-        self._failures.extend(failures)
+        self._failed(failures)
+        for text in set(notes) - self._told:
+            note(text)
+        self._told.update(notes)
         failed = {number for number, _ in failures}
         fitting = BATCH_S * len(batch) / max(taken_s, 1e-9)
         # no more than twice as many at once: the first units may be the easy ones
         self._batch = max(1, min(self._largest, 2 * len(batch), int(fitting)))
-        yield from (number for number in batch if number not in failed)
+        return [number for number in batch if number not in failed]
+
+    def _failed(self, failures: list[Failure]) -> None:
+        self._failures.extend(failures)
+        if len(self._failures) > _MOST_FAILED:
+            number, reason = self._failures[0]
+            raise InputError(f"too many units fail, such as unit {number}: {reason}")
 
     def _refill(self) -> None:
-        workers = max(1, len(self._client.scheduler_info()["workers"]))
-        while len(self._flying) < 2 * workers + 2:
+        if time.monotonic() > self._counted_at + _LOOK_S:
+            self._workers = max(1, len(self._client.nthreads()))
+            self._counted_at = time.monotonic()
+        while len(self._flying) < self._workers:
             batch = [self._again.popleft()] if self._again else self._next()
             if not batch:
                 return
             future = self._client.submit(work_on, self._key, batch, pure=False, retries=0)
             self._flying[future.key] = batch
-            self._completed.add(future)
+            future.add_done_callback(self._ended.put)
 
     def _next(self) -> list[int]:
-        return [int(number) for _, number in zip(range(self._batch), self._numbers)]
+        fair = self._left // (_SHARES * self._workers)
+        batch = [
+            int(number)
+            for number in itertools.islice(self._numbers, max(1, min(self._batch, fair)))
+        ]
+        self._left -= len(batch)
+        return batch
 
 
 def compute(
     client: Any,
     work: Work,
-    numbers: Iterable[int],
+    numbers: Collection[int],
     *,
     what: str,
     name: Callable[[int], str],
@@ -387,6 +441,8 @@ def compute(
     if client is None:
         with work.opened(threads) as run:
             yield from run(numbers)
+        return
+    if not len(numbers):
         return
     failures: list[Failure] = []
     yield from run_units(client, work, numbers, failures, threads=threads)

@@ -1,6 +1,8 @@
 """Words to the user: what cannot be used (an exception), and how input was read (a note)."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -24,7 +26,24 @@ class InputNote(UserWarning):
 
 def note(text: str) -> None:
     """Give an `InputNote`, once for each text unless filters say otherwise."""
-    warnings.warn(text, InputNote, stacklevel=3)
+    if _kept is None:
+        warnings.warn(text, InputNote, stacklevel=3)
+    else:
+        _kept.append(text)
+
+
+_kept: list[str] | None = None  # see `notes_kept`
+
+
+@contextmanager
+def notes_kept() -> Iterator[list[str]]:
+    """Keep the texts of notes, of all threads, in a process that works for another, which tells."""
+    global _kept
+    before, _kept = _kept, []
+    try:
+        yield _kept
+    finally:
+        _kept = before
 
 
 def one_line(text: str) -> str:

@@ -140,3 +140,15 @@ def test_nothing_is_written_without_the_claim(tmp_path: Path) -> None:
     assert array.missing().tolist() == [1]
     array.write(0, np.zeros((2, 4), np.uint8))  # it is there: nothing is done
     assert array.read(0).all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_array_that_another_process_has_just_made_stays(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = array_at(tmp_path / "0", name)
+    fill(array, range(1))
+    with monkeypatch.context() as late:
+        late.setattr(Folder, "has", lambda place, key: False)  # it looked before
+        array.create()
+    np.testing.assert_array_equal(array.read(0), values_of(array)[array.slices(0)])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +205,58 @@ def test_chunks_that_are_not_stored_are_told_once(tmp_path: Path) -> None:
             np.testing.assert_array_equal(stack.read_slice(2), pixels[2])
             stack.read_slice(2)
     assert len(said) == 1
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of a server of the folder."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_url_is_shown_as_it_is_and_its_missing_chunks_are_told_once(
+    tmp_path: Path, address: str
+) -> None:
+    pytest.importorskip("obstore")
+    pixels = PIXELS[0, 0].copy()
+    pixels[2, :16, 16:32] = 0
+    ome_zarr(tmp_path / "a.zarr", pixels, "zyx", "0.5")
+    with StackReader(Path(f"{address}/a.zarr")) as stack:
+        with pytest.warns(InputNote) as said:
+            np.testing.assert_array_equal(stack.read(), pixels)
+            stack.read_slice(2)
+        (text,) = (str(each.message) for each in said)
+        assert text.startswith(f"{address}/a.zarr: chunks are missing, which read as 0")
+        (tmp_path / "a.zarr/0/c/1/0/0").write_bytes(b"damaged")
+        with pytest.raises(InputError, match=f"^{address}/a.zarr: slice 1 cannot be read"):
+            stack.read_slice(1)
+
+
+def test_missing_shard_is_told(tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(2, 32, 32), chunks=(1, 8, 8), shards=(1, 16, 16), dtype="u1"
+    )
+    array[0] = 5
+    array[1, :16] = 5
+    with StackReader(tmp_path / "a.zarr") as stack:
+        stack.read_slice(0)
+        with pytest.warns(InputNote, match="chunks are missing"):
+            stack.read_region(1, slice(20, 24), slice(3, 5))
+
+
+def test_folder_that_is_called_zarr_and_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr/0").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"and is no zarr: neither zarr\.json nor \.zgroup"):
+        StackReader(tmp_path / "a.zarr")
 
 
 def test_the_first_of_several_images_is_read_and_that_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.images.zarr_output import halved
 from unet_repro.network.model import UNet
+from unet_repro.network.model_file import save_model
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
@@ -284,6 +287,50 @@ def test_two_runs_of_one_job_at_once_make_what_one_makes(
     monkeypatch.setattr(BlockArray, "write", interfering)
     predict_stack(stack_file, MODEL, out, **options)
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume", "--workers", "1"]])
+def test_two_processes_that_begin_at_once_make_one_image(
+    stack_file: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    save_model(MODEL, tmp_path / "m.safetensors")
+    out, options = tmp_path / "o.zarr", {**OPTIONS, "tile": 60}
+    whole = predict_stack(stack_file, tmp_path / "m.safetensors", tmp_path / "w.zarr", **options)
+    command = [sys.executable, "-m", "unet_repro", "predict", str(stack_file), "--out", str(out)]
+    command += ["--model", str(tmp_path / "m.safetensors"), *flags]
+    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in both]
+    codes = [process.returncode for process in both]
+    assert 0 in codes and set(codes) <= {0, 2}, said
+    for code, (_, errors) in zip(codes, said):
+        assert code == 0 or len(errors.splitlines()) == 1, errors
+    assert contents(out) == contents(whole)
+
+
+def test_without_a_scheduler_nothing_is_begun(stack_file: Path, tmp_path: Path) -> None:
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    save_model(MODEL, tmp_path / "m.safetensors")
+    machines = Machines(scheduler="tcp://127.0.0.1:9")
+    for name in ("o.zarr", "o.tif"):
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),
+            pytest.raises(InputError, match="no scheduler answers"),
+        ):
+            predict_stack(
+                stack_file, tmp_path / "m.safetensors", tmp_path / name, machines=machines
+            )
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_is_read_only_is_no_output(stack_file: Path) -> None:
+    with pytest.raises(InputError, match=r"^http://127\.0\.0\.1:9/o\.zarr: is read only"):
+        predict_stack(stack_file, MODEL, Path("http://127.0.0.1:9/o.zarr"), **OPTIONS)
 
 
 def test_a_place_that_holds_other_things_is_kept(stack_file: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from unet_repro.cluster import Machines
 from unet_repro.errors import one_line
-from unet_repro.files.places import url_of
+from unet_repro.files.places import as_path
 from unet_repro.images.label_settings import LabelSettings
 
 arg = tyro.conf.arg
@@ -49,9 +49,9 @@ Overwrite = Annotated[Flag, arg(help="Replace what is there.")]
 def told(is_complete: bool, machines: Machines, out: Path) -> int:
     """Say where an output is, or that other parts of it are missing; return the exit code."""
     if is_complete:
-        print(url_of(out) or out)
+        print(as_path(out))
     else:
-        told = f"part {machines.part} of {url_of(out) or out} is done; other parts are missing yet"
+        told = f"part {machines.part} of {as_path(out)} is done; other parts are missing yet"
         print(one_line(told), file=sys.stderr)
     return 0
 

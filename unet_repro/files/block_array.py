@@ -106,7 +106,7 @@ class BlockArray:
             return
         import zarr  # takes a third of a second
 
-        with self._writing():
+        def make() -> None:
             zarr.create_array(
                 store=self.place.store(),
                 shape=self.shape,
@@ -118,6 +118,12 @@ class BlockArray:
                 config={"write_empty_chunks": True},
                 **self._layout(),
             )
+
+        with self._writing(), suppress(zarr.errors.ContainsArrayError):  # another process was first
+            try:
+                make()
+            except FileNotFoundError:  # its half-written file was swept by another process
+                make()
 
     def _layout(self) -> dict[str, Any]:
         if self.format == 2:

@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from unet_repro.errors import InputError
 
@@ -36,6 +36,22 @@ def url_of(path: PathLike) -> str | None:
     text = os.fspath(path)
     found = _URL.match(text)
     return f"{found[1]}://{text[found.end() :].rstrip('/')}" if found else None
+
+
+class _Url(PurePosixPath):
+    def __str__(self) -> str:
+        return url_of(super().__str__()) or ""
+
+
+def as_path(path: PathLike) -> Path:
+    """Return a path; that of a URL is shown as the URL, not with one slash of two.
+
+    Examples
+    --------
+    >>> print(as_path(Path("s3://bucket/a.zarr")) / "0", as_path("a.zarr"))
+    s3://bucket/a.zarr/0 a.zarr
+    """
+    return cast(Path, _Url(path)) if url_of(path) else Path(path)
 
 
 def place_at(path: PathLike) -> Folder | Bucket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +12,7 @@ import numpy as np
 
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState, open_binary
-from unet_repro.files.places import Bucket, Folder, PathLike, name_of, url_of
+from unet_repro.files.places import PathLike, name_of, url_of
 from unet_repro.images.ome_zarr import find_zarr, is_zarr
 from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size, plane_order
@@ -62,15 +61,16 @@ def open_array(
     source = find_zarr(path, level)
     import zarr
 
+    from unet_repro.files.watched_store import WatchedStore
+
     try:
-        array = zarr.open_array(
-            store=source.place.store(read_only=True), mode="r", zarr_format=source.format
-        )
+        store = WatchedStore(source.place.store(read_only=True))
+        array = zarr.open_array(store=store, mode="r", zarr_format=source.format)
+        store.absent.clear()  # documents that need not be there
     except Exception as error:  # a damaged description can raise nearly anything
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read: {cause}") from error
     state = ZarrState(path, level, source.sha256)
-    is_ours = source.info is not None
     return ArrayImage(
         path,
         array,
@@ -79,8 +79,8 @@ def open_array(
         channels,
         state=state,
         calibration=source.calibration(),
-        place=source.place if is_ours or isinstance(source.place, Folder) else None,
-        is_ours=is_ours,
+        absent=store.absent,
+        is_ours=source.info is not None,
     )
 
 
@@ -167,10 +167,10 @@ class ArrayImage:
         state: ZarrState | FileState,
         calibration: Calibration,
         file: Any = None,
-        place: Folder | Bucket | None = None,
+        absent: list[str] | None = None,
         is_ours: bool = False,
     ) -> None:
-        self._place, self._is_ours = place, is_ours
+        self._absent, self._is_ours = absent, is_ours
         self.path, self._array, self._file = path, array, file
         self.state, self.calibration = state, calibration
         self.channels = self.stored_channels = channels or 1
@@ -223,7 +223,6 @@ class ArrayImage:
         if self._channel_axis is not None:
             index[self._channel_axis] = slice(None)
         where = (*index[: self._y], rows, columns, *index[self._y :])
-        self._look_for_absent(where, z)
         try:
             pixels = np.asarray(self._array[where])
         except InputError:
@@ -231,40 +230,29 @@ class ArrayImage:
         except Exception as error:  # each codec has its own exceptions
             cause = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{self.path}: slice {z} cannot be read: {cause}") from error
+        if self._absent:
+            self._tell_of_absent(self._absent[0])
         if pixels.ndim == 2:
             pixels = pixels[None]
         elif self._channel_axis is not None and self._channel_axis >= self._y:
             pixels = np.moveaxis(pixels, -1, 0)
         return np.array(pixels, self.dtype, order="C")
 
-    def _look_for_absent(self, where: tuple[int | slice, ...], z: int) -> None:
+    def _tell_of_absent(self, key: str) -> None:
         """Tell of a part that is not stored: zarr reads it as the fill value without a word.
 
         Others may leave out chunks that hold nothing else. This package stores all.
         """
-        if self._place is None:
-            return
-        spans = []
-        for part, side, n in zip(
-            where, self._array.shards or self._array.chunks, self._array.shape
-        ):
-            begin, end, _ = (part if isinstance(part, slice) else slice(part, part + 1)).indices(n)
-            spans.append(range(begin // side, -(-end // side)))
-        for index in itertools.product(*spans):
-            key = self._array.metadata.encode_chunk_key(index)
-            if self._place.has(key):
-                continue
-            if self._is_ours:
-                raise InputError(
-                    f"{self.path}: slice {z} cannot be read: {self._place}/{key} is missing, which "
-                    "was there when it was complete; --resume of its making makes it again"
-                )
-            note(
-                f"{self.path}: chunks are missing, which read as {self._array.fill_value}, as zarr "
-                "has it: either nothing else is there, or they are lost"
+        if self._is_ours:
+            raise InputError(
+                f"{self.path}: cannot be read: {key} is missing, which was there when it was "
+                "complete; --resume of its making makes it again"
             )
-            self._place = None  # said once
-            return
+        self._absent = None  # said once
+        note(
+            f"{self.path}: chunks are missing, which read as {self._array.fill_value}, as zarr "
+            "has it: either nothing else is there, or they are lost"
+        )
 
     def close(self) -> None:
         """Close the file, if it is one."""

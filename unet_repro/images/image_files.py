@@ -40,7 +40,11 @@ def image_files(folder: PathLike) -> list[Path]:
         )
     files = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES]
     if not files:
-        raise InputError(f"{folder}: holds no images ({', '.join(READ_SUFFIXES)})")
+        is_array = Path(folder).suffix.lower() == ".zarr"
+        no_array = ", and is no zarr: neither zarr.json nor .zgroup or .zarray is there"
+        raise InputError(
+            f"{folder}: holds no images ({', '.join(READ_SUFFIXES)}){no_array if is_array else ''}"
+        )
     files.sort(key=_natural_key)
     for file, following in pairwise(files):
         if file.stem == following.stem:

@@ -15,6 +15,7 @@ import numpy as np
 
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState
+from unet_repro.files.places import as_path
 from unet_repro.images.arrays import ArrayImage, ZarrState, is_array, open_array
 from unet_repro.images.image_files import (
     OpenedImage,
@@ -111,7 +112,7 @@ class StackReader:
         cache_bytes: int = CACHE_BYTES,
         level: int = 0,
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         check_axes(axes)
         if channels is not None and channels < 1:
             raise InputError(f"{self.path}: {channels} channels are asked for; 1 is the least")

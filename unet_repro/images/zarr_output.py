@@ -221,22 +221,28 @@ class ZarrOutput:
         self._check()
 
     def _check(self) -> None:
+        url = url_of(self.out) or ""
+        if url.startswith("http"):
+            raise InputError(f"{url}: is read only; an output is a folder or s3://, gs://, az://")
         is_begun, self.mark = self.place.has(JOB), mark_of(self.place)
         if isinstance(self.place, Folder) and self.place.path.is_file():
             raise InputError(f"{self.out}: is a file, and no folder can be made there")
         if self._goes_on and (is_begun or self.mark):
             return
         if is_begun and not self._overwrite:
-            raise InputError(
-                f"{self.out}: an unfinished run of it is there; --resume goes on with it, "
-                "--overwrite begins anew"
-            )
+            raise self._unfinished()
         if not self.place.is_empty():
             if not self._overwrite:
                 raise InputError(f"{self.out}: exists already; give --overwrite to replace it")
             if not (is_begun or self.mark or self._is_zarr()):
                 raise InputError(f"{self.out}: is there, and no zarr: it is not replaced")
             self._will_clear()
+
+    def _unfinished(self) -> InputError:
+        return InputError(
+            f"{self.out}: an unfinished run of it is there; --resume goes on with it, "
+            "--overwrite begins anew"
+        )
 
     def _will_clear(self) -> None:
         names = self.place.entries()
@@ -299,7 +305,9 @@ class ZarrOutput:
                 self.place.remove(name)
             self.place.clear()
         content = json.dumps(record, indent=1).encode()
-        self.place.write(JOB, content, replace=False)
+        is_ours = self.place.write(JOB, content, replace=False)
+        if not (is_ours or self._goes_on or self._overwrite):  # begun since we looked
+            raise self._unfinished()
         self._job = self.place.read(JOB) or b""
         try:
             stored = parse_json(self._job)

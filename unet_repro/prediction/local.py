@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_repro.cluster import Machines, Run, compute, connected, threads_each
+from unet_repro.cluster import Machines, Run, compute, threads_each
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
 from unet_repro.files.block_store import BlockStore
@@ -129,6 +129,7 @@ class BlockRun:
 
     def go(
         self,
+        client: Any = None,
         *,
         runner: TileRunner | None,
         verify: bool,
@@ -137,8 +138,9 @@ class BlockRun:
     ) -> bool:
         """Compute the blocks that are not there yet, and put the output in place.
 
-        They are counted on `bar`, which goes on afterwards, or else on one of their own. Returns
-        whether the output is complete: parts of it may be other processes'.
+        The workers of a client do it, or this process. They are counted on `bar`, which goes on
+        afterwards, or else on one of their own. Returns whether the output is complete: parts of it
+        may be other processes'.
         """
         missing = self.store.blocks.missing(heals=True)
         share = self.machines.share(len(self.job))
@@ -147,12 +149,7 @@ class BlockRun:
         own = ProgressBar(len(share), initial=done, unit="tile", is_shown=progress)
         if bar:
             bar.update(done)
-        gpus = torch.cuda.device_count() if self.job.device == "cuda" else 0
-        elsewhere = self.machines.are_others and len(mine) > 0
-        with (
-            connected(self.machines, gpus) if elsewhere else nullcontext() as client,
-            self._assembly(missing) as assembly,
-        ):
+        with self._assembly(missing) as assembly:
             with nullcontext(bar) if bar else own as counter:
                 for number in self._done(runner, client, mine):
                     assembly.add(number)

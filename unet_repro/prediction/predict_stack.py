@@ -15,7 +15,7 @@ from unet_repro.cluster import HERE, Machines
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart
-from unet_repro.files.places import url_of
+from unet_repro.files.places import as_path, url_of
 from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.readers import range_of, sizes_in_folder
@@ -121,7 +121,7 @@ def predict_stack(
     """
     with prepared(source, model, out, settings, machines=machines) as prediction:
         prediction.run(resume=resume, overwrite=overwrite, verify=verify, progress=progress)
-    return Path(out)
+    return as_path(out)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def prepared(
         precision=choose_precision(settings.precision, device),
         backend=settings.backend,
     )
-    memory = settings.memory_bytes or predictor.default_memory() // (machines.workers or 1)
+    memory = settings.memory_bytes or predictor.default_memory(machines.workers or 1)
     at = "" if model_file is None else os.fspath(model_file)
     planner = _Planner(
         predictor,
@@ -174,18 +174,19 @@ def prepared(
         machines,
         os.path.abspath(at) if os.path.exists(at) else at,
     )
-    source = Path(os.path.abspath(source)) if machines.are_others and not url_of(source) else source
-    source, channels = Path(source), network.config.in_channels
+    if machines.are_others and not url_of(source):
+        source = os.path.abspath(source)
+    source, out, channels = as_path(source), as_path(out), network.config.in_channels
     several = sizes_in_folder(source, channels=channels, axes=settings.axes or None)
     if several:
-        yield _of_several_sizes(source, Path(out), planner, several, likeness)
+        yield _of_several_sizes(source, out, planner, several, likeness)
         return
     with planner.opened(source) as reader:
         slices = settings.slices(reader.shape[0])
-        names = _names(Path(out), source, [reader.names[z] for z in slices], values)
-        prediction = planner.prediction(reader, Path(out), names, slices)
+        names = _names(out, source, [reader.names[z] for z in slices], values)
+        prediction = planner.prediction(reader, out, names, slices)
         likeness.look(reader, slices, prediction.job.rows, prediction.job.columns)
-        likeness.tell(url_of(source) or source)
+        likeness.tell(source)
         yield prediction
 
 

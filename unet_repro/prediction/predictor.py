@@ -214,9 +214,12 @@ class OverlapTilePredictor:
             return plan(stride - grid)
         return planned
 
-    def default_memory(self) -> int:
-        """Return the bytes that windows may take in the network if nothing else is said."""
-        memory = int(FREE_MEMORY_SHARE * free_memory(self.device))
+    def default_memory(self, processes: int = 1) -> int:
+        """Return the bytes that windows may take in the network if nothing else is said.
+
+        `processes` compute on this machine at a time, each within these.
+        """
+        memory = int(FREE_MEMORY_SHARE * free_memory(self.device)) // processes
         if self.device.type == "cpu":
             memory = min(memory, CPU_BYTES_PER_BYTE * self.cost.bytes_per_value)
         return memory

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unet_repro.cluster import Machines
+import torch
+
+from unet_repro.cluster import Machines, connected
 from unet_repro.errors import InputError
 from unet_repro.files.block_store import BlockStore
 from unet_repro.images.calibration import read_info
@@ -97,7 +99,8 @@ class StackPrediction:
                 f"{destination.path}: parts of an array job write one OME-Zarr: --out with a name "
                 "that ends in .zarr is needed"
             )
-        with BlockStore(destination.path, **options, is_folder=bool(destination.names)) as store:
+        store = BlockStore(destination.path, **options, is_folder=bool(destination.names))
+        with self._connected() as client, store:
             if options["resume"] and self._is_complete(destination, store.target):
                 store.is_complete = True
                 return True
@@ -105,7 +108,7 @@ class StackPrediction:
             store.begin(
                 job.record(), shape=job.shape, dtype=job.values.kept_dtype, chunks=job.chunks
             )
-            return store.is_complete or self._go(job, store, **needs)
+            return store.is_complete or self._go(job, store, client, **needs)
 
     def _run_into_zarr(
         self, destination: ZarrDestination, options: dict[str, bool], needs: dict[str, Any]
@@ -116,17 +119,24 @@ class StackPrediction:
             return True
         version = {"ngff": destination.ngff}
         record = self.job.record() | version
-        stored = store.claimed(record)
-        job = self.job if stored == json.loads(json.dumps(record)) else self.continued(stored)
-        is_scratch = job.values.kind == "instances"
-        scratch = destination.arrays(job.values.kept_dtype) if is_scratch else None
-        store.begin(job.record() | version, scratch)
-        return self._go(job, store, **needs)
+        with self._connected() as client:
+            stored = store.claimed(record)
+            job = self.job if stored == json.loads(json.dumps(record)) else self.continued(stored)
+            is_scratch = job.values.kind == "instances"
+            scratch = destination.arrays(job.values.kept_dtype) if is_scratch else None
+            store.begin(job.record() | version, scratch)
+            return self._go(job, store, client, **needs)
+
+    def _connected(self) -> AbstractContextManager[Any]:
+        """Give a client of other processes, if such compute: before anything is begun."""
+        gpus = torch.cuda.device_count() if self.job.device == "cuda" else 0
+        return connected(self.machines, gpus)
 
     def _go(
         self,
         job: Job,
         store: BlockStore | ZarrOutput,
+        client: Any,
         *,
         verify: bool,
         progress: bool,
@@ -145,7 +155,7 @@ class StackPrediction:
         )
         is_needed = runner is None and (verify or not self.machines.are_others)
         with self.predictor.running() if is_needed else nullcontext(runner) as ready:
-            return run.go(runner=ready, verify=verify, progress=progress, bar=bar)
+            return run.go(client, runner=ready, verify=verify, progress=progress, bar=bar)
 
     def _is_complete(self, destination: Destination, target: Path) -> bool:
         """Tell whether the output is there and made of the same."""

@@ -20,7 +20,7 @@ from unet_repro.errors import InputError, note
 from unet_repro.files.atomic import check_apart, check_folder
 from unet_repro.files.block_array import BlockArray
 from unet_repro.files.block_store import BlockStore
-from unet_repro.files.places import name_of, url_of
+from unet_repro.files.places import as_path, name_of, url_of
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.label_facts import SliceFacts, slice_facts
 from unet_repro.images.labels import Reading, as_integers, meaning
@@ -116,19 +116,20 @@ def write_weight_map(
     threads = cores() if threads is None else threads
     if threads < 1:
         raise InputError(f"threads is {threads}: at least 1 is needed")
+    out = as_path(out)
     with _opened(labels_path, settings) as labels:
         if not url_of(out) and not url_of(labels.path):
             check_apart(out, labels.path)
         if labels.dtype.kind == "f":
             note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
-        files = _files(labels, Path(out))
-        is_zarr = is_zarr_name(Path(out))
+        files = _files(labels, out)
+        is_zarr = is_zarr_name(out)
         if machines != HERE and not (is_zarr and isinstance(labels, StackReader)):
             raise InputError(
                 f"{out}: several processes write one OME-Zarr: a stack, and --out with a name that "
                 "ends in .zarr are needed"
             )
-        run = _Run(labels, Path(out), settings, threads, machines, progress)
+        run = _Run(labels, out, settings, threads, machines, progress)
         on_survey = on_survey or (lambda survey: None)
         if is_zarr:
             return run.into_zarr(on_survey, resume=resume, overwrite=overwrite)
@@ -194,15 +195,17 @@ class _Run:
         store = ZarrOutput(
             self.out, layout, resume=resume, overwrite=overwrite, joins=bool(machines.part)
         )
-        survey, record, options = self._surveyed()
-        record |= {"ngff": settings.ngff}
-        if store.is_complete_with(_info(record)):
-            on_survey(survey)
-            return True
-        store.claimed(record)
-        store.begin(record)
-        on_survey(survey)  # nothing can be refused any more
-        with connected(machines) if machines.are_others else nullcontext() as client:
+        with connected(
+            machines
+        ) as client:  # before hours of survey, and before anything is claimed
+            survey, record, options = self._surveyed()
+            record |= {"ngff": settings.ngff}
+            if store.is_complete_with(_info(record)):
+                on_survey(survey)
+                return True
+            store.claimed(record)
+            store.begin(record)
+            on_survey(survey)  # nothing can be refused any more
             self._weigh(store.blocks, survey.reading, options, client)
             labels.check_unchanged()  # since the survey
             if machines.part and len(store.blocks.missing()):
