@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from unet_repro.errors import InputError
 from unet_repro.network.device import Precision, autocast
 from unet_repro.network.model import UNet
+from unet_repro.network.strips import forward_in_strips
 
 Backend = Literal["torch", "compile", "openvino"]
 Network = Callable[[Tensor], Tensor]
@@ -94,8 +95,17 @@ def make_network(
     if backend == "openvino":
         return _OpenVino(model, device, precision)
     network = _prepared(model, device, precision)
-    run = _compiled(network, device) if backend == "compile" else network
+    run: Network = network
+    if backend == "compile":
+        run = _compiled(network, device)
+    elif is_in_strips(model, backend, device):
+        run = partial(forward_in_strips, network)
     return _for_inference(run, lambda: _fastest_cuda_kernels(device))
+
+
+def is_in_strips(model: Network, backend: Backend, device: torch.device) -> bool:
+    """Tell whether a model is computed in strips of rows (`strips`), in less memory."""
+    return isinstance(model, UNet) and backend == "torch" and device.type == "cpu"
 
 
 def check_way(backend: Backend, precision: Precision) -> None:

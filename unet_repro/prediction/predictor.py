@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unet_repro.errors import InputError
 from unet_repro.images.slices import Slices, joined, room_for, sizes
 from unet_repro.network import geometry
-from unet_repro.network.backends import Backend, check_way, make_network
+from unet_repro.network.backends import Backend, check_way, is_in_strips, make_network
 from unet_repro.network.cost import NetworkCost
 from unet_repro.network.device import Precision, free_memory, reused_memory
 from unet_repro.network.geometry import Tile
@@ -232,6 +232,7 @@ class OverlapTilePredictor:
             wide_last_up=self.wide_last_up,
             bilinear=self.bilinear,
             bytes_per_value=2 if self.precision == "bfloat16" else self.dtype.itemsize,
+            in_strips=is_in_strips(self.model, self.backend, self.device),
         )
 
     @contextmanager
