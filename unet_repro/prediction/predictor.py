@@ -235,6 +235,11 @@ class OverlapTilePredictor:
             in_strips=is_in_strips(self.model, self.backend, self.device),
         )
 
+    @property
+    def way(self) -> str:
+        """What runs the network, in words."""
+        return f"{self.backend}, {self.precision}, on {self.device}"
+
     @contextmanager
     def running(self) -> Iterator[TileRunner]:
         """Give the network, ready to run on tiles; a module is in eval mode meanwhile."""
