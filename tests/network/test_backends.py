@@ -206,6 +206,27 @@ def test_any_callable_runs_as_it_is():
         make_network(layer, backend="openvino")
 
 
+@pytest.mark.parametrize(
+    ("flags", "installed", "device", "precision", "expected"),
+    [
+        ({"sse2", "avx2"}, True, "cpu", "float32", "openvino"),
+        ({"sse2", "avx2"}, False, "cpu", "float32", "torch"),
+        ({"sse2", "avx2"}, True, "cpu", "bfloat16", "torch"),
+        ({"sse2", "avx2", "avx512f"}, True, "cpu", "float32", "torch"),
+        ({"asimd"}, True, "cpu", "float32", "torch"),
+        (set(), True, "cpu", "float32", "torch"),  # an unknown system
+        ({"sse2", "avx2"}, True, "meta", "float32", "torch"),
+    ],
+)
+def test_auto_is_what_was_measured(flags, installed, device, precision, expected, monkeypatch):
+    monkeypatch.setattr(backend_module, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(backend_module, "find_spec", lambda name: installed or None)
+    found = backend_module.choose_backend("auto", torch.device(device), precision)
+    assert found == expected
+    for name in ("torch", "compile", "openvino"):
+        assert backend_module.choose_backend(name, torch.device(device), precision) == name
+
+
 def test_what_cannot_run_is_told_in_one_line(monkeypatch):
     network = network_of()
     with pytest.raises(InputError, match="one of torch, compile, openvino is needed"):

@@ -545,6 +545,21 @@ def test_plan_keeps_to_the_memory_and_says_so(stack_file: Path) -> None:
     assert list(stack_file.parent.iterdir()) == [stack_file]
 
 
+@pytest.mark.parametrize("chosen", ["torch", "openvino"])
+def test_auto_is_told_and_stands_in_the_record(
+    stack_file: Path, tmp_path: Path, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(chosen)
+    place = "unet_repro.prediction.predict_stack.choose_backend"
+    monkeypatch.setattr(place, lambda *_: chosen)
+    automatic = PredictionSettings(backend="auto", z="0:1")
+    with prepared(stack_file, network(), tmp_path / "o.tif", automatic) as prediction:
+        assert f"{chosen}, float32, on cpu" in str(prediction.outlook())
+        prediction.run()
+    out = predict_stack(stack_file, network(), tmp_path / "p.tif", backend=chosen, z="0:1")
+    assert (tmp_path / "o.tif").read_bytes() == out.read_bytes()
+
+
 def test_buffers_leave_room_for_a_plan(tmp_path: Path) -> None:
     """A narrow network: windows are cheap, and what is read and written counts."""
     model, path = network(base_channels=1, depth=4), tmp_path / "large.tif"

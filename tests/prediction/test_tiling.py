@@ -251,3 +251,41 @@ def test_predicted_peak_is_that_of_the_process(
     network = NetworkCost(4, base_channels, bytes_per_value=bytes_per_value, batch=batch)
     measured = peak_bytes(WARMED_UP, "run(large, batch, height, width)", *sizes, precision)
     assert int(network.peak_bytes(height, width)) / measured == pytest.approx(1, abs=0.2)
+
+
+IN_STRIPS = """
+from unet_repro.config import UNetConfig
+from unet_repro.network.backends import make_network
+from unet_repro.network.device import reused_memory
+from unet_repro.network.model import UNet
+
+def run(base_channels, height, width, batch):
+    network = make_network(UNet(UNetConfig(base_channels=base_channels)))
+    return lambda: network(torch.ones(batch, height, width, 1).permute(0, 3, 1, 2))
+
+run(2, 204, 204, 1)()  # libraries and kernels are loaded
+large = run(*map(int, sys.argv[1:]))
+"""
+RUN_IN_STRIPS = """
+with reused_memory(torch.device("cpu")):
+    large()
+"""
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (8, 1212, 1212, 1),
+        pytest.param((64, 572, 572, 1), marks=pytest.mark.slow),
+        pytest.param((16, 572, 572, 4), marks=pytest.mark.slow),
+        pytest.param((16, 1212, 1212, 1), marks=pytest.mark.slow),
+        pytest.param((32, 1212, 1212, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_predicted_peak_in_strips_is_that_of_the_process(
+    sizes: tuple[int, int, int, int], peak_bytes: Callable[..., int]
+) -> None:
+    base_channels, height, width, batch = sizes
+    measured = peak_bytes(IN_STRIPS, RUN_IN_STRIPS, *sizes)
+    network = NetworkCost(4, base_channels, batch=batch, in_strips=True)
+    assert int(network.peak_bytes(height, width)) / measured == pytest.approx(1, abs=0.25)

@@ -71,6 +71,8 @@ class Predict:
             if self.plan:
                 print(prediction.outlook())
                 return 0
+            if "auto" in (self.settings.backend, self.settings.precision):
+                print(f"network: {prediction.predictor.way}", file=sys.stderr)
             try:
                 is_complete = prediction.run(
                     resume=self.resume, overwrite=self.overwrite, verify=self.verify, progress=True

@@ -22,6 +22,14 @@ Sizes = NDArray[np.int64]
 _FRAGMENTATION = 1.5
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
+# Of `strips`: values of the widest map of a strip (32 MiB of float32), and rows at the least, or
+# else what strips compute twice would show
+_STRIP_VALUES, _STRIP_ROWS = 2**23, 32
+
+
+def rows_of_a_strip(values: Any) -> Any:
+    """Return how many rows, an even number, a strip has whose widest map has `values` in a row."""
+    return np.maximum(_STRIP_ROWS, _STRIP_VALUES // values // 2 * 2)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class NetworkCost:
 
     Arrays are broadcast; their windows must be within what a tensor can hold. The first fields
     are those of `UNetConfig`; `batch` windows are computed at a time, in 4 bytes a value for
-    float32, 2 for bfloat16, 8 for float64.
+    float32, 2 for bfloat16, 8 for float64. `in_strips`: as `strips` computes them.
     """
 
     depth: int
@@ -52,6 +60,7 @@ class NetworkCost:
     bilinear: bool = False
     bytes_per_value: int = 4
     batch: int = 1
+    in_strips: bool = False
 
     def flops(self, height: ArrayLike, width: ArrayLike) -> Any:
         """Return the floating-point operations of one window, two for each multiply-add."""
@@ -88,51 +97,85 @@ class NetworkCost:
         held = [image]  # by the caller; then the skips too
         yield _Step([*held, image, image])  # normalised
         for level, after in enumerate(level_channels):
-            steps, h, w = self._convolutions(held, (channels, after, after), h, w)
+            if level == self.depth:
+                steps, h, w = self._convolutions(held, (channels, after, after), h, h, w)
+                yield from steps
+                channels = after
+                break
+            rows, is_cut = self._strip(after * w, h)
+            x, after_h, after_w = channels * h * w, h - 2 * self._lost, w - 2 * self._lost
+            lost = 0 if self.padding else 2 * geometry.skip_margin(level, self.depth)
+            skip = after * (after_h - lost) * (after_w - lost)
+            pooled = after * (after_h // 2) * (after_w // 2)
+            beside = self.in_strips * x + is_cut * (skip + pooled)
+            steps, h, w = self._convolutions([*held, beside], (channels, after, after), rows, h, w)
             yield from steps
             sizes.append((h, w))
             channels = after
-            if level == self.depth:
-                break
-            x, pooled = channels * h * w, channels * (h // 2) * (w // 2)
-            yield _Step([*held, x, pooled], indices=pooled)
-            if self.padding:
-                held = [*held, x]
-            else:  # the centre is copied, then the whole map freed
-                lost = 2 * geometry.skip_margin(level, self.depth)
-                skip = channels * (h - lost) * (w - lost)
-                yield _Step([*held, x, pooled, skip])
-                held = [*held, skip]
+            x = channels * (rows - 2 * self._lost) * w
+            pooled = pooled - is_cut * pooled
+            yield _Step([*held, beside, x, pooled], indices=pooled)
+            if not self.padding:  # the centre is copied, then the whole map freed
+                yield _Step([*held, beside, x, pooled, skip - is_cut * skip])
+            held = [*held, skip]
             h, w = h // 2, w // 2
         for level in reversed(range(self.depth)):
             middle = level_channels[level]
             upsampled = channels if self.wide_last_up and not level else middle
             below, h, w = channels * h * w, 2 * h, 2 * w
+            joined, after = upsampled + middle, middle // 2 if self.bilinear and level else middle
             up = upsampled * h * w
-            if self.bilinear:
-                yield _Step([*held, below, up])
-            else:
-                yield _Step([*held, below, up], 2 * channels * up, 4 * channels * upsampled)
-            joined = upsampled + middle
+            operations, weights = 2 * channels * up, 4 * channels * upsampled
             if self.padding:  # an odd skip is larger
                 h, w = sizes[level]
-            yield _Step([*held, up, joined * h * w])  # concatenated
-            held = held[:-1]
-            channels = middle // 2 if self.bilinear and level else middle
-            steps, h, w = self._convolutions(held, (joined, middle, channels), h, w)
+            rows, is_cut = self._strip(joined * w, h)
+            last = after if level else self.classes
+            result = is_cut * last * (h - 2 * self._lost) * (w - 2 * self._lost)
+            if self.bilinear:
+                yield _Step([*held, below, up])
+                beside = self.in_strips * up + result
+                up = up - self.in_strips * up  # counted
+            else:
+                up = upsampled * rows * w
+                yield _Step([*held, below, result, up], operations, weights)
+                beside = self.in_strips * below + result
+            yield _Step([*held, beside, up, joined * rows * w])  # concatenated
+            held, skip = held[:-1], held[-1]
+            steps, h, w = self._convolutions(
+                [*held, self.in_strips * skip, beside], (joined, middle, after), rows, h, w
+            )
             yield from steps
-        logits = self.classes * h * w
-        yield _Step([*held, channels * h * w, logits], 2 * channels * logits)
+            channels = after
+        logits, rows = self.classes * h * w, rows - 2 * self._lost
+        yield _Step([*held, channels * rows * w, logits], 2 * channels * logits)
+
+    @property
+    def _lost(self) -> int:
+        """Rows that a convolution loses."""
+        return 0 if self.padding else 2
+
+    def _strip(self, widest: Any, h: Any) -> tuple[Any, Any]:
+        """Return the rows of a strip's input, of h in all, and 1 where those are several strips.
+
+        `widest` is what the widest of its maps has in a row.
+        """
+        if not self.in_strips:
+            return h, 0
+        rows = rows_of_a_strip(self.batch * widest) + 4
+        return np.minimum(rows, h), np.asarray(rows < h).astype(int)
 
     def _convolutions(
-        self, held: list[Sizes], channels: tuple[int, ...], h: Sizes, w: Sizes
-    ) -> tuple[list[_Step], Sizes, Sizes]:
-        """Return 3x3 convolutions between so many channels, and the size of their output."""
+        self, held: list[Any], channels: tuple[int, ...], rows: Any, h: Any, w: Any
+    ) -> tuple[list[_Step], Any, Any]:
+        """Return 3x3 convolutions between so many channels, and the size of their output.
+
+        So many `rows` of their input, of h in all, are there at a time.
+        """
         steps = []
         for before, after in itertools.pairwise(channels):
-            x = before * h * w
-            if not self.padding:
-                h, w = h - 2, w - 2
-            y = after * h * w
-            steps.append(_Step([*held, x, y], 18 * before * y, 9 * before * after))
+            x = before * rows * w
+            rows, h, w = rows - self._lost, h - self._lost, w - self._lost
+            y = after * rows * w
+            operations = 18 * before * after * h * w
+            steps.append(_Step([*held, x, y], operations, 9 * before * after))
         return steps, h, w

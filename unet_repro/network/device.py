@@ -73,8 +73,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         has_bfloat16 = getattr(_module(device), "is_bf16_supported", None)
         is_fast = has_bfloat16 is not None and has_bfloat16(including_emulation=False)
         return "bfloat16" if is_fast else "float32"
-    flags = _cpu_info("flags").split()
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
 def check_type(device: torch.device, dtype: torch.dtype, remedy: str) -> None:
@@ -121,6 +120,11 @@ def describe(device: torch.device) -> dict[str, str | int]:
         name_of = getattr(_module(device), "get_device_name", None)
         hardware["gpu"] = name_of(device) if name_of else device.type
     return hardware
+
+
+def cpu_flags() -> set[str]:
+    """Return what the processor says that it can do, such as "avx2"; nothing but on Linux."""
+    return set(_cpu_info("flags").split())
 
 
 def _cpu_info(field: str) -> str:

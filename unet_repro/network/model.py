@@ -23,6 +23,8 @@ class DoubleConvolution(nn.Sequential):
 
     def __init__(self, before: int, middle: int, after: int, config: UNetConfig) -> None:
         super().__init__()
+        self.lost = 0 if config.padding else 4  # rows and columns, by both together
+        self.widest = max(before, middle, after)  # channels
         for inputs, outputs in ((before, middle), (middle, after)):
             padding, bias = int(config.padding), not config.batch_norm
             self.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=padding, bias=bias))

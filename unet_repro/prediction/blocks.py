@@ -49,7 +49,7 @@ class Job:
 
     source: dict[str, Any]  # `StackReader.fingerprint`
     model_sha256: str  # of the weights
-    settings: PredictionSettings  # with the precision that is computed in
+    settings: PredictionSettings  # with the precision and the backend that are computed in
     device: str  # its type
     values: Values
     slices: range  # of the source

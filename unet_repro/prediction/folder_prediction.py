@@ -52,6 +52,7 @@ class FolderPrediction:
             output_bytes=sum(image.destination.n_bytes for image in self.images),
             layout=", ".join(f"{number} files: {kind}" for kind, number in kinds.items()),
             seconds=seconds * flops / largest.tiles.flops,
+            network=self.predictor.way,
         )
 
     def run(

@@ -97,7 +97,7 @@ class PredictionWork:
             network,
             average=settings.average,
             precision=settings.precision if settings.precision != "auto" else "float32",
-            backend=settings.backend,
+            backend=settings.backend if settings.backend != "auto" else "torch",
         )
         with (
             StackReader(

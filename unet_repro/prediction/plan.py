@@ -209,6 +209,7 @@ class Outlook:
     output_bytes: int  # before compression
     layout: str  # of the output's pages
     seconds: float  # from the speed on a small window, on the machine as busy as it was then
+    network: str  # what runs it
 
     def __str__(self) -> str:
         tiles = self.plan.tiles
@@ -219,6 +220,7 @@ class Outlook:
             "tile": f"{_by(tiles.largest)} px of a window of {_by(tiles.window)} px",
             "views": f"{self.views} ({self.plan.batch} at once)",
             "redundant compute": f"{tiles.redundancy:.3f} x one pass over the whole image",
+            "network": self.network,
             "peak memory": size_text(self.plan.peak_bytes),
             "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
             "time": f"about {_duration(self.seconds)}",
@@ -236,6 +238,7 @@ class FolderOutlook:
     output_bytes: int  # as in `Outlook`, of all images
     layout: str
     seconds: float
+    network: str
 
     def __str__(self) -> str:
         tiles = [plan.tiles for plan in self.plans]
@@ -249,6 +252,7 @@ class FolderOutlook:
             "largest tile": f"{_by(largest.largest)} px of a window of {_by(largest.window)} px",
             "views": f"{self.views} ({self.largest.batch} at once)",
             "redundant compute": f"{redundancy:.3f} x one pass over each whole image",
+            "network": self.network,
             "peak memory": f"{size_text(self.largest.peak_bytes)}, of the image that takes most",
             "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
             "time": f"about {_duration(self.seconds)}",

@@ -22,6 +22,7 @@ from unet_repro.images.readers import range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.zarr_output import is_zarr_name
 from unet_repro.network import geometry
+from unet_repro.network.backends import choose_backend
 from unet_repro.network.device import choose_precision
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import load_model
@@ -156,12 +157,13 @@ def prepared(
     )
     device = next(network.parameters()).device
     likeness = Likeness(network.config.input_mean, network.config.input_std)
+    precision = choose_precision(settings.precision, device)
     predictor = OverlapTilePredictor(
         network,
         settings.tile_px,
         average=settings.average,
-        precision=choose_precision(settings.precision, device),
-        backend=settings.backend,
+        precision=precision,
+        backend=choose_backend(settings.backend, device, precision),
     )
     memory = settings.memory_bytes or predictor.default_memory(machines.workers or 1)
     at = "" if model_file is None else os.fspath(model_file)
@@ -254,7 +256,9 @@ class _Planner:
         job = Job(
             source=reader.fingerprint(),
             model_sha256=self.model_sha256,
-            settings=replace(self.settings, precision=predictor.precision),
+            settings=replace(
+                self.settings, precision=predictor.precision, backend=predictor.backend
+            ),
             device=predictor.device.type,
             values=values,
             slices=slices,

@@ -20,7 +20,7 @@ from unet_repro.choices import Average, Backend, Precision
 from unet_repro.errors import InputError
 from unet_repro.images.slices import Slices, joined, room_for, sizes
 from unet_repro.network import geometry
-from unet_repro.network.backends import check_way, make_network
+from unet_repro.network.backends import check_way, is_in_strips, make_network
 from unet_repro.network.cost import NetworkCost
 from unet_repro.network.device import free_memory, reused_memory
 from unet_repro.network.geometry import Tile
@@ -236,7 +236,13 @@ class OverlapTilePredictor:
             wide_last_up=self.wide_last_up,
             bilinear=self.bilinear,
             bytes_per_value=2 if self.precision == "bfloat16" else self.dtype.itemsize,
+            in_strips=is_in_strips(self.model, self.backend, self.device),
         )
+
+    @property
+    def way(self) -> str:
+        """What runs the network, in words."""
+        return f"{self.backend}, {self.precision}, on {self.device}"
 
     @contextmanager
     def running(self) -> Iterator[TileRunner]:

@@ -57,7 +57,9 @@ class PredictionSettings:
         auto: bfloat16 where the hardware multiplies in it; on a processor that does not, bfloat16
         is slow and takes up to five times the memory planned.
     backend
-        torch; compile (torch.compile); openvino (an extra, the fastest on most processors).
+        torch; compile (torch.compile); openvino (an extra, in up to twice the memory); auto:
+        openvino where it is installed and was measured to be faster (float32 on a processor with
+        AVX2 and without AVX-512, by 4 to 17 %), else torch; --plan and the record say which.
     compression
         Of the output, lossless; ImageJ reads zlib, lzw and none. OME-Zarr is zstd, or none.
     level
@@ -83,7 +85,7 @@ class PredictionSettings:
     z: str = ""
     roi: str = ""
     precision: Literal["auto"] | Precision = "float32"
-    backend: Backend = "torch"
+    backend: Literal["auto"] | Backend = "torch"
     compression: Compression = "zlib"
     level: int = 0
     ngff: Ngff = "0.5"

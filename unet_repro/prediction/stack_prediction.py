@@ -55,6 +55,7 @@ class StackPrediction:
             output_bytes=self.destination.n_bytes,
             layout=self.layout,
             seconds=estimated_seconds(self.predictor, self.plan.tiles, slices),
+            network=self.predictor.way,
         )
 
     @property
