@@ -36,6 +36,7 @@ from unet_repro.network.model_file import load_model, save_model
 from unet_repro.prediction.predict_stack import predict_stack
 from unet_repro.prediction.predictor import OverlapTilePredictor, predict_classes, predict_volume
 from unet_repro.prediction.views import VIEWS
+from unet_repro.training import state as training_state
 from unet_repro.training.dataset import TrainingSet
 from unet_repro.training.reproducible import kept_random_states, random_states
 from unet_repro.training.state import TrainingState
@@ -58,6 +59,12 @@ def device(request, monkeypatch) -> torch.device:
         pytest.skip("no CUDA device")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # rounds to 10 bits
     return torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_format(monkeypatch):
+    """Lay maps out on all devices as on a GPU: in another order a CPU rounds otherwise."""
+    monkeypatch.setattr(training_state, "training_format", lambda device: torch.channels_last)
 
 
 def assert_agrees(device: torch.device, found: Any, expected: Any, *, tolerance: float) -> None:

@@ -16,6 +16,7 @@ from unet_repro.network.device import (
     choose_precision,
     describe,
     reused_memory,
+    training_format,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -51,6 +52,19 @@ def cpu_info(monkeypatch):
         monkeypatch.setattr(Path, "read_text", read_text)
 
     return pretend
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        (CPU, "AVX2", torch.contiguous_format),
+        *((CPU, name, torch.channels_last) for name in ("AVX512", "DEFAULT", "NO AVX")),
+        (CUDA, "AVX2", torch.channels_last),
+    ],
+)
+def test_maps_are_contiguous_only_on_a_cpu_with_avx2(device, capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert training_format(device) == expected
 
 
 @pytest.mark.parametrize(

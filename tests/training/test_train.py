@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from unet_repro.training.optimisation import learning_rate
 from unet_repro.training.state import Best, TrainingState, output_side
 from unet_repro.training.train import train
 from unet_repro.training.validation import HeldOut, Validation
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def stack(two_cells, weights=None):
@@ -130,6 +133,54 @@ def test_interrupted_and_resumed_equals_undisturbed(
     for rows in validated:
         assert [row["iteration"] for row in rows] == ["6", "12"]
     assert validated[0][1]["validation_loss"] == validated[1][1]["validation_loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("orders", [FORMATS, FORMATS[::-1]])
+def test_a_run_goes_on_where_weights_are_laid_out_otherwise(
+    two_cells, tiny, tmp_path, monkeypatch, optimizer, orders
+):
+    """As on another machine: the optimiser's memory of a weight follows that weight's order."""
+    model = replace(tiny.model, dropout=0.0)
+    settings = replace(tiny, model=model, optimizer=optimizer, weight_average=0.9)
+    expected = TrainingState(stack(two_cells), settings, tmp_path)
+    expected.network.train()
+    for _ in range(8):
+        expected.step()
+    for order in orders:
+        monkeypatch.setattr(training_state, "training_format", lambda device, order=order: order)
+        run = TrainingState(stack(two_cells), settings, tmp_path)
+        run.load(resume=True)
+        run.network.train()
+        for _ in range(4):
+            run.step()
+        run.save_checkpoint()
+    assert run.iteration == expected.iteration
+    for result in ("network", "average.network"):
+        found, wanted = (attrgetter(result)(state).parameters() for state in (run, expected))
+        torch.testing.assert_close(list(found), list(wanted), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", FORMATS)
+def test_maps_and_their_gradients_keep_one_order(two_cells, tiny, tmp_path, monkeypatch, order):
+    """A step is slow where an operation meets two orders, at the skips above all."""
+    monkeypatch.setattr(training_state, "training_format", lambda device: order)
+    run = TrainingState(stack(two_cells), tiny, tmp_path)
+    run.network.train()
+    found, innermost = [], 1 if order == torch.channels_last else 3
+
+    def see(values):
+        found.append(values.stride(innermost) == 1)
+
+    def see_both(layer, inputs, output):
+        see(output)
+        output.register_hook(see)
+
+    for layer in run.network.modules():
+        if isinstance(layer, (torch.nn.ReLU, torch.nn.ConvTranspose2d)):
+            layer.register_forward_hook(see_both)
+    run.step()
+    assert found == [True] * 24  # 10 convolutions and 2 up-convolutions
 
 
 def test_resume_refuses_other_settings_other_data_and_foreign_files(two_cells, tiny, tmp_path):

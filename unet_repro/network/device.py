@@ -107,6 +107,16 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def training_format(device: torch.device) -> torch.memory_format:
+    """Return the order of a map's values in which a step of training is fastest.
+
+    Channels last, but for CPUs whose widest instructions are AVX2: of maps in that order oneDNN's
+    gradient of a convolution's weights takes half as long again there as of contiguous ones.
+    """
+    is_avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.contiguous_format if is_avx2 else torch.channels_last
+
+
 def describe(device: torch.device) -> dict[str, str | int]:
     """Return what the machine is, for the record."""
     hardware: dict[str, str | int] = {

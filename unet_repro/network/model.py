@@ -102,7 +102,8 @@ def crop_and_concatenate(x: Tensor, skip: Tensor) -> Tensor:
         x = F.pad(x, (0, widths, 0, heights)) if heights or widths else x
         return torch.cat((x, skip), dim=1)
     top, left = heights // 2, widths // 2
-    centre = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    # not sliced: of a slice the gradient comes back contiguous, whatever the order of the map
+    centre = F.pad(skip, (-left, left - widths, -top, top - heights))
     return torch.cat((x, centre), dim=1)
 
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,18 @@ def make_optimizer(network: UNet, settings: TrainConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(
         parameters, lr=rate, betas=(settings.momentum, 0.999), weight_decay=decay, fused=True
     )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state; what it keeps of a weight is laid out as that weight is.
+
+    A fused step counts on it and does not look, and another machine may lay weights out otherwise.
+    """
+    optimizer.load_state_dict(state)
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                kept[name] = torch.empty_like(weight).copy_(value)
 
 
 class WeightAverage:

@@ -17,7 +17,7 @@ from unet_repro import config
 from unet_repro.config import TrainConfig, UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.network import geometry
-from unet_repro.network.device import autocast, choose_precision
+from unet_repro.network.device import autocast, choose_precision, training_format
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.quantities import seconds
@@ -35,6 +35,7 @@ from unet_repro.training.optimisation import (
     for_training,
     learning_rate,
     make_optimizer,
+    restore_optimizer,
 )
 from unet_repro.training.parallel import ALONE, Processes
 from unet_repro.training.reproducible import random_states, seed_device, set_random_states
@@ -86,7 +87,8 @@ class TrainingState:
         self.network = UNet(measured, generator=self.generator)
         if initial and initial.weights:
             self.network.load_state_dict(initial.weights)
-        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.format = training_format(self.device)
+        self.network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         decay = settings.weight_average
         self.average = WeightAverage(self.network, decay) if decay else None
         self.forward = for_training(self.network, settings, processes)
@@ -140,7 +142,7 @@ class TrainingState:
             part=range(size * processes.rank, size * (processes.rank + 1)),
         )
         with autocast(self.precision, self.device):
-            logits = self.forward(_channels_last(batch.image))
+            logits = self.forward(_in_format(batch.image, self.format))
         loss = weighted_cross_entropy(logits, batch.labels, batch.weights)
         if processes.count > 1:
             # gradients are averaged over the processes; a process counts by its weights' sum
@@ -237,7 +239,7 @@ class TrainingState:
         self.network.load_state_dict(state["network"])
         if self.average:
             self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.iteration, self.seconds = int(state["iteration"]), float(state["seconds"])
         self.next_checkpoint = self.seconds + CHECKPOINT_EVERY
         losses = state["losses"]
@@ -276,11 +278,14 @@ def _measured(settings: TrainConfig, training: TrainingSet) -> UNetConfig:
     )
 
 
-def _channels_last(image: Tensor) -> Tensor:
-    """Return (N, C, H, W) with channels innermost, spelled out in the strides even for C = 1.
+def _in_format(image: Tensor, order: torch.memory_format) -> Tensor:
+    """Return (N, C, H, W) in an order that its strides spell out even for C = 1.
 
     Torch calls one channel contiguous either way, and then convolves in the slower order.
     """
+    image = image.contiguous(memory_format=order)
+    if order != torch.channels_last:
+        return image
     _, channels, height, width = image.shape
     strides = (channels * height * width, 1, channels * width, channels)
-    return image.contiguous(memory_format=torch.channels_last).as_strided(image.shape, strides)
+    return image.as_strided(image.shape, strides)
