@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ def make_network(
 
 
 def choose_backend(
-    name: Literal[auto] | Backend, device: torch.device, precision: Precision
+    name: Literal["auto"] | Backend, device: torch.device, precision: Precision
 ) -> Backend:
     """Return the backend that a name means; "auto" takes what was measured to be faster.
 
