@@ -41,6 +41,7 @@ _SETTINGS = {  # of Dask, where it is started here
     "distributed.scheduler.worker-saturation": 1.0,
     # nothing waits at a worker: there is nothing to steal
     "distributed.scheduler.work-stealing": False,
+    "distributed.worker.profile.enabled": False,  # looks at all threads a hundred times a second
     # glibc gives the thread that computes a heap of its own, which holds no block of 64 MB: each
     # would be fresh pages, for 40 % more time. The others are what it adapts to, unless Dask sets
     # one of them

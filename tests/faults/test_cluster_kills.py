@@ -40,14 +40,14 @@ raise SystemExit(main())
 """
 COUNTING = """
 import os
-from unet_repro.prediction import local
-if not hasattr(local, "uncounted"):  # a preload may be loaded twice
-    local.uncounted = local.predict_block
+from unet_repro.prediction import block_work
+if not hasattr(block_work, "uncounted"):  # a preload may be loaded twice
+    block_work.uncounted = block_work.predict_block
     file = os.open({path!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def counted(source, runner, job, block, pixels=None):
     os.write(file, b"%d\\n" % block.number)
-    return local.uncounted(source, runner, job, block, pixels)
-local.predict_block = counted
+    return block_work.uncounted(source, runner, job, block, pixels)
+block_work.predict_block = counted
 """  # every computation of a unit is a line, also one that a kill has ended
 
 

@@ -309,7 +309,8 @@ def test_two_processes_that_begin_at_once_make_one_image(
     assert 0 in codes and set(codes) <= {0, 2}, said
     for code, (_, errors) in zip(codes, said):
         assert code == 0 or len(errors.splitlines()) == 1, errors
-    assert contents(out) == contents(whole)
+    assert contents(out).keys() == contents(whole).keys()
+    np.testing.assert_allclose(level(out), level(whole), atol=1e-6)  # of other threads
 
 
 def test_without_a_scheduler_nothing_is_begun(stack_file: Path, tmp_path: Path) -> None:
