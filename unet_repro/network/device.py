@@ -110,8 +110,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def training_format(device: torch.device) -> torch.memory_format:
     """Return the order of a map's values in which a step of training is fastest.
 
-    Channels last, but for CPUs whose widest instructions are AVX2: of maps in that order oneDNN's
-    gradient of a convolution's weights takes half as long again there as of contiguous ones.
+    Channels last, but for CPUs whose widest instructions are AVX2: there oneDNN's gradient of a
+    convolution's weights is slow on maps in that order. Contiguous, a whole step took 0.8 of the
+    time with 16 channels, 0.4 with 64.
     """
     is_avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return torch.contiguous_format if is_avx2 else torch.channels_last
