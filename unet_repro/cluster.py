@@ -59,7 +59,8 @@ class Machines:
     Parameters
     ----------
     workers
-        So many processes on this machine; of several GPUs each has its own.
+        So many processes on this machine; of several GPUs each has its own. Instances are numbered,
+        and labels surveyed, by the process that starts them.
     scheduler
         Address of a Dask scheduler, as tcp://host:8786, whose workers see the same files.
     part

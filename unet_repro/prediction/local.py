@@ -47,9 +47,9 @@ class BlockRun:
 
     def go(
         self,
-        client: Any = None,
         *,
         runner: TileRunner | None,
+        client: Any,
         verify: bool,
         progress: bool,
         bar: ProgressBar | None = None,

@@ -155,8 +155,14 @@ class StackPrediction:
             self.buffers.cache_bytes,
         )
         is_needed = runner is None and (verify or not self.machines.are_others)
+        options: dict[str, Any] = {
+            "client": client,
+            "verify": verify,
+            "progress": progress,
+            "bar": bar,
+        }
         with self.predictor.running() if is_needed else nullcontext(runner) as ready:
-            return run.go(client, runner=ready, verify=verify, progress=progress, bar=bar)
+            return run.go(runner=ready, **options)
 
     def _is_complete(self, destination: Destination, target: Path) -> bool:
         """Tell whether the output is there and made of the same."""
