@@ -78,3 +78,16 @@ def test_strips_take_less_memory_than_whole_maps_and_as_many_operations():
         )
         assert strips.peak_bytes(1212, 1212) < share * whole.peak_bytes(1212, 1212)
         assert strips.flops(1212, 1212) == whole.flops(1212, 1212)
+
+
+def test_bfloat16_goes_through_strips(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    config = UNetConfig(depth=2, base_channels=8, input_mean=(30000.0,), input_std=(50.0,))
+    network = UNet(config, generator=generator).eval()
+    image = 30000 + 50 * torch.randn(1, 140, 108, 1, generator=generator).permute(0, 3, 1, 2)
+    run = make_network(network, precision="bfloat16")
+    whole = run(image)
+    monkeypatch.setattr(cost, "_STRIP_VALUES", 1)
+    monkeypatch.setattr(cost, "_STRIP_ROWS", 30)
+    assert whole.std() > 0.1
+    torch.testing.assert_close(run(image), whole, rtol=0, atol=1e-2)

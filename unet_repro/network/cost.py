@@ -22,14 +22,19 @@ Sizes = NDArray[np.int64]
 _FRAGMENTATION = 1.5
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
-# Of `strips`: values of the widest map of a strip (32 MiB of float32), and rows at the least, or
-# else what strips compute twice would show
-_STRIP_VALUES, _STRIP_ROWS = 2**23, 32
+# Of `strips`: values of the widest map of a strip (64 MiB of float32; with half as many two threads
+# wait for each other too often), and rows at the least, or else what strips compute twice shows
+_STRIP_VALUES, _STRIP_ROWS = 2**24, 32
 
 
-def rows_of_a_strip(values: Any) -> Any:
-    """Return how many rows, an even number, a strip has whose widest map has `values` in a row."""
-    return np.maximum(_STRIP_ROWS, _STRIP_VALUES // values // 2 * 2)
+def rows_of_a_strip(values: Any, rows: Any) -> Any:
+    """Return how many of so many rows a strip has: an even number, or all.
+
+    `values` is what the widest of its maps has in a row. Strips are about equally high.
+    """
+    strips = -(-rows // np.maximum(_STRIP_ROWS, _STRIP_VALUES // values))
+    each = -(-rows // strips)
+    return np.where(strips > 1, each + each % 2, rows)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class NetworkCost:
             lost = 0 if self.padding else 2 * geometry.skip_margin(level, self.depth)
             skip = after * (after_h - lost) * (after_w - lost)
             pooled = after * (after_h // 2) * (after_w // 2)
-            beside = self.in_strips * x + is_cut * (skip + pooled)
+            beside = is_cut * (x + skip + pooled)
             steps, h, w = self._convolutions([*held, beside], (channels, after, after), rows, h, w)
             yield from steps
             sizes.append((h, w))
@@ -133,16 +138,16 @@ class NetworkCost:
             result = is_cut * last * (h - 2 * self._lost) * (w - 2 * self._lost)
             if self.bilinear:
                 yield _Step([*held, below, up])
-                beside = self.in_strips * up + result
-                up = up - self.in_strips * up  # counted
+                beside = is_cut * up + result
+                up = up - is_cut * up  # counted
             else:
                 up = upsampled * rows * w
                 yield _Step([*held, below, result, up], operations, weights)
-                beside = self.in_strips * below + result
+                beside = is_cut * below + result
             yield _Step([*held, beside, up, joined * rows * w])  # concatenated
             held, skip = held[:-1], held[-1]
             steps, h, w = self._convolutions(
-                [*held, self.in_strips * skip, beside], (joined, middle, after), rows, h, w
+                [*held, is_cut * skip, beside], (joined, middle, after), rows, h, w
             )
             yield from steps
             channels = after
@@ -161,8 +166,9 @@ class NetworkCost:
         """
         if not self.in_strips:
             return h, 0
-        rows = rows_of_a_strip(self.batch * widest) + 4
-        return np.minimum(rows, h), np.asarray(rows < h).astype(int)
+        rows = rows_of_a_strip(self.batch * widest, h - 2 * self._lost)
+        is_cut = rows < h - 2 * self._lost
+        return np.where(is_cut, rows + 4, h), is_cut.astype(int)
 
     def _convolutions(
         self, held: list[Any], channels: tuple[int, ...], rows: Any, h: Any, w: Any

@@ -1,8 +1,8 @@
-"""The network of `model` in inference, every level in strips of rows: half the memory.
+"""The network of `model` in inference, its large levels in strips of rows: half the memory.
 
 Not in the paper. A convolution does not know where it is, so a level gives the same values in one
 piece or in strips that overlap by the rows its two convolutions lose. Of the maps inside a level,
-its concatenation above all, only a strip is ever there, small enough for a cache.
+its concatenation above all, only a strip is ever there. A level as small as a strip stays whole.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ def forward_in_strips(network: UNet, image: Tensor) -> Tensor:
 
 def _contract(level: Any, maps: list[Tensor]) -> None:
     """Do as a `Contraction` above the bottom: leave the cropped skip and the pooled map."""
+    many = _rows(level, maps[-1])
+    if many == maps[-1].shape[2] - level.lost:
+        level(maps)
+        return
     x = maps.pop()
     height, margin = x.shape[2] - level.lost, level.skip_margin
     skip, pooled = _Map(height - 2 * margin), _Map(height // 2)
@@ -47,12 +51,19 @@ def _contract(level: Any, maps: list[Tensor]) -> None:
         if first < end:
             skip.append(strip[:, :, first:end, margin : strip.shape[3] - margin])
 
-    _convolve(level, x, lambda top, bottom: x[:, :, top:bottom], keep)
+    _convolve(level, x.shape[2], many, lambda top, bottom: x[:, :, top:bottom], keep)
     maps += [skip.whole, pooled.whole]
 
 
 def _expand(step: Any, maps: list[Tensor], classifier: nn.Module | None = None) -> None:
     """Do as an `Expansion`, the last of which is followed by the classifier."""
+    level = step.convolutions
+    many = _rows(level, maps[-2])
+    if many == maps[-2].shape[2] - level.lost:
+        step(maps)
+        if classifier is not None:
+            maps.append(classifier(maps.pop()))
+        return
     x, skip = maps.pop(), maps.pop()
     is_upsampled = isinstance(step.up_convolution, nn.Upsample)  # all of it sees the map's sides
     if is_upsampled:
@@ -68,27 +79,35 @@ def _expand(step: Any, maps: list[Tensor], classifier: nn.Module | None = None) 
         up = F.relu(up) if step.up_relu else up
         return crop_and_concatenate(up, skip[:, :, top:bottom])
 
-    result = _Map(skip.shape[2] - step.convolutions.lost)
+    result = _Map(skip.shape[2] - level.lost)
 
     def keep(_: int, strip: Tensor) -> None:
         result.append(strip if classifier is None else classifier(strip))
 
-    _convolve(step.convolutions, skip, rows, keep)
+    _convolve(level, skip.shape[2], many, rows, keep)
     maps.append(result.whole)
 
 
+def _rows(level: DoubleConvolution, like: Tensor) -> int:
+    """Return the rows of a strip of what a level makes of a map as large as `like`, or all."""
+    count, _, height, width = like.shape
+    return int(rows_of_a_strip(count * level.widest * width, height - level.lost))
+
+
 def _convolve(
-    level: DoubleConvolution, like: Tensor, rows: _Rows, keep: Callable[[int, Tensor], None]
+    level: DoubleConvolution,
+    height: int,
+    many: int,
+    rows: _Rows,
+    keep: Callable[[int, Tensor], None],
 ) -> None:
     """Run the two convolutions of a level; `keep` gets each strip of their result, and its top.
 
-    `rows` gives strips of their input, which has as many rows and columns as `like`. In a padded
-    network a strip sees zeros where the map goes on: the 2 rows that they reach are thrown away.
+    `rows` gives strips of their input, which has `height` rows. In a padded network a strip sees
+    zeros where the map goes on: the 2 rows that they reach are thrown away.
     """
-    count, _, height, width = like.shape
     reach = 0 if level.lost else 2
     total = height - level.lost
-    many = rows_of_a_strip(count * level.widest * width)
     for top in range(0, total - 1, many):  # even, so poolings end with a strip; no strip of one row
         bottom = top + many if top + many < total - 1 else total
         first = max(0, top - reach)
@@ -107,12 +126,8 @@ class _Map:
 
     def append(self, strip: Tensor) -> None:
         count, channels, rows, width = strip.shape
-        channels_last = torch.channels_last
-        if rows == self._height and strip.is_contiguous(memory_format=channels_last):
-            self.whole = strip
-            return
         if not self._filled:
             size = count, channels, self._height, width
-            self.whole = torch.empty(size, dtype=strip.dtype, memory_format=channels_last)
+            self.whole = torch.empty(size, dtype=strip.dtype, memory_format=torch.channels_last)
         self.whole[:, :, self._filled : self._filled + rows] = strip
         self._filled += rows
