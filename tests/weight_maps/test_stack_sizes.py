@@ -74,10 +74,11 @@ def test_interrupted_and_resumed_equals_undisturbed(labels, tmp_path, monkeypatc
             write_weight_map(source, out, progress=False, resume=True, w0=3)
         calls[:] = calls[:1] + 9 * [()]
         write_weight_map(source, out, progress=False, resume=True, threads=1)
-        assert calls[10:] == [(25, 21), (9, 40)]  # the first is not weighed again
+        again = calls[10:]  # the last one may have been weighed while the second one ended
+        assert again in ([(25, 21)], [(25, 21), (9, 40)])  # the first is not weighed again
         assert contents(out) == contents(whole)
         write_weight_map(source, out, progress=False, resume=True)
-        assert len(calls) == 12
+        assert calls[10:] == again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels", "out", "whole"]
 
 
