@@ -46,6 +46,20 @@ Resume = Annotated[Flag, arg(help="Go on with what an interrupted or killed call
 Overwrite = Annotated[Flag, arg(help="Replace what is there.")]
 
 
+def read_both(options: Any, channels: int) -> tuple[Any, Any]:
+    """Return the images and labels that a command's options name (`images.stacks.read_pair`)."""
+    from unet_repro.images.stacks import read_pair
+
+    return read_pair(
+        options.images,
+        options.labels,
+        channels=channels,
+        ignore_label=options.read_as.ignore_label,
+        axes=options.axes or None,
+        mask_suffix=options.mask_suffix,
+    )
+
+
 def told(is_complete: bool, machines: Machines, out: Path) -> int:
     """Say where an output is, or that other parts of it are missing; return the exit code."""
     if is_complete:

@@ -14,6 +14,7 @@ from unet_repro.commands.options import (
     Labels,
     MaskSuffix,
     Overwrite,
+    read_both,
     tell,
 )
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig
@@ -55,20 +56,12 @@ class PreviewAugmentation:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.images.stacks import read_pair
         from unet_repro.reports.preview import augmentation_preview
 
         for source in (self.images, self.labels):
             check_apart(self.out, source)
         check_output(self.out, overwrite=self.overwrite)
-        images, labels = read_pair(
-            self.images,
-            self.labels,
-            channels=self.in_channels,
-            ignore_label=self.read_as.ignore_label,
-            axes=self.axes or None,
-            mask_suffix=self.mask_suffix,
-        )
+        images, labels = read_both(self, self.in_channels)
         reading = augmentation_preview(
             images,
             labels,

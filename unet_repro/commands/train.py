@@ -18,6 +18,7 @@ from unet_repro.commands.options import (
     MaskSuffix,
     Overwrite,
     Resume,
+    read_both,
 )
 from unet_repro.config import TrainConfig
 from unet_repro.errors import one_line
@@ -58,7 +59,7 @@ class Train:
             return self._run(held)
 
     def _run(self, held: contextlib.ExitStack) -> int:
-        from unet_repro.images.stacks import read_pair, slice_names
+        from unet_repro.images.stacks import slice_names
         from unet_repro.reports.class_evaluation import table_of
         from unet_repro.reports.report import write_report
         from unet_repro.training import parallel
@@ -68,14 +69,7 @@ class Train:
         for source in (self.images, self.labels):
             check_apart(self.out, source)
         with parallel.started() as processes:
-            images, labels = read_pair(
-                self.images,
-                self.labels,
-                channels=self.settings.model.in_channels,
-                ignore_label=self.read_as.ignore_label,
-                axes=self.axes or None,
-                mask_suffix=self.mask_suffix,
-            )
+            images, labels = read_both(self, self.settings.model.in_channels)
             data = LabelledStack(
                 images,
                 labels,
