@@ -3,10 +3,12 @@
     bash experiments/gpu.sh [--list] [--dry-run] [NAME ...]
 
 One call takes nine minutes at most and does the steps that are not done yet, in their order.
-Training that does not fit is stopped, and the next call goes on with it: call again until all is
-done. Every call ends with the lines for the table of RESULTS.md. --dry-run does the same in small,
-on the CPU and on synthetic data, into a folder of its own. Without a network, put the data sets
-into data/*/raw or a folder that UNET_REPRO_DATA names; MONAI is compared with where it is there.
+Trainings run side by side, for a step of one keeps a large card busy for a fraction of its time;
+what measures speed runs alone. Training that does not fit is stopped, and the next call goes on
+with it: call again until all is done. Every call ends with the lines for the table of RESULTS.md.
+--dry-run does the same in small, on the CPU and on synthetic data, into a folder of its own.
+Without a network, put the data sets into data/*/raw or a folder that UNET_REPRO_DATA names; MONAI
+is compared with where it is there.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -29,21 +32,25 @@ from typing import Any
 from unet_repro.errors import InputError
 from unet_repro.network.device import choose_device, describe
 from unet_repro.network.model_file import load_model, read_metadata, save_model
-from unet_repro.program import INTERRUPTED, guarded
+from unet_repro.program import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 CALL_S = 540.0
-GRACE_S = 30.0  # for a step that is told to stop
+GRACE_S = 30.0  # for steps that are told to stop
+POLL_S = 0.2
 PART_BYTES = 15 * 2**20  # of a file with weights
 SMALL = (  # besides a step's own options, in a dry run
     *("--data", "phantom", "--base-channels", "2", "--tile", "188", "--average", "none"),
     *("--precision", "float32", "--time-budget", "4s"),
 )
 PAPER_EM = "V_rand 0.9728, V_info 0.9866, pixel error 0.0611, Rand 0.0382, warping 0.000353"
-BEST = (
-    *("--preset", "quick", "--base-channels", "64", "--learning-rate", "4e-4"),
-    *("--precision", "bfloat16"),
-)
+FOLDS = tuple(f"{start}:{start + 5}" for start in range(0, 30, 5))
+EM = "experiments/em_challenge.py"
+LITERAL = ("--preset", "paper", "--precision", "bfloat16")
+BEST = ("--preset", "quick", "--base-channels", "64", "--learning-rate", "4e-4")
+QUICK = ("--preset", "quick", "--iterations", "5000")  # as long as two cores need ten minutes for
+ROBUST = ("--preset", "robust", "--iterations")
+SELDOM = ("--validate-every", "2500")  # it costs more than so many steps
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,12 @@ class Step:
 
     name: str
     what: str
-    minutes: float  # estimated; of training, its budget and what follows
+    minutes: float  # estimated, alone; of training, and what follows
     command: tuple[str, ...]  # of Python, in the project's folder
     small: tuple[str, ...]  # the same in a dry run
     result: str = ""  # what --out names, below the step's folder
-    is_resumable: bool = True
+    is_alone: bool = False  # nothing runs beside it, and stopped it begins anew
+    after: tuple[str, ...] = ()  # steps whose results it needs
     rows: Callable[[Path], list[list[str]]] = lambda out: []  # cells of the table
 
     def arguments(self, out: Path, device: str, *, is_dry: bool) -> list[str]:
@@ -69,15 +77,45 @@ class Step:
 
 
 def job(
-    name: str, what: str, minutes: float, *command: str, rows: Callable[[Path], list[list[str]]]
+    name: str,
+    what: str,
+    minutes: float,
+    *command: str,
+    after: tuple[str, ...] = (),
+    rows: Callable[[Path], list[list[str]]] = lambda out: [],
 ) -> Step:
-    return Step(name, what, minutes, command, (*command, *SMALL), ".", rows=rows)
+    return Step(name, what, minutes, command, (*command, *SMALL), ".", after=after, rows=rows)
 
 
-def cell(script: str, title: str, sequence: str) -> Step:
+def literal(iterations: int, minutes: float) -> Step:
+    what = f"EM, the paper's recipe, {iterations} steps, slices 25-29 held out"
+    length = ("--iterations", str(iterations))
     return job(
-        *(f"{script}-{sequence}", f"{title}, trained on {sequence}, scored on the other", 5),
-        *(f"experiments/{script}.py", "--train-sequence", sequence, *BEST, "--time-budget", "4m"),
+        *(f"em-paper-{iterations}", what, minutes, EM, *LITERAL, *length, *SELDOM), rows=em_rows
+    )
+
+
+def folds(name: str, what: str, minutes: float, *recipe: str) -> list[Step]:
+    """Return a step for each held-out block, and the one that scores all slices together."""
+    names = tuple(f"{name}/fold-{number}" for number in range(1, len(FOLDS) + 1))
+    parts = [
+        job(part, f"{what}, slices {val} held out", minutes, EM, *recipe, *SELDOM, "--val", val)
+        for part, val in zip(names, FOLDS, strict=True)
+    ]
+    count = ("--folds", str(len(FOLDS)))
+    all_ = job(
+        *(name, f"{what}, six folds", 1, EM, *recipe, *SELDOM, *count), after=names, rows=fold_rows
+    )
+    return [*parts, all_]
+
+
+def cell(script: str, title: str, sequence: str, truth: str) -> Step:
+    return job(
+        f"{script}-{sequence}-{truth}",
+        f"{title}, trained on {sequence} ({truth}), scored on the other",
+        4,
+        *(f"experiments/{script}.py", "--train-sequence", sequence, "--truth", truth),
+        *(*BEST, "--iterations", "10000", *SELDOM),
         rows=cell_rows,
     )
 
@@ -85,81 +123,162 @@ def cell(script: str, title: str, sequence: str) -> Step:
 def speed(name: str, what: str, minutes: float, script: str, *options: str) -> Step:
     command = (f"experiments/benchmarks/{script}.py",)
     files = ((*command, *options), (*command, "--quick"), "speed.json")
-    return Step(name, what, minutes, *files, is_resumable=False, rows=speed_rows)
+    return Step(name, what, minutes, *files, is_alone=True, rows=speed_rows)
 
 
 def steps() -> list[Step]:
     """Return what is to be done, in the order of its worth."""
-    script = "experiments/em_challenge.py"
-    paper = ("--preset", "paper", "--precision", "bfloat16")
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests")
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
+    marked = ("augmentation", "network", "prediction", "training", "test_device_path.py")
+    small = (*tests[:5], "tests/network/test_device.py")
+    files = (f"tests/{name}" for name in marked)
+    long = ("--iterations", "10000")
     return [
-        Step(
-            "tests", "the tests marked gpu", 3, tests, (*tests[:5], "tests/network/test_device.py")
-        ),
-        job(
-            *("em-paper", "EM, the paper's recipe, slices 25-29 held out", 11),
-            *(script, *paper, "--time-budget", "10m"),
-            rows=em_rows,
-        ),
-        job(
-            *("em-best", "EM, the default recipe at 64 channels, slices 25-29 held out", 7),
-            *(script, *BEST, "--time-budget", "6m"),
-            rows=em_rows,
-        ),
         speed(
-            *("speed-training", "training, 64 channels, tiles of 572 px", 2, "train"),
-            *("--base-channels", "64", "--tile", "572"),
+            *("speed-training", "training, 64 channels, tiles of 572 px", 1, "train"),
+            *("--base-channels", "64", "--tile", "572", "--steps", "100"),
         ),
-        speed("speed-512", "prediction, 512 x 512 px, and a stack", 2, "predict", "--size", "512"),
-        speed("speed-4096", "prediction, 4096 x 4096 px", 3, "predict", "--size", "4096"),
+        speed("speed-512", "prediction, 512 x 512 px, and a stack", 1, "predict", "--size", "512"),
+        speed("speed-4096", "prediction, 4096 x 4096 px", 2, "predict", "--size", "4096"),
+        Step("tests", "the tests marked gpu", 2, (*tests, *files), small),
+        *(literal(n, n / 6000 + 0.5) for n in (30_000, 15_000, 10_000, 5_000, 2_000)),
+        *folds("em-best", "EM, the default recipe at 64 channels", 3, *BEST, *long),
         job(
-            *("em-folds", "EM, six folds of the default recipe at 64 channels", 20),
-            *(script, *BEST, "--folds", "6", "--time-budget", "3m"),
-            rows=fold_rows,
+            *("em-best-32", "EM, the default recipe at 32 channels, slices 25-29 held out", 3),
+            *(EM, *BEST, "--base-channels", "32", "--learning-rate", "6e-4", *long, *SELDOM),
+            rows=em_rows,
         ),
-        cell("phc_u373", "PhC-U373", "01"),
-        cell("phc_u373", "PhC-U373", "02"),
-        cell("dic_hela", "DIC-HeLa", "01"),
-        cell("dic_hela", "DIC-HeLa", "02"),
+        *(
+            cell(*data, sequence, truth)
+            for data in (("phc_u373", "PhC-U373"), ("dic_hela", "DIC-HeLa"))
+            for truth in ("gold", "silver")
+            for sequence in ("01", "02")
+        ),
+        *folds("em-default", "EM, the default job", 2, *QUICK),
+        *(
+            job(
+                *(f"em-default-seed-{seed}", f"EM, the default job, seed {seed}", 2),
+                *(EM, *QUICK, *SELDOM, "--seed", str(seed)),
+                rows=em_rows,
+            )
+            for seed in (1, 2)
+        ),
+        *folds("em-robust", "EM, the recipe of em", 2, *ROBUST, "5000"),
+        *folds("em-robust-20000", "EM, the recipe of em, four times as long", 6, *ROBUST, "20000"),
+        Step(
+            *("em-pretrained", "the network em, trained four times as long", 6),
+            ("experiments/pretrained_em.py", *ROBUST[2:], "20000"),
+            ("-c", ""),  # it takes real slices alone
+            ".",
+        ),
     ]
 
 
-def run(step: Step, out: Path, *, is_dry: bool, limit_s: float, device: str) -> bool:
-    """Do a step, or go on with it; tell whether it came to its end in time."""
-    (out / step.name).mkdir(parents=True, exist_ok=True)
-    arguments = step.arguments(out, device, is_dry=is_dry)
-    print(f"== {step.name}: {step.what}\n   python {shlex.join(arguments)}", flush=True)
-    begin = time.monotonic()
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
-    try:
-        code = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # it leaves what the next call goes on from
+class Calls:
+    """The processes of one call: steps side by side, and an end that leaves what can go on."""
+
+    def __init__(self, out: Path, *, is_dry: bool, device: str, at_once: int) -> None:
+        self.out, self.is_dry, self.device, self.at_once = out, is_dry, device, at_once
+        self.running: dict[Step, subprocess.Popen] = {}
+        self.begun: dict[Step, float] = {}
+        self.failed: list[str] = []
+        threads = str(max(1, (os.cpu_count() or 1) // at_once))
+        self.environment = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, **os.environ}
+
+    def is_done(self, step_name: str) -> bool:
+        return (self.out / step_name / "done.json").exists()
+
+    def run(self, open_: list[Step], until: float) -> None:
+        """Do steps until all are done or the clock says so; then stop what still runs."""
+        todo = list(open_)
         try:
-            code = process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()  # its checkpoint is a minute old at most
-            code = process.wait()
-        how = "goes on" if step.is_resumable else "begins it anew"
-        print(f"   {step.name} is not done yet; the next call {how}", flush=True)
-        return False
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    if code:
-        raise InputError(
-            f"{step.name} failed with exit code {code}; the other steps by their names"
-        )
-    done = {"seconds": round(time.monotonic() - begin, 1), "commit": commit()}
-    done |= {"date": date.today().isoformat(), "hardware": describe(choose_device(device))}
-    (out / step.name / "done.json").write_text(json.dumps(done, indent=1))
-    return True
+            while (todo or self.running) and time.monotonic() < until:
+                for step in [step for step in todo if self._may_start(step, until)]:
+                    if self._has_room(step):
+                        todo.remove(step)
+                        self._start(step)
+                if not self.running:
+                    return  # nothing more fits
+                time.sleep(POLL_S)
+                self._reap()
+        finally:
+            self._stop()
+
+    def _may_start(self, step: Step, until: float) -> bool:
+        if not all(map(self.is_done, step.after)):
+            return False
+        needed = 60 * step.minutes if step.is_alone else GRACE_S
+        return self.is_dry or until - time.monotonic() >= needed
+
+    def _has_room(self, step: Step) -> bool:
+        if step.is_alone:
+            return not self.running
+        return len(self.running) < self.at_once and not any(s.is_alone for s in self.running)
+
+    def _start(self, step: Step) -> None:
+        folder = self.out / step.name
+        folder.mkdir(parents=True, exist_ok=True)
+        words = step.arguments(self.out, self.device, is_dry=self.is_dry)
+        print(f"== {step.name}: {step.what}\n   python {shlex.join(words)}", flush=True)
+        environment = dict(os.environ) if step.is_alone else self.environment
+        with (folder / "output.txt").open("ab") as output:
+            self.running[step] = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us, who stop it once
+            )
+        self.begun[step] = time.monotonic()
+
+    def _reap(self, *, is_told: bool = False) -> None:
+        for step, process in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self.running[step]
+            seconds = time.monotonic() - self.begun[step]
+            if code and is_told:
+                how = "begins it anew" if step.is_alone else "goes on"
+                print(f"   {step.name} is not done yet; the next call {how}", flush=True)
+            elif code:
+                self.failed.append(step.name)
+                print(f"   {step.name} failed with exit code {code}:\n{self._end(step)}")
+            else:
+                self._write_done(step, seconds)
+                print(f"   {step.name} is done ({seconds:.0f} s)", flush=True)
+
+    def _end(self, step: Step) -> str:
+        text = (self.out / step.name / "output.txt").read_text(errors="replace")
+        return "\n".join(text.replace("\r", "\n").splitlines()[-12:])
+
+    def _write_done(self, step: Step, seconds: float) -> None:
+        facts = {"seconds": round(seconds, 1), "commit": commit()}
+        facts |= {"date": date.today().isoformat()}
+        facts |= {"hardware": describe(choose_device(self.device))}
+        (self.out / step.name / "done.json").write_text(json.dumps(facts, indent=1))
+
+    def _stop(self) -> None:
+        for process in self.running.values():
+            process.send_signal(signal.SIGINT)  # it leaves what the next call goes on from
+        limit = time.monotonic() + GRACE_S
+        for process in self.running.values():
+            try:
+                process.wait(max(0.0, limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()  # its checkpoint is a minute old at most
+                process.wait()
+        self._reap(is_told=True)
 
 
 def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 
@@ -225,15 +344,20 @@ def cell_rows(out: Path) -> list[list[str]]:
     return [[paper, ours, split, training(out), record["command"]]]
 
 
+def training_speed(row: dict[str, Any]) -> str:
+    precision = row["precisions"][-1]  # bfloat16 where it is not emulated
+    words = (
+        f"{row['optimizer']} {1e3 / row[f'{precision}_ms']:.2f} steps/s in {precision}, "
+        f"{row[f'ratio_{precision}']:.2f} times the plain loop's"
+    )
+    share = row.get("peak_share")
+    return words + (f", {share:.3f} of the matrix product" if share else "")
+
+
 def speed_rows(out: Path) -> list[list[str]]:
     found = read(out / "speed.json")
     if "rows" in found:  # of training
-        ours = "; ".join(
-            f"{row['optimizer']} {1e3 / row['bfloat16_ms']:.2f} steps/s in bfloat16, "
-            f"{row['ratio_bfloat16']:.2f} times the plain loop's"
-            + (f", {row['peak_share']:.2f} of the matrix product" if "peak_share" in row else "")
-            for row in found["rows"]
-        )
+        ours = "; ".join(training_speed(row) for row in found["rows"])
         script = "train.py"
     else:
         size = found["settings"]["size"]
@@ -303,26 +427,28 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.list:
         for step in todo:
             mark = "to do" if step in open_ else "done"
-            print(f"{mark:6} {step.minutes:4.0f} min  {step.name:15} {step.what}")
+            print(f"{mark:6} {step.minutes:4.0f} min  {step.name:20} {step.what}")
             words = step.arguments(out, device, is_dry=arguments.dry_run)
             print(f"{'':17}python {shlex.join(words)}")
         print(f"about {sum(step.minutes for step in open_):.0f} minutes left, nine a call")
         return 0
     if not arguments.dry_run and choose_device(device).type == "cpu":
         raise InputError("no GPU is here; --dry-run does it all in small on the CPU")
-    for step in open_ if not arguments.names else [s for s in open_ if s.name in arguments.names]:
-        left = arguments.call_s - GRACE_S - (time.monotonic() - begin)
-        if left < GRACE_S or not (step.is_resumable or 60 * step.minutes <= left):
-            break
-        if step.name == "tests" and not find_spec("pytest"):
-            print("== tests: pytest is not installed; pip install -e '.[test]'")
-            continue
-        if not run(step, out, is_dry=arguments.dry_run, limit_s=left, device=device):
-            break
+    chosen = [step for step in open_ if not arguments.names or step.name in arguments.names]
+    if not find_spec("pytest"):
+        print("== tests: pytest is not installed; pip install -e '.[test]'")
+        chosen = [step for step in chosen if step.name != "tests"]
+    calls = Calls(out, is_dry=arguments.dry_run, device=device, at_once=arguments.at_once)
+    calls.run(chosen, begin + arguments.call_s - GRACE_S)
     keep_weights(out)
     left_over = [step.name for step in todo if not (out / step.name / "done.json").exists()]
     print("\n".join(["", *table(todo, out), ""]))
     print(f"left for further calls: {', '.join(left_over)}" if left_over else "all is done")
+    if calls.failed:
+        raise InputError(
+            f"{', '.join(calls.failed)} failed: output.txt in its folder says why; "
+            "the next call tries it again"
+        )
     return 0
 
 
@@ -336,6 +462,7 @@ def main() -> int:
     parser.add_argument(
         "--call-s", type=float, default=CALL_S, help="what a call may take, seconds"
     )
+    parser.add_argument("--at-once", type=int, default=12, help="trainings side by side, at most")
     arguments = parser.parse_args()
     return guarded(lambda: call(arguments))
 

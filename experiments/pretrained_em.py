@@ -30,12 +30,12 @@ from unet_repro.training_run import start_run
 _TOLERANCE = 0.02  # of a probability, for weights rounded to half precision
 
 
-def pretrain(out: Path, *, iterations: int, data: str) -> int:
+def pretrain(out: Path, *, iterations: int, data: str, device: str) -> int:
     """Train into a folder, and write em.safetensors there."""
     labelled, test_volume, _ = load(data)
     if labelled.is_synthetic:
         raise InputError("em is trained on the challenge's slices, and they are not at hand")
-    settings = replace(PRESETS["robust"], iterations=iterations)
+    settings = replace(PRESETS["robust"], iterations=iterations, device=device)
     if start_run(labelled, settings, out, resume=True).stopped == "interrupted":
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -59,10 +59,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/pretrained_em"))
     parser.add_argument("--iterations", type=int, default=PRESET_ITERATIONS["robust"])
     parser.add_argument("--data", default="auto", help="as in em_challenge.sh")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     arguments = parser.parse_args()
-    return guarded(
-        lambda: pretrain(arguments.out, iterations=arguments.iterations, data=arguments.data)
-    )
+    return guarded(lambda: pretrain(**vars(arguments)))
 
 
 if __name__ == "__main__":
