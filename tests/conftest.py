@@ -12,8 +12,10 @@ from unet_repro.config import AugmentationConfig, TrainConfig, UNetConfig
 
 # Small networks: a second thread costs more than it gives, above all on a busy machine.
 torch.set_num_threads(1)
-# PyTorch counts the devices at the first gradient of a process: known later, it would have none
-pretended_gpu.register_if_possible()
+# PyTorch counts the devices at the first gradient of a process: known later, it would have none.
+# It takes one kind of them: beside a real one the pretended one would break gradients.
+if not torch.cuda.is_available():
+    pretended_gpu.register_if_possible()
 
 
 @pytest.fixture

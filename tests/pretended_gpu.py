@@ -258,7 +258,12 @@ def register_if_possible() -> bool:
 
 
 def register() -> torch.device:
-    """Return the device; skip the test where PyTorch takes none that is written in Python."""
+    """Return the device; skip the test where PyTorch takes none that is written in Python.
+
+    Nor where there is a real one: gradients are computed on one kind of device in a process.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("a real GPU is here: its tests run with -m gpu")
     if not register_if_possible():
         pytest.skip(f"PyTorch {torch.__version__} takes no device written in Python")
     return torch.device(NAME, 0)

@@ -65,14 +65,13 @@ def differences(network: UNet, window: Tensor, logits: Tensor) -> tuple[float, f
 
 
 @pytest.fixture(params=["torch", "openvino", pytest.param("cuda", marks=pytest.mark.gpu)])
-def way(request, monkeypatch) -> str:
+def way(request) -> str:
     """Where and how to run: a backend on the CPU, or PyTorch on CUDA."""
     if request.param == "openvino":
         pytest.importorskip("openvino")
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # rounds to 10 bits
     return request.param
 
 
@@ -291,3 +290,17 @@ def test_compiled_is_near_and_silent(precision, capfd):
             limit = 1e-5 if precision == "float32" else 3e-2
             assert differences(network, window, run(window))[0] < limit
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize("before", [(False, True), (True, False)])
+def test_on_cuda_kernels_are_tried_and_none_rounds_to_tf32(monkeypatch, before, is_deterministic):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", is_deterministic)
+    for name, value in zip(("benchmark", "allow_tf32"), before):
+        monkeypatch.setattr(cudnn, name, value)
+    with backend_module._cuda_kernels(torch.device("cpu")):
+        assert (cudnn.benchmark, cudnn.allow_tf32) == before
+    with backend_module._cuda_kernels(torch.device("cuda")):
+        assert (cudnn.benchmark, cudnn.allow_tf32) == (not is_deterministic, False)
+    assert (cudnn.benchmark, cudnn.allow_tf32) == before

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import zarr
 
 Shape = tuple[int, ...]
-Coding = Literal["zstd", "none"]
+Coding = Literal["zstd", "crc32c", "none"]
 
 _NO_SHARD = 2**64 - 1  # offset and size of an inner chunk that is not there
 _BLOSC_HEADER = 16
@@ -51,8 +51,8 @@ class BlockArray:
     format
         Of zarr, 2 or 3.
     coding
-        zstd (in format 2 within blosc, which older readers know), with a check sum in format 3; or
-        none.
+        zstd (in format 2 within blosc, which older readers know), with a check sum in format 3;
+        crc32c, a check sum alone, in format 3; or none.
     names
         Of the dimensions, in format 3.
     claim
@@ -135,10 +135,13 @@ class BlockArray:
                 "compressors": coder,
                 "filters": None,
             }
-        from zarr.codecs import ZstdCodec
+        from zarr.codecs import Crc32cCodec, ZstdCodec
 
-        coders = [ZstdCodec(level=1, checksum=True)] if self.coding == "zstd" else None
-        layout: dict[str, Any] = {"compressors": coders, "dimension_names": self.names}
+        coders = {"zstd": ZstdCodec(level=1, checksum=True), "crc32c": Crc32cCodec(), "none": None}
+        layout: dict[str, Any] = {
+            "compressors": coders[self.coding],
+            "dimension_names": self.names,
+        }
         return layout if self.shard == self.chunk else {**layout, "shards": self.shard}
 
     def array(self) -> zarr.Array:

@@ -194,8 +194,15 @@ class BlockStore:
         A kill may have come when the output was already in place: then `is_complete` is True, and
         nothing is left to do.
         """
+        kept = np.dtype(dtype)
         self.blocks = BlockArray(
-            Folder(self._place), shape, np.dtype(dtype).name, chunks, chunks, chunks
+            Folder(self._place),
+            shape,
+            kept.name,
+            chunks,
+            chunks,
+            chunks,
+            coding="crc32c" if kept.kind == "f" else "zstd",  # floats hardly get smaller
         )
         if not self._header.exists():
             self._check_target()

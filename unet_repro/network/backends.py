@@ -76,7 +76,8 @@ def make_network(
     float32 differs by less than 1e-5 (1e-4 is tested) and bfloat16 by 1.2 % at most, 0.14 % on
     average; probabilities in bfloat16 by 0.11 at most and 0.0015 on average. OpenVINO's bfloat16
     rounds even the logits where channels are few (4, not 16): one of 5 then has steps of 0.03. On
-    CUDA, float32 is what PyTorch makes of it, TF32 included.
+    CUDA float32 is float32 here, not TF32: that has 10 bits, and on an H200 two windows differed by
+    4e-4 where they overlap.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def make_network(
         run = _compiled(network, device)
     elif is_in_strips(model, backend, device):
         run = partial(forward_in_strips, network)
-    return _for_inference(run, lambda: _fastest_cuda_kernels(device))
+    return _for_inference(run, lambda: _cuda_kernels(device))
 
 
 def choose_backend(
@@ -143,15 +144,29 @@ def _for_inference(network: Network, context: Callable[[], AbstractContextManage
 
 
 @contextmanager
-def _fastest_cuda_kernels(device: torch.device) -> Iterator[None]:
-    """Let cuDNN try its kernels on the first window of a size; leave its setting as it was."""
-    before = torch.backends.cudnn.benchmark
-    is_free = device.type == "cuda" and not torch.backends.cudnn.deterministic
-    torch.backends.cudnn.benchmark = before or is_free
+def _cuda_kernels(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its kernels on the first window of a size, but those that round to TF32.
+
+    Its settings, which are global, are left as they were.
+    """
+    cudnn = torch.backends.cudnn
+    if device.type != "cuda":
+        yield
+        return
+    benchmark = cudnn.benchmark
+    try:
+        allows_tf32 = cudnn.allow_tf32
+    except RuntimeError:  # set for each kind of layer, by PyTorch's newer settings: left alone
+        allows_tf32 = None
+    cudnn.benchmark = not cudnn.deterministic
+    if allows_tf32:
+        cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        cudnn.benchmark = benchmark
+        if allows_tf32:
+            cudnn.allow_tf32 = True
 
 
 def _prepared(model: UNet, device: torch.device, precision: str) -> UNet:

@@ -65,7 +65,7 @@ class Region:
         """Return what the network sees of the tile in a view, (h, w, C)."""
         y = self.rows.index[view.reverses_rows] - self.rows.extent.start
         x = self.columns.index[view.reverses_columns] - self.columns.extent.start
-        window = self.pixels[y[:, None], x]
+        window = self.pixels.take(y, axis=0).take(x, axis=1)  # a third of the time of [y, x]
         return window.swapaxes(0, 1) if view.is_transposed else window
 
     def kept(self, view: View) -> tuple[slice, slice]:

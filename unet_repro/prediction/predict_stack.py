@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from unet_repro.choices import Compression
 from unet_repro.cluster import HERE, Machines
 from unet_repro.config import keywords_from
 from unet_repro.errors import InputError, note
@@ -310,8 +311,15 @@ class _Planner:
             values.planes,
             values.kept_dtype,
             calibrations,
-            settings.compression,
+            _compression(settings, values),
         )
+
+
+def _compression(settings: PredictionSettings, values: Values) -> Compression:
+    """Return how a TIFF output is compressed."""
+    if settings.compression != "auto":
+        return settings.compression
+    return "none" if values.kept_dtype.startswith("float") else "zlib"
 
 
 def _names(out: Path, source: Path, source_names: list[str], values: Values) -> tuple[str, ...]:
