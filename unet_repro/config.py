@@ -384,7 +384,7 @@ PRESET_ITERATIONS: dict[Preset, int] = {  # not in the paper
     "release": 30_000,
     "port": 3_000,
     "quick": 5_000,
-    "robust": 5_000,
+    "robust": 20_000,
 }
 
 
