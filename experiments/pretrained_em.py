@@ -5,7 +5,7 @@
 Nothing is held out, so it has no figures of its own. Those of the same recipe on slices that it
 was not trained on, every block of five in turn, are made by
 
-    bash experiments/em_challenge.sh --preset robust --iterations 20000 --folds 6 --out results/folds
+    bash experiments/em_challenge.sh --preset robust --iterations 20000 --folds 6
 
 It takes five minutes on an H200 in bfloat16, and a night on a CPU.
 

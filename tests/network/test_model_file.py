@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,12 @@ from torch import Tensor
 from unet_repro.config import MODELS, UNetConfig, to_dict
 from unet_repro.errors import InputError
 from unet_repro.network.model import UNet
-from unet_repro.network.model_file import load_model, read_metadata, save_model
+from unet_repro.network.model_file import (
+    load_model,
+    network_sha256,
+    read_metadata,
+    save_model,
+)
 
 
 def network_of(**values: object) -> UNet:
@@ -144,3 +150,18 @@ def test_weights_that_do_not_fit_are_refused(
     rewrite(path, {}, **{name: tensor})
     with pytest.raises(InputError, match=message):
         load_model(path)
+
+
+def test_the_hash_is_of_the_network_and_not_of_how_it_came_about(tmp_path: Path) -> None:
+    shape = UNetConfig(depth=1, base_channels=2)
+    network = UNet(shape)
+    for name, facts in (("a", {}), ("b", {"seed": 3})):
+        save_model(network, tmp_path / name, training=facts)
+    ours = network_sha256(network)
+    assert {network_sha256(load_model(tmp_path / name)) for name in "ab"} == {ours}
+    other = UNet(replace(shape, input_mean=(1.0,)))  # which is no weight, and decides the output
+    other.load_state_dict(network.state_dict())
+    assert network_sha256(other) != ours
+    with torch.no_grad():
+        network.classifier.bias[0] += 1e-7
+    assert network_sha256(network) != ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -70,6 +71,15 @@ def _halved(name: str, weights: Tensor) -> Tensor:
     if not bool(halved.isfinite().all()):
         raise InputError(f"weight {name} holds values beyond float16's range (65504)")
     return halved
+
+
+def network_sha256(network: UNet) -> str:
+    """Return the SHA-256 of a network, wherever it lies: its configuration and all its weights."""
+    digest = hashlib.sha256(json.dumps(to_dict(network.config)).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> UNet:

@@ -15,14 +15,13 @@ from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network.device import choose_device
-from unet_repro.network.model_file import load_model
+from unet_repro.network.model_file import load_model, network_sha256
 from unet_repro.prediction.blocks import (
     Block,
     Job,
     Pixels,
     predict_block,
     read_block,
-    weights_sha256,
 )
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.tile_runner import TileRunner
@@ -79,7 +78,7 @@ class PredictionWork:
             torch.set_num_threads(threads)
         settings = self.job.settings
         network = load_model(self.model, device=choose_device(self.job.device))
-        if weights_sha256(network) != self.job.model_sha256:
+        if network_sha256(network) != self.job.model_sha256:
             raise InputError(f"{self.model}: holds another network than when the job was begun")
         predictor = OverlapTilePredictor(
             network,

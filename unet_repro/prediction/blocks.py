@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 
 from unet_repro._version import __version__
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.network import geometry
 from unet_repro.network.geometry import Tile
-from unet_repro.network.model import UNet
 from unet_repro.prediction.mirror import Read, Region
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
@@ -134,13 +132,6 @@ class Job:
             "z": [self.slices.start, self.slices.stop],
             "roi": [[axis.start, axis.stop] for axis in (self.rows, self.columns)],
         }
-
-
-def weights_sha256(network: UNet) -> str:
-    """Return the SHA-256 of a network's weights, wherever it lies."""
-    state = network.state_dict().items()
-    weights = {name: value.detach().contiguous().cpu() for name, value in state}
-    return hashlib.sha256(save(weights)).hexdigest()
 
 
 Pixels = list[tuple[tuple[slice, slice], Region]]  # of the tiles of a block, and their places in it

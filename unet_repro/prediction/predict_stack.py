@@ -26,8 +26,8 @@ from unet_repro.network import geometry
 from unet_repro.network.backends import choose_backend
 from unet_repro.network.device import choose_precision
 from unet_repro.network.model import UNet
-from unet_repro.network.model_file import load_model
-from unet_repro.prediction.blocks import Job, weights_sha256
+from unet_repro.network.model_file import load_model, network_sha256
+from unet_repro.prediction.blocks import Job
 from unet_repro.prediction.folder_prediction import FolderPrediction
 from unet_repro.prediction.likeness import Likeness, spread
 from unet_repro.prediction.outputs import (
@@ -173,7 +173,7 @@ def prepared(
         settings,
         values,
         memory,
-        weights_sha256(network),
+        network_sha256(network),
         machines,
         os.path.abspath(at) if os.path.exists(at) else at,
     )

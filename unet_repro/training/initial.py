@@ -5,18 +5,16 @@ Not in the paper: all its networks begin from random weights.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from unet_repro.config import TrainConfig, UNetConfig, from_dict
 from unet_repro.errors import InputError
 from unet_repro.network.grey_values import unlike
-from unet_repro.network.model_file import load_model
+from unet_repro.network.model_file import load_model, network_sha256
 from unet_repro.training.checkpoint import CHECKPOINT, read_identity
 from unet_repro.training.dataset import TrainingSet
 
@@ -102,7 +100,7 @@ def initial_model(settings: TrainConfig, resumed: Path | None = None) -> Initial
     try:
         network = load_model(settings.init)
         weights: Mapping[str, Tensor] | None = network.state_dict()
-        model, sha256 = network.config, weights_sha256(network.state_dict())
+        model, sha256 = network.config, network_sha256(network)
     except InputError:
         if resumed is None or Path(settings.init).exists():
             raise
@@ -126,12 +124,3 @@ def _agreed(given: UNetConfig, model: UNetConfig, name: str) -> UNetConfig:
                 "from the model, so leave that setting out (in Python, give load_model(...).config)"
             )
     return replace(model, dropout=given.dropout)
-
-
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of all weights, with their names."""
-    digest = hashlib.sha256()
-    for name, value in weights.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
