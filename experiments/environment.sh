@@ -1,6 +1,12 @@
 # To be sourced with root, the project's folder. Sets PYTHON_BIN to an interpreter that has the
 # package: that of the active virtual environment, or else of .venv, which is made where needed.
-# EXTRAS names extras to install, e.g. EXTRAS=test.
+# EXTRAS names extras to install, e.g. EXTRAS=test. UNET_REPRO_PYTHON names an interpreter to use as
+# it is: nothing is made or installed, and the package is the one here.
+if [ -n "${UNET_REPRO_PYTHON:-}" ]; then
+    PYTHON_BIN="$UNET_REPRO_PYTHON"
+    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    return
+fi
 if [ -z "${VIRTUAL_ENV:-}" ] || ! "$VIRTUAL_ENV/bin/python" -c '' 2>/dev/null; then
     VIRTUAL_ENV="$root/.venv"
 fi

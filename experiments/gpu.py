@@ -7,8 +7,9 @@ Trainings run side by side, for a step of one keeps a large card busy for a frac
 what measures speed runs alone. Training that does not fit is stopped, and the next call goes on
 with it: call again until all is done. Every call ends with the lines for the table of RESULTS.md.
 --dry-run does the same in small, on the CPU and on synthetic data, into a folder of its own.
-Without a network, put the data sets into data/*/raw or a folder that UNET_REPRO_DATA names; MONAI
-is compared with where it is there.
+Without a network, put the data sets into data/*/raw or a folder that UNET_REPRO_DATA names, and let
+UNET_REPRO_PYTHON name a Python that has what setup.cfg lists; MONAI is compared with where it is
+there.
 """
 
 from __future__ import annotations
@@ -408,7 +409,7 @@ def table(todo: list[Step], out: Path) -> list[str]:
             done = read(out / step.name / "done.json")
             lines += [
                 f"| {step.what} | {paper} | {ours} | {split} | {length} | "
-                f"{hardware(out / step.name)} | `{command}` | {done['commit']}, {done['date']} |"
+                f"{hardware(out / step.name)} | `{command}` ({done['commit']}, {done['date']}) |"
                 for paper, ours, split, length, command in step.rows(out / step.name)
             ]
     return lines

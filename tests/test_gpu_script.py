@@ -166,5 +166,5 @@ def test_the_lines_of_the_table_hold_the_figures(gpu, tmp_path):
     assert line == (
         "| PhC-U373, trained on 01 (gold), scored on the other | IOU 0.9203 | "
         "IOU 0.8123, SEG 0.8001 | 01 (gold), 02 | 300 steps in 60 s (5.00/s), 64 channels | "
-        "a card | `bash experiments/phc_u373.sh` | abc1234, 2026-01-02 |"
+        "a card | `bash experiments/phc_u373.sh` (abc1234, 2026-01-02) |"
     )
