@@ -83,7 +83,7 @@ def test_a_prediction_of_something_else_is_refused(prediction, full_scale, messa
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")
     labels, prediction, known = slices()
     settings = config.to_dict(config.PRESETS["quick"])
     settings["model"] |= {"classes": 4, "in_channels": 3}

@@ -97,9 +97,10 @@ def test_svg_is_bare_and_takes_the_page_s_colours() -> None:
     drawing.draw_over_thresholds(
         axes, {"a < b": Line([0, 1], [1, 2]), "c": Line([0, 1], [2, np.nan])}, is_error=False
     )
-    element = drawing.svg(figure)
+    element = drawing.svg(figure, 'a "better" < b')
     assert element.startswith("<svg") and element.rstrip().endswith("</svg>")
     head = element[: element.index(">")]
     assert "viewBox=" in head and " width=" not in head and " height=" not in head
+    assert """ role="img" aria-label='a "better" &lt; b'""" in head
     assert "var(--blue)" in element and "var(--muted)" in element and drawing.BLUE not in element
     assert "a &lt; b" in element and "<metadata>" not in element

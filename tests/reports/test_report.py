@@ -83,7 +83,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, evaluated: dict) -> Page:
 @pytest.fixture
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes nearly all the time of a page, where its words alone are looked at."""
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")
 
 
 def finished_run(folder: Path, evaluated: dict) -> Path:

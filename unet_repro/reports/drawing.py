@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from xml.sax.saxutils import quoteattr
 
 import imagecodecs
 import matplotlib
@@ -199,8 +200,11 @@ def png_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element for a page, in the page's own font and theme colours."""
+def svg(figure: Figure, title: str) -> str:
+    """Return a figure as an SVG element for a page, in the page's own font and theme colours.
+
+    `title` is what is read out in its place.
+    """
     text = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     # With a fixed salt equal shapes get equal ids, and the same run the same page.
@@ -211,4 +215,5 @@ def svg(figure: Figure) -> str:
     for colour, variable in _THEME.items():
         element = element.replace(colour, f"var({variable})")
     tag_end = element.index(">")  # width and height come from the page, proportions from viewBox
-    return re.sub(r' (?:width|height)="[^"]*"', "", element[:tag_end]) + element[tag_end:]
+    tag = re.sub(r' (?:width|height)="[^"]*"', "", element[:tag_end])
+    return f'{tag} role="img" aria-label={quoteattr(title)}{element[tag_end:]}'

@@ -220,7 +220,9 @@ def _threshold_charts(run: RunFolder) -> list[dict[str, Any]]:
             for line in lines.values()
             if line.best is not None
         )
-        charts.append({"title": merit.name, "note": best, "svg": Markup(drawing.svg(figure))})
+        charts.append(
+            {"title": merit.name, "note": best, "svg": Markup(drawing.svg(figure, merit.name))}
+        )
     return charts
 
 
@@ -230,7 +232,7 @@ def _training_charts(log: dict[str, np.ndarray] | None) -> list[dict[str, Any]]:
     is_validated = np.isfinite(log["validation_loss"]) & np.isfinite(log["validation_pixel_error"])
     validated = {name: values[is_validated] for name, values in log.items()}
     iteration, errors = log["iteration"], validated["validation_pixel_error"]
-    held_out = {"color": drawing.ORANGE, "marker": "o", "ms": 3, "lw": 1.6}
+    held_out = {"color": drawing.ORANGE, "marker": "o", "ms": 3, "lw": 1.6, "clip_on": False}
 
     def draw_loss(axes: Any) -> None:
         axes.plot(iteration, log["loss"], color=drawing.BLUE, lw=0.7, alpha=0.35)
@@ -267,7 +269,7 @@ def _training_chart(title: str, note: str, draw: Callable[[Any], Any]) -> dict[s
     axes.set_ylim(bottom=0)
     axes.locator_params(nbins=5)
     drawing.tidy(axes, xlabel="iteration")
-    return {"title": title, "note": note, "svg": Markup(drawing.svg(figure))}
+    return {"title": title, "note": note, "svg": Markup(drawing.svg(figure, title))}
 
 
 def _slice_tables(run: RunFolder) -> list[dict[str, Any]]:
