@@ -204,7 +204,7 @@ module.{name} = wait_and_work
 AT_WORK = {
     "train": ("training_run", "train"),
     "predict": ("prediction.stack_prediction", "BlockRun"),
-    "weight-map": ("weight_maps.stack", "weight_map"),
+    "weight-map": ("weight_maps.stack", "weigh"),
     "download": ("challenges.download", "_unpack"),
 }
 
@@ -217,9 +217,6 @@ def test_second_process_on_the_same_output_is_refused(server, inputs, published,
     place, at_work, go_on = (tmp_path / path for path in ("place", "at_work", "go_on"))
     module, function = AT_WORK[name]
     hold = HOLD.format(module=module, name=function, at_work=str(at_work), go_on=str(go_on))
-    if name == "weight-map":  # it is called for the settings first, before the output is touched
-        settings = "    if arguments[0].size == 0: return work(*arguments, **options)\n"
-        hold = hold.replace("    pathlib.Path", settings + "    pathlib.Path", 1)
     more = {**job.more, "prelude": job.more.get("prelude", "") + "\n" + hold}
     first = server.start(place, job.arguments(place), **more)
     try:
