@@ -438,3 +438,22 @@ def test_what_was_added_to_an_image_is_not_removed_with_it(
             )
     assert "labels/by_hand.txt" in contents(out)
     assert "zarr.json" in contents(out)
+
+
+@pytest.mark.parametrize("kind", ["probability", "logits", "instances"])
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_times_within_slices_become_slices_within_times(tmp_path: Path, kind: Any) -> None:
+    stack = np.random.default_rng(3).integers(0, 256, (2, 3, 40, 50)).astype(np.uint8)
+    source = tmp_path / "s.ome.tif"
+    tifffile.imwrite(source, stack, ome=True, metadata={"axes": "ZTYX"})
+    tiff = predict_stack(source, MODEL, tmp_path / "o.tif", kind=kind)
+    expected = tifffile.imread(tiff).swapaxes(0, 1)  # T, Z
+    if kind == "logits":
+        expected = expected.swapaxes(1, 2)  # T, C, Z
+    out = predict_stack(source, MODEL, tmp_path / "o.zarr", kind=kind, verify=True)
+    np.testing.assert_allclose(level(out), expected, rtol=0, atol=1e-5)
+    part = predict_stack(source, MODEL, tmp_path / "part.zarr", kind=kind, z="1:4")
+    tiff = predict_stack(source, MODEL, tmp_path / "part.tif", kind=kind, z="1:4")
+    plain = tifffile.imread(tiff)
+    plain = plain.swapaxes(0, 1) if kind == "logits" else plain
+    np.testing.assert_allclose(level(part), plain, rtol=0, atol=1e-5)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from scipy import ndimage
 
 from unet_repro.errors import InputError, InputNote
@@ -116,6 +117,16 @@ def test_times_and_slices_are_written_as_they_were_read(tmp_path, axes):
         assert (file.series[0].axes, file.series[0].shape) == (axes, stack.shape)
         written = file.asarray().reshape(6, 40, 40)
     np.testing.assert_array_equal(written, read_stack(tmp_path / "p.tif"))
+
+
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_times_within_slices_become_slices_within_times_in_ome_zarr(tmp_path):
+    stack = ids(6).reshape(2, 3, 40, 40)
+    save(tmp_path / "l.tif", stack, ome=True, metadata={"axes": "ZTYX"})
+    write_weight_map(tmp_path / "l.tif", tmp_path / "w.tif", progress=False)
+    write_weight_map(tmp_path / "l.tif", tmp_path / "w.zarr", progress=False)
+    written = zarr.open_group(tmp_path / "w.zarr", mode="r")["0"][:]
+    np.testing.assert_array_equal(written, tifffile.imread(tmp_path / "w.tif").swapaxes(0, 1))
 
 
 def test_scale_compression_and_settings_are_in_the_file(tmp_path):

@@ -21,6 +21,7 @@ from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.readers import range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_axes import as_written
 from unet_repro.images.zarr_output import is_zarr_name
 from unet_repro.network import geometry
 from unet_repro.network.backends import choose_backend
@@ -268,6 +269,7 @@ class _Planner:
             block=plan.block,
             strides=plan.tiles.strides,
             batch=plan.batch,
+            depth_axes=as_written(reader.depth_axes, len(slices)) if block else (),
         )
         return StackPrediction(
             reader, predictor, destination, buffers, plan, job, self.machines, self.model

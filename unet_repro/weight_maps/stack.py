@@ -27,7 +27,7 @@ from unet_repro.images.labels import Reading, as_integers, meaning
 from unet_repro.images.ome_zarr import ImageFacts, local_or_url
 from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
-from unet_repro.images.tiff_axes import Axes
+from unet_repro.images.tiff_axes import Axes, slice_in_source
 from unet_repro.images.tiff_writer import write_pages
 from unet_repro.images.zarr_output import Layout, ZarrOutput, is_zarr_name
 from unet_repro.progress import ProgressBar
@@ -171,7 +171,7 @@ class _Run:
         if isinstance(labels, ImagesReader):
             _weigh_folder(store, labels, files, survey.reading, options, threads, progress)
             return
-        self._weigh(store.blocks, survey.reading, options, None)
+        self._weigh(store.blocks, survey.reading, options, None, ())
         labels.check_unchanged()  # since the survey
         store.finish(lambda path: _assemble(path, store, labels, record, threads, progress))
 
@@ -206,7 +206,7 @@ class _Run:
             store.claimed(record)
             store.begin(record)
             on_survey(survey)  # nothing can be refused any more
-            self._weigh(store.blocks, survey.reading, options, client)
+            self._weigh(store.blocks, survey.reading, options, client, labels.depth_axes)
             labels.check_unchanged()  # since the survey
             if machines.part and len(store.blocks.missing()):
                 return False
@@ -232,16 +232,28 @@ class _Run:
         return survey, record, options
 
     def _weigh(
-        self, blocks: BlockArray, reading: Reading, options: dict[str, Any], client: Any
+        self,
+        blocks: BlockArray,
+        reading: Reading,
+        options: dict[str, Any],
+        client: Any,
+        depth_axes: Axes,
     ) -> None:
-        """Compute the slices that are not there yet, of this process's part."""
+        """Compute the slices that are not there yet, of this process's part (`WeightWork`)."""
         missing = blocks.missing(heals=True)
         share = self.machines.share(len(blocks))
         mine = missing[(missing >= share.start) & (missing < share.stop)]
-        work = WeightWork(local_or_url(self.labels.path), self.settings, reading, options, blocks)
+        work = WeightWork(
+            local_or_url(self.labels.path), self.settings, reading, options, blocks, depth_axes
+        )
         threads = threads_each(self.machines) if client else self.threads
         units = compute(
-            client, work, mine, what=str(self.out), name=lambda z: f"slice {z}", threads=threads
+            client,
+            work,
+            mine,
+            what=str(self.out),
+            name=lambda z: f"slice {slice_in_source(depth_axes, z)}",
+            threads=threads,
         )
         done = len(share) - len(mine)
         for _ in _bar(units, "weight maps", len(share), progress=self.progress, initial=done):
@@ -257,6 +269,7 @@ class WeightWork:
     reading: Reading
     options: dict[str, Any]
     kept: BlockArray
+    depth_axes: Axes  # of the slices in the labels, where the output has an order of its own
 
     @contextmanager
     def opened(self, threads: int) -> Iterator[Run]:
@@ -274,7 +287,9 @@ class WeightWork:
 
             def run(numbers: Iterable[int]) -> Iterator[int]:
                 missing = (int(z) for z in numbers if not self.kept.has(z))
-                slices = ((z, _label_slice(labels, z)) for z in missing)
+                slices = (
+                    (z, _label_slice(labels, slice_in_source(self.depth_axes, z))) for z in missing
+                )
                 return in_order(weigh_slice, slices, min(threads, depth))
 
             yield run
