@@ -457,3 +457,26 @@ def test_times_within_slices_become_slices_within_times(tmp_path: Path, kind: An
     plain = tifffile.imread(tiff)
     plain = plain.swapaxes(0, 1) if kind == "logits" else plain
     np.testing.assert_allclose(level(part), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("out", ["o.tif", "o.zarr"])
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_arrays_of_colours_and_arrays_that_say_nothing_of_their_axes(
+    tmp_path: Path, out: str
+) -> None:
+    def whole(path: Path) -> np.ndarray:
+        return level(path) if out.endswith(".zarr") else tifffile.imread(path)
+
+    pixels = np.random.default_rng(4).integers(0, 256, (2, 3, 40, 50)).astype(np.uint8)
+    colour = network(in_channels=3, input_mean=(100.0,) * 3, input_std=(50.0,) * 3)
+    names = ["z", "c", "y", "x"]
+    zarr.create_array(
+        tmp_path / "c.zarr", data=pixels, chunks=(1, 1, 32, 32), dimension_names=names
+    )
+    found = whole(predict_stack(tmp_path / "c.zarr", colour, tmp_path / f"c_{out}"))
+    expected = np.stack([OverlapTilePredictor(colour)(image)[1] for image in pixels])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    zarr.create_array(tmp_path / "p.zarr", data=pixels, chunks=(1, 1, 32, 32))
+    path = predict_stack(tmp_path / "p.zarr", MODEL, tmp_path / out, axes="TZYX")
+    expected = [[OverlapTilePredictor(MODEL)(image)[1] for image in part] for part in pixels]
+    np.testing.assert_allclose(whole(path), np.array(expected), rtol=0, atol=1e-5)
