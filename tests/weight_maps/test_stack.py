@@ -327,3 +327,18 @@ def test_short_work_says_nothing_and_long_work_does(tmp_path, capsys, monkeypatc
     write_weight_map(labels, tmp_path / "w.tif", overwrite=True)
     shown = capsys.readouterr()
     assert "weight maps" in shown.err and "5/5" in shown.err and shown.out == ""
+
+
+def test_scale_is_that_of_the_level_of_the_labels(tmp_path):
+    steps = [[1.0, 0.5 * 2**level, 0.5 * 2**level] for level in range(2)]
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    datasets = []
+    labels = zarr.create_group(tmp_path / "labels.zarr")
+    for level, step in enumerate(steps):
+        labels.create_array(str(level), data=ids()[:, :: 2**level, :: 2**level])
+        scale = [{"type": "scale", "scale": step}]
+        datasets.append({"path": str(level), "coordinateTransformations": scale})
+    multiscales = [{"axes": axes, "datasets": datasets}]
+    labels.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    write_weight_map(tmp_path / "labels.zarr", tmp_path / "w.tif", level=1, progress=False)
+    assert read_calibration(tmp_path / "w.tif").resolution == (1.0, 1.0)

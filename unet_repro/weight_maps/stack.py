@@ -470,7 +470,7 @@ def _write(
         shape=(*(length for _, length in depth_axes), *shape[1:]),
         dtype=np.float32,
         axes="".join(axis for axis, _ in depth_axes) + "YX",
-        calibration=read_calibration(source),
+        calibration=read_calibration(source, level=record["settings"].get("level", 0)),
         compression=record["settings"]["compression"],
         info=_info(record),
         workers=workers,
