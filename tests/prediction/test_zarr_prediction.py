@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -480,3 +481,33 @@ def test_arrays_of_colours_and_arrays_that_say_nothing_of_their_axes(
     path = predict_stack(tmp_path / "p.zarr", MODEL, tmp_path / out, axes="TZYX")
     expected = [[OverlapTilePredictor(MODEL)(image)[1] for image in part] for part in pixels]
     np.testing.assert_allclose(whole(path), np.array(expected), rtol=0, atol=1e-5)
+
+
+def test_overwriting_behind_a_link_leaves_nothing_of_what_was_there(
+    stack_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "o.zarr").symlink_to("elsewhere")
+    predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+    other = network(seed=1)
+    out = predict_stack(stack_file, other, tmp_path / "o.zarr", **OPTIONS, overwrite=True)
+    expected = predict_stack(stack_file, other, tmp_path / "expected.zarr", **OPTIONS)
+    np.testing.assert_array_equal(level(out), level(expected))
+    assert out.is_symlink()
+
+
+def test_what_cannot_be_removed_to_make_room_is_told(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+
+    unlink = os.unlink
+
+    def refusing(path: Any, **options: Any) -> None:
+        if Path(path).name.isdigit():  # a shard
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refusing)
+    with pytest.raises(InputError, match="cannot be removed: Permission denied"):
+        predict_stack(stack_file, network(seed=1), out, **OPTIONS, overwrite=True)
