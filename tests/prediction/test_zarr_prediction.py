@@ -272,15 +272,18 @@ def test_another_run_that_began_anew_stops_the_first_one(
     assert contents(out) == contents(expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "where"), [("probability", "0"), ("instances", "scratch"), ("instances", "0")]
+)
 def test_two_runs_of_one_job_at_once_make_what_one_makes(
-    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, where: str
 ) -> None:
-    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", kind=kind, **OPTIONS)
     out, write = tmp_path / "o.zarr", BlockArray.write
-    options: dict[str, Any] = {"resume": True, **OPTIONS}
+    options: dict[str, Any] = {"resume": True, "kind": kind, **OPTIONS}
 
     def interfering(array: BlockArray, number: int, values: np.ndarray) -> None:
-        if number == 2:
+        if number == 2 and array.place.path.name == where:
             monkeypatch.setattr(BlockArray, "write", write)
             predict_stack(stack_file, MODEL, out, **options)  # from beginning to end
         write(array, number, values)
