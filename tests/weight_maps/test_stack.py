@@ -342,3 +342,19 @@ def test_scale_is_that_of_the_level_of_the_labels(tmp_path):
     labels.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
     write_weight_map(tmp_path / "labels.zarr", tmp_path / "w.tif", level=1, progress=False)
     assert read_calibration(tmp_path / "w.tif").resolution == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("s3://bucket/w.tif", r"\.zarr is needed behind a URL"),
+        ("w.png", r"\.tif or \.zarr is needed for a stack"),
+        ("w", r"\.tif or \.zarr is needed for a stack"),
+    ],
+)
+def test_a_place_of_no_stack_is_refused(tmp_path, monkeypatch, out, words):
+    monkeypatch.chdir(tmp_path)
+    labels = save(tmp_path / "l.tif", ids())
+    with pytest.raises(InputError, match=words):
+        write_weight_map(labels, out, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["l.tif"]

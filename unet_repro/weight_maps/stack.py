@@ -307,11 +307,16 @@ def _opened(
 
 def _files(labels: StackReader | ImagesReader, out: Path) -> list[str]:
     """Return the files to write for images of several sizes, else none; or refuse the place."""
+    is_one = is_zarr_name(out) or out.suffix.lower() in _TIFF_SUFFIXES
+    if url_of(out) and not is_zarr_name(out):
+        raise InputError(f"{out}: a name that ends in .zarr is needed behind a URL")
     if not isinstance(labels, ImagesReader):
+        if not is_one:
+            raise InputError(f"{out}: a name that ends in .tif or .zarr is needed for a stack")
         return []
-    if out.suffix.lower() in _TIFF_SUFFIXES:
+    if is_one:
         raise InputError(
-            f"{out}: one TIFF cannot hold the images of {labels.path}, which have several sizes "
+            f"{out}: one file cannot hold the images of {labels.path}, which have several sizes "
             f"({range_of(labels.sizes)}); give a folder, for one file each"
         )
     files = [
