@@ -1,6 +1,7 @@
 """Outputs are complete or absent, and nothing that is there is lost."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,10 @@ def test_full_disc_is_told_in_one_line(tmp_path):
 def test_error_about_another_file_is_passed_on(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         (tmp_path / "other").read_text()
+
+
+def test_a_url_is_no_place_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"s3://bucket/e\.json: no file is written behind a URL"):
+        check_output(Path("s3://bucket/e.json"))
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unet_repro.errors import InputError
+from unet_repro.files.places import as_path, url_of
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -18,9 +19,11 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     Raises
     ------
     InputError
-        If `path` exists and `overwrite` is false, if it is anything but a regular file, or if its
-        folder cannot be created or written.
+        If `path` exists and `overwrite` is false, if it is a URL or anything but a regular file, or
+        if its folder cannot be created or written.
     """
+    if url_of(path):
+        raise InputError(f"{as_path(path)}: no file is written behind a URL, only OME-Zarr")
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise InputError(f"{path}: is not a regular file, so it cannot be written as one")
