@@ -328,10 +328,7 @@ def _names(out: Path, source: Path, source_names: list[str], values: Values) -> 
     """Return the files to make in a folder, none for one file, or refuse the place."""
     names: tuple[str, ...] = ()
     if is_zarr_name(out):
-        if not url_of(out) and not url_of(source):
-            check_apart(out, source)
-        elif url_of(out) == url_of(source):
-            raise InputError(f"{out}: would replace what it is made of; give another place")
+        check_apart(out, source)
         return names
     if url_of(out):
         raise InputError(f"{out}: a name that ends in .zarr is needed behind a URL")
@@ -339,8 +336,7 @@ def _names(out: Path, source: Path, source_names: list[str], values: Values) -> 
         names = names_in_folder(out, source_names, values)
     elif out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"{out}: a name that ends in .tif or .zarr is needed for a stack")
-    if not url_of(source):
-        check_apart(out, source)
+    check_apart(out, source)
     return names
 
 

@@ -118,8 +118,7 @@ def write_weight_map(
         raise InputError(f"threads is {threads}: at least 1 is needed")
     out = as_path(out)
     with _opened(labels_path, settings) as labels:
-        if not url_of(out) and not url_of(labels.path):
-            check_apart(out, labels.path)
+        check_apart(out, labels.path)
         if labels.dtype.kind == "f":
             note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
         files = _files(labels, out)
