@@ -106,8 +106,10 @@ class Layout:
         Letters of TCZYX, in this order.
     shape, dtype
         Of level 0.
-    ngff, shard_px, compression
+    ngff, shard_px
         As the settings say.
+    coding
+        As of `BlockArray`.
     is_unit_slice
         A unit is a slice of the image, not a shard.
     """
