@@ -1,11 +1,13 @@
 """Outputs are complete or absent, and nothing that is there is lost."""
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from unet_repro.errors import InputError
-from unet_repro.files.atomic import atomic_path, check_output
+from unet_repro.files.atomic import atomic_path, check_apart, check_output
 
 
 def test_failure_leaves_the_old_file_and_no_temporary_one(tmp_path):
@@ -71,3 +73,29 @@ def test_full_disc_is_told_in_one_line(tmp_path):
 def test_error_about_another_file_is_passed_on(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         (tmp_path / "other").read_text()
+
+
+def test_a_url_is_no_place_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"s3://bucket/e\.json: no file is written behind a URL"):
+        check_output(Path("s3://bucket/e.json"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "source", "is_refused"),
+    [
+        ("s3://b/a.zarr", "s3://b/a.zarr/", True),
+        ("s3://b/a.zarr", "s3://b/a.zarr/0", True),  # it would go with it
+        ("s3://b/a.zarr/p.zarr", "s3://b/a.zarr", True),
+        ("s3://b/a.zarr", "s3://b/a.zarr2/0", False),
+        ("s3://b/p.zarr", "s3://b/a.zarr", False),
+        ("s3://b/a.zarr", "b/a.zarr", False),
+        ("b/a.zarr", "b/a.zarr/0", True),
+        ("b/p.zarr", "b/a.zarr", False),
+        ("b/p.zarr", "s3://b/p.zarr", False),
+    ],
+)
+def test_an_output_is_not_at_its_source(out, source, is_refused):
+    with pytest.raises(InputError, match="among the files") if is_refused else nullcontext():
+        check_apart(Path(out), Path(source))

@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from unet_repro.errors import InputError, InputNote
+from unet_repro.files.watched_store import WatchedStore
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.stacks import read_images, read_stack
@@ -266,3 +267,11 @@ def test_the_first_of_several_images_is_read_and_that_is_told(tmp_path: Path) ->
     (path / "zarr.json").write_text(json.dumps(document))
     with pytest.warns(InputNote, match=r"describes 2 images; the first, 'raw', is read"):
         np.testing.assert_array_equal(read_stack(path), PIXELS[0, 0])
+
+
+def test_chunks_of_a_sparse_array_are_not_gathered() -> None:
+    store = WatchedStore(zarr.storage.MemoryStore())
+    array = zarr.create_array(store, shape=(9, 9), chunks=(1, 1), dtype="uint8", fill_value=7)
+    store.absent.clear()
+    assert (array[:] == 7).all() and (array[:] == 7).all()
+    assert len(store.absent) == 1

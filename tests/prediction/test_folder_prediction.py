@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
 from unet_repro.images.calibration import read_info
-from unet_repro.images.stacks import read_stack
+from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.prediction.local import BlockRun
 from unet_repro.prediction.predict_stack import predict_stack, prepared
+from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tile_runner import TileRunner
 
@@ -246,3 +248,33 @@ def test_every_image_is_verified_and_an_output_is_replaced_by_complete_ones(
         predict_stack(source, model, out, kind="labels", overwrite=True)
     predict_stack(source, model, out, average="rotations", overwrite=True)
     assert "rotations" in str(read_info(out / "2.tif")) and contents(out) != before
+
+
+def test_resume_of_a_complete_folder_of_png_files_keeps_it(
+    model: UNet, tmp_path: Path, computed: list[tuple[int, int]]
+) -> None:
+    source = folder_of(tmp_path / "in", {"1.png": (40, 50), "2.png": (31, 44)})
+    out = predict_stack(source, model, tmp_path / "out", kind="mask")
+    before, computed_before = contents(out), computed.copy()
+    predict_stack(source, model, out, kind="mask", resume=True)
+    assert contents(out) == before and computed == computed_before
+    with pytest.raises(InputError, match="exists already"):
+        predict_stack(source, model, out, kind="mask", threshold=0.7, resume=True)
+
+
+@pytest.mark.parametrize("second", [(33, 50), (40, 50)])  # of several sizes, or of one
+def test_axes_that_are_given_hold_for_each_image(tmp_path: Path, second: tuple[int, int]) -> None:
+    shape = replace(SHAPE, in_channels=3, input_mean=(100.0,) * 3, input_std=(50.0,) * 3)
+    model = UNet(shape, generator=torch.Generator().manual_seed(0)).eval()
+    (tmp_path / "in").mkdir()
+    pixels = [
+        np.random.default_rng(number).integers(0, 256, (3, *size)).astype(np.uint8)
+        for number, size in enumerate([(40, 50), second])
+    ]
+    for number, image in enumerate(pixels):  # slices, as the file says
+        write_stack(tmp_path / "in" / f"{number}.tif", image)
+    out = predict_stack(tmp_path / "in", model, tmp_path / "out", axes="CYX")
+    for number, image in enumerate(pixels):
+        expected = OverlapTilePredictor(model)(image)[1]
+        found = tifffile.imread(out / f"{number}.tif")
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -17,6 +17,7 @@ from unet_repro.files.places import place_at
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.network.model import UNet
 from unet_repro.prediction.predict_stack import predict_stack
+from unet_repro.weight_maps.stack import write_weight_map
 
 pytest.importorskip("obstore")
 OPTIONS: dict[str, Any] = {"shard": 64, "tile": 76}
@@ -81,3 +82,20 @@ def test_bucket_in_and_out_with_a_kill(
     np.testing.assert_array_equal(read_stack(from_bucket), read_stack(from_disc))
     with pytest.raises(InputError, match="neither a zarr array nor a group is there"):
         read_stack(f"{bucket}/nothing.zarr")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_what_is_read_from_a_bucket_is_not_overwritten(bucket: str, tmp_path: Path) -> None:
+    labels = np.kron(np.eye(2, dtype=np.uint8), np.ones((20, 20), np.uint8))[None]
+    write_stack(tmp_path / "l.tif", labels)
+    write_weight_map(tmp_path / "l.tif", f"{bucket}/w.zarr", class_balance="none")
+    place = place_at(f"{bucket}/w.zarr")
+    before = {key: place.read(key) for key in place.keys()}
+    model = UNet(UNetConfig(depth=2, base_channels=4)).eval()
+    for source in (f"{bucket}/w.zarr", f"{bucket}/w.zarr/0"):
+        with pytest.raises(InputError, match="among the files"):
+            write_weight_map(source, f"{bucket}/w.zarr", label_kind="mask", overwrite=True)
+        with pytest.raises(InputError, match="among the files"):
+            predict_stack(source, model, f"{bucket}/w.zarr", overwrite=True, **OPTIONS)
+    assert before and {key: place.read(key) for key in place.keys()} == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -271,15 +272,18 @@ def test_another_run_that_began_anew_stops_the_first_one(
     assert contents(out) == contents(expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "where"), [("probability", "0"), ("instances", "scratch"), ("instances", "0")]
+)
 def test_two_runs_of_one_job_at_once_make_what_one_makes(
-    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, where: str
 ) -> None:
-    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", kind=kind, **OPTIONS)
     out, write = tmp_path / "o.zarr", BlockArray.write
-    options: dict[str, Any] = {"resume": True, **OPTIONS}
+    options: dict[str, Any] = {"resume": True, "kind": kind, **OPTIONS}
 
     def interfering(array: BlockArray, number: int, values: np.ndarray) -> None:
-        if number == 2:
+        if number == 2 and array.place.path.name == where:
             monkeypatch.setattr(BlockArray, "write", write)
             predict_stack(stack_file, MODEL, out, **options)  # from beginning to end
         write(array, number, values)
@@ -438,3 +442,75 @@ def test_what_was_added_to_an_image_is_not_removed_with_it(
             )
     assert "labels/by_hand.txt" in contents(out)
     assert "zarr.json" in contents(out)
+
+
+@pytest.mark.parametrize("kind", ["probability", "logits", "instances"])
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_times_within_slices_become_slices_within_times(tmp_path: Path, kind: Any) -> None:
+    stack = np.random.default_rng(3).integers(0, 256, (2, 3, 40, 50)).astype(np.uint8)
+    source = tmp_path / "s.ome.tif"
+    tifffile.imwrite(source, stack, ome=True, metadata={"axes": "ZTYX"})
+    tiff = predict_stack(source, MODEL, tmp_path / "o.tif", kind=kind)
+    expected = tifffile.imread(tiff).swapaxes(0, 1)  # T, Z
+    if kind == "logits":
+        expected = expected.swapaxes(1, 2)  # T, C, Z
+    out = predict_stack(source, MODEL, tmp_path / "o.zarr", kind=kind, verify=True)
+    np.testing.assert_allclose(level(out), expected, rtol=0, atol=1e-5)
+    part = predict_stack(source, MODEL, tmp_path / "part.zarr", kind=kind, z="1:4")
+    tiff = predict_stack(source, MODEL, tmp_path / "part.tif", kind=kind, z="1:4")
+    plain = tifffile.imread(tiff)
+    plain = plain.swapaxes(0, 1) if kind == "logits" else plain
+    np.testing.assert_allclose(level(part), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("out", ["o.tif", "o.zarr"])
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_arrays_of_colours_and_arrays_that_say_nothing_of_their_axes(
+    tmp_path: Path, out: str
+) -> None:
+    def whole(path: Path) -> np.ndarray:
+        return level(path) if out.endswith(".zarr") else tifffile.imread(path)
+
+    pixels = np.random.default_rng(4).integers(0, 256, (2, 3, 40, 50)).astype(np.uint8)
+    colour = network(in_channels=3, input_mean=(100.0,) * 3, input_std=(50.0,) * 3)
+    names = ["z", "c", "y", "x"]
+    zarr.create_array(
+        tmp_path / "c.zarr", data=pixels, chunks=(1, 1, 32, 32), dimension_names=names
+    )
+    found = whole(predict_stack(tmp_path / "c.zarr", colour, tmp_path / f"c_{out}"))
+    expected = np.stack([OverlapTilePredictor(colour)(image)[1] for image in pixels])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    zarr.create_array(tmp_path / "p.zarr", data=pixels, chunks=(1, 1, 32, 32))
+    path = predict_stack(tmp_path / "p.zarr", MODEL, tmp_path / out, axes="TZYX")
+    expected = [[OverlapTilePredictor(MODEL)(image)[1] for image in part] for part in pixels]
+    np.testing.assert_allclose(whole(path), np.array(expected), rtol=0, atol=1e-5)
+
+
+def test_overwriting_behind_a_link_leaves_nothing_of_what_was_there(
+    stack_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "o.zarr").symlink_to("elsewhere")
+    predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+    other = network(seed=1)
+    out = predict_stack(stack_file, other, tmp_path / "o.zarr", **OPTIONS, overwrite=True)
+    expected = predict_stack(stack_file, other, tmp_path / "expected.zarr", **OPTIONS)
+    np.testing.assert_array_equal(level(out), level(expected))
+    assert out.is_symlink()
+
+
+def test_what_cannot_be_removed_to_make_room_is_told(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+
+    unlink = os.unlink
+
+    def refusing(path: Any, **options: Any) -> None:
+        if Path(path).name.isdigit():  # a shard
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refusing)
+    with pytest.raises(InputError, match="cannot be removed: Permission denied"):
+        predict_stack(stack_file, network(seed=1), out, **OPTIONS, overwrite=True)

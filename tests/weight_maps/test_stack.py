@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from scipy import ndimage
 
 from unet_repro.errors import InputError, InputNote
@@ -116,6 +117,16 @@ def test_times_and_slices_are_written_as_they_were_read(tmp_path, axes):
         assert (file.series[0].axes, file.series[0].shape) == (axes, stack.shape)
         written = file.asarray().reshape(6, 40, 40)
     np.testing.assert_array_equal(written, read_stack(tmp_path / "p.tif"))
+
+
+@pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")
+def test_times_within_slices_become_slices_within_times_in_ome_zarr(tmp_path):
+    stack = ids(6).reshape(2, 3, 40, 40)
+    save(tmp_path / "l.tif", stack, ome=True, metadata={"axes": "ZTYX"})
+    write_weight_map(tmp_path / "l.tif", tmp_path / "w.tif", progress=False)
+    write_weight_map(tmp_path / "l.tif", tmp_path / "w.zarr", progress=False)
+    written = zarr.open_group(tmp_path / "w.zarr", mode="r")["0"][:]
+    np.testing.assert_array_equal(written, tifffile.imread(tmp_path / "w.tif").swapaxes(0, 1))
 
 
 def test_scale_compression_and_settings_are_in_the_file(tmp_path):
@@ -316,3 +327,34 @@ def test_short_work_says_nothing_and_long_work_does(tmp_path, capsys, monkeypatc
     write_weight_map(labels, tmp_path / "w.tif", overwrite=True)
     shown = capsys.readouterr()
     assert "weight maps" in shown.err and "5/5" in shown.err and shown.out == ""
+
+
+def test_scale_is_that_of_the_level_of_the_labels(tmp_path):
+    steps = [[1.0, 0.5 * 2**level, 0.5 * 2**level] for level in range(2)]
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    datasets = []
+    labels = zarr.create_group(tmp_path / "labels.zarr")
+    for level, step in enumerate(steps):
+        labels.create_array(str(level), data=ids()[:, :: 2**level, :: 2**level])
+        scale = [{"type": "scale", "scale": step}]
+        datasets.append({"path": str(level), "coordinateTransformations": scale})
+    multiscales = [{"axes": axes, "datasets": datasets}]
+    labels.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    write_weight_map(tmp_path / "labels.zarr", tmp_path / "w.tif", level=1, progress=False)
+    assert read_calibration(tmp_path / "w.tif").resolution == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("s3://bucket/w.tif", r"\.zarr is needed behind a URL"),
+        ("w.png", r"\.tif or \.zarr is needed for a stack"),
+        ("w", r"\.tif or \.zarr is needed for a stack"),
+    ],
+)
+def test_a_place_of_no_stack_is_refused(tmp_path, monkeypatch, out, words):
+    monkeypatch.chdir(tmp_path)
+    labels = save(tmp_path / "l.tif", ids())
+    with pytest.raises(InputError, match=words):
+        write_weight_map(labels, out, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["l.tif"]

@@ -84,8 +84,9 @@ def test_interrupted_and_resumed_equals_undisturbed(labels, tmp_path, monkeypatc
 
 def test_places_that_cannot_be_written_are_refused_first(labels, tmp_path):
     source, out = tmp_path / "labels", tmp_path / "out"
-    with pytest.raises(InputError, match=r"one TIFF cannot hold .* \(9 × 40 to 20 × 30\)"):
-        write_weight_map(source, tmp_path / "w.tif", progress=False)
+    for name in ("w.tif", "w.zarr"):
+        with pytest.raises(InputError, match=r"one file cannot hold .* \(9 × 40 to 20 × 30\)"):
+            write_weight_map(source, tmp_path / name, progress=False)
     with pytest.raises(InputError, match="would be among the files"):
         write_weight_map(source, source, progress=False, overwrite=True)
     out.mkdir()

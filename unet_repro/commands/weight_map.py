@@ -18,7 +18,6 @@ from unet_repro.commands.options import (
 )
 from unet_repro.errors import one_line
 from unet_repro.files.atomic import check_apart, check_output
-from unet_repro.files.places import url_of
 from unet_repro.program import INTERRUPTED
 from unet_repro.weight_maps.settings import WeightMapSettings
 
@@ -56,8 +55,7 @@ class WeightMap:
         replaces = self.overwrite or self.resume
         if self.preview:
             check_apart(self.preview, self.labels)
-            if not url_of(self.out):
-                check_apart(self.preview, self.out)
+            check_apart(self.preview, self.out)
             check_output(self.preview, overwrite=replaces)
 
         def surveyed(survey: Survey) -> None:

@@ -4,9 +4,10 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from unet_repro.errors import InputError
+from unet_repro.files.places import as_path, url_of
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -18,9 +19,11 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     Raises
     ------
     InputError
-        If `path` exists and `overwrite` is false, if it is anything but a regular file, or if its
-        folder cannot be created or written.
+        If `path` exists and `overwrite` is false, if it is a URL or anything but a regular file, or
+        if its folder cannot be created or written.
     """
+    if url_of(path):
+        raise InputError(f"{as_path(path)}: no file is written behind a URL, only OME-Zarr")
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise InputError(f"{path}: is not a regular file, so it cannot be written as one")
@@ -36,9 +39,13 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
 
 
 def check_apart(out: str | os.PathLike[str], source: Path) -> None:
-    """Refuse an output that would replace its source or come to lie among the source's files."""
-    target, origin = Path(os.path.realpath(out)), Path(os.path.realpath(source))
-    is_among = origin == target or (origin.is_dir() and origin == target.parent)
+    """Refuse an output that would replace its source or come to lie among the source's files.
+
+    Either may be a URL.
+    """
+    target, origin = (PurePath(url_of(path) or os.path.realpath(path)) for path in (out, source))
+    is_folder = bool(url_of(source)) or Path(origin).is_dir()
+    is_among = origin == target or (is_folder and origin == target.parent)
     if is_among or target in origin.parents:
         raise InputError(f"{out}: would be among the files of {source}; give another place")
 

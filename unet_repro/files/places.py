@@ -146,8 +146,26 @@ class Folder:
         (self.path / key).unlink(missing_ok=True)
 
     def clear(self, under: str = "") -> None:
-        """Remove a folder with all that is in it."""
-        shutil.rmtree(self.path / under, ignore_errors=True)
+        """Remove all that is in this folder, or a folder in it; what stays is an `InputError`.
+
+        This folder itself stays: it may be a link.
+        """
+        folder = self.path / under
+        while folder.is_dir():
+            try:
+                for entry in list(os.scandir(folder)):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+                if under:
+                    folder.rmdir()
+                return
+            except FileNotFoundError:  # another process removes it too
+                continue
+            except OSError as error:
+                name = error.filename or folder
+                raise InputError(f"{name}: cannot be removed: {error.strerror}") from error
 
     def store(self, *, read_only: bool = False) -> Any:
         """Return it as zarr's store."""

@@ -8,7 +8,7 @@ from zarr.storage import WrapperStore
 
 
 class WatchedStore(WrapperStore[Any]):
-    """Gives what another store holds; `absent` are the keys that were asked for in vain."""
+    """Gives what another store holds; `absent` holds the first key that was asked for in vain."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
@@ -17,6 +17,6 @@ class WatchedStore(WrapperStore[Any]):
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """Return what lies at a key, or None."""
         found = await super().get(key, prototype, byte_range)
-        if found is None:
+        if found is None and not self.absent:  # of a sparse array there may be millions
             self.absent.append(key)
         return found

@@ -78,10 +78,15 @@ def open_array(
         axes,
         channels,
         state=state,
-        calibration=source.calibration(),
         absent=store.absent,
         is_ours=source.info is not None,
     )
+
+
+def array_calibration(path: Path, level: int = 0) -> Calibration:
+    """Return the scale of a zarr array, or of a level of an image; HDF5 states none."""
+    is_hdf5 = not (url_of(path) or is_zarr(path)) and _hdf5(path)
+    return Calibration() if is_hdf5 else find_zarr(path, level).calibration()
 
 
 def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | None) -> ArrayImage:
@@ -108,7 +113,6 @@ def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | No
             axes,
             channels,
             state=FileState.of(file),
-            calibration=Calibration(),
             file=opened,
         )
     except BaseException:
@@ -165,14 +169,13 @@ class ArrayImage:
         channels: int | None,
         *,
         state: ZarrState | FileState,
-        calibration: Calibration,
         file: Any = None,
         absent: list[str] | None = None,
         is_ours: bool = False,
     ) -> None:
         self._absent, self._is_ours = absent, is_ours
         self.path, self._array, self._file = path, array, file
-        self.state, self.calibration = state, calibration
+        self.state = state
         self.channels = self.stored_channels = channels or 1
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         if self.dtype.kind not in "buif":

@@ -13,7 +13,7 @@ import tifffile
 from unet_repro.errors import InputError, note, one_line
 from unet_repro.files.file_access import as_input_errors, open_binary
 from unet_repro.files.places import as_path
-from unet_repro.images.arrays import is_array, open_array
+from unet_repro.images.arrays import array_calibration, is_array
 from unet_repro.images.image_files import image_files
 from unet_repro.images.image_formats import format_of
 from unet_repro.images.jpeg_files import pixel_density
@@ -37,7 +37,7 @@ def read_calibration(path: PathLike, *, level: int = 0) -> Calibration:
     that are none, another scale of other files in a folder.
     """
     if is_array(path):
-        return open_array(as_path(path), level=level).calibration
+        return array_calibration(as_path(path), level)
     path = Path(path)
     files = image_files(path) if path.is_dir() else [path]
     calibration, notes = _read(files[0])

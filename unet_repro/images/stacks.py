@@ -145,6 +145,27 @@ def check_pair(images: Slices, labels: Slices, *, names: Sequence[str] | None = 
         raise InputError(f"all labels are {first}: with one class only there is nothing to learn")
 
 
+def check_order(*stacks: tuple[PathLike, dict[str, Any]]) -> None:
+    """Raise `InputError` if stacks are read whose times and slices differ in number or order.
+
+    Each with its options of `StackReader`. Slices of one axis fit any.
+    """
+    found: list[tuple[PathLike, str]] = []
+    for path, options in stacks:
+        if is_folder_of_images(path):
+            continue
+        with StackReader(path, **options) as reader:
+            if len(reader.depth_axes) > 1:
+                names, lengths = zip(*reader.depth_axes)
+                found.append((path, f"{' x '.join(names)} = {' x '.join(map(str, lengths))}"))
+    for path, order in found[1:]:
+        if order != found[0][1]:
+            raise InputError(
+                f"the slices of {found[0][0]} are {found[0][1]}, those of {path} {order}: both "
+                "must be in one order"
+            )
+
+
 def read_pair(
     images: PathLike,
     labels: PathLike,
@@ -165,6 +186,10 @@ def read_pair(
         of_labels = axes.replace("C", "").replace("S", "")
     read = read_labels(labels, ignore_label=ignore_label, axes=of_labels, files=label_files)
     pair = read_images(images, channels=channels, axes=axes, files=image_files_), read
+    check_order(
+        (images, {"channels": channels, "axes": axes}),
+        (labels, {"as_labels": True, "axes": of_labels}),
+    )
     names = [file.name for file in image_files_] if image_files_ else None
     check_pair(*pair, names=names)
     return pair

@@ -188,6 +188,23 @@ def as_written(depth_axes: Axes, slices: int) -> Axes:
     return ((depth_axes[0][0] if len(depth_axes) == 1 else "Z", slices),)
 
 
+def slice_in_source(depth_axes: Axes, number: int) -> int:
+    """Return which slice of a stack is one of its output, where times come before slices.
+
+    So they do in OME-Zarr; a source may have them the other way round.
+
+    Examples
+    --------
+    >>> [slice_in_source((("Z", 2), ("T", 3)), k) for k in range(6)]
+    [0, 3, 1, 4, 2, 5]
+    """
+    if [axis for axis, _ in depth_axes] != ["Z", "T"]:
+        return number
+    (_, depth), (_, times) = depth_axes
+    time, z = divmod(number, depth)
+    return z * times + time
+
+
 def _of_channels(path: Path, stored: StoredAxes, channels: int, *, is_colour: bool) -> str:
     if channels > 1:
         return f"{path}: has axes {stored.stated}; {_needed(channels)}"

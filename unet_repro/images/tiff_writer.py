@@ -109,7 +109,6 @@ def write_pages(
     dtype : uint8, uint16, uint32, float16 or float32
     axes : str
         "ZYX" or "ZCYX"; "TYX" or "TCYX" for a time series; "TZYX", "TZCYX", "ZTYX", "ZTCYX".
-
     calibration : Calibration
         Scale to record. OME has a closed list of units: another one becomes "reference frame".
     layout : "strips" or "tiles", optional

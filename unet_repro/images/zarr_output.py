@@ -106,8 +106,10 @@ class Layout:
         Letters of TCZYX, in this order.
     shape, dtype
         Of level 0.
-    ngff, shard_px, compression
+    ngff, shard_px
         As the settings say.
+    coding
+        As of `BlockArray`.
     is_unit_slice
         A unit is a slice of the image, not a shard.
     """
@@ -351,7 +353,7 @@ class ZarrOutput:
             replace(layout.array(self.place / str(level)), claim=self._claim)
             for level, layout in enumerate(layouts)
         ]
-        if self._is_done_by_another(arrays[0], info):
+        if self.is_done_by_another(info):
             return
         left = arrays[0].missing()
         if len(left):
@@ -370,16 +372,16 @@ class ZarrOutput:
             window = _range_of(arrays[-1])
         mark = {"complete": True, "info": info}
         attributes = image_attributes(facts, len(arrays), self.layout.ngff, mark, window=window)
-        if self._is_done_by_another(arrays[0], info):
+        if self.is_done_by_another(info):
             return
         self.place.clear("scratch")
         write_group(self.place, attributes, self.layout.ngff)
         self.place.remove(JOB)
 
-    def _is_done_by_another(self, array: BlockArray, info: str) -> bool:
+    def is_done_by_another(self, info: str) -> bool:
         """Tell whether another process of the same job has completed it; one of another may not."""
         try:
-            array.check_claim()
+            self.blocks.check_claim()
         except InputError:
             mark = mark_of(self.place)
             if mark is None or mark.get("info") != info:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unet_repro._version import __version__
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_axes import Axes, slice_in_source
 from unet_repro.network import geometry
 from unet_repro.network.geometry import Tile
 from unet_repro.prediction.mirror import Read, Region
@@ -56,6 +57,7 @@ class Job:
     block: tuple[int, int]  # height and width of the blocks but the last ones
     strides: tuple[int, int]  # of the tiles of a block
     batch: int  # views of a tile that go through the network at once
+    depth_axes: Axes = ()  # of the slices in the source, where the output has an order of its own
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -91,7 +93,8 @@ class Job:
             region[n * side : (n + 1) * side]
             for region, n, side in ((self.rows, i, height), (self.columns, j, width))
         )
-        return Block(int(number), (k, i, j), self.slices[k], rows, columns)
+        z = self.slices[slice_in_source(self.depth_axes, k)]
+        return Block(int(number), (k, i, j), z, rows, columns)
 
     def record(self) -> dict[str, Any]:
         """Return the job as JSON takes it."""

@@ -111,15 +111,11 @@ class FolderPrediction:
                 store.blocks.write(k, _DONE)
 
     def _is_complete(self, target: Path) -> bool:
-        """Tell whether the output is there and made of the same; PNG files cannot tell."""
+        """Tell whether the output is there and made of the same."""
         files = [(image, target / image.destination.path.name) for image in self.images]
-        tiffs = [(image, file) for image, file in files if file.suffix.lower() != ".png"]
-        return (
-            len(tiffs) > 0
-            and all(file.is_file() for _, file in files)
-            and all(
-                read_info(file) == image.job.info(image.source.path.name) for image, file in tiffs
-            )
+        return all(
+            file.is_file() and read_info(file) == image.job.info(image.source.path.name)
+            for image, file in files
         )
 
     def _continued(self, record: dict[str, Any]) -> tuple[StackPrediction, ...]:
@@ -154,6 +150,7 @@ def _predict_image(
     with StackReader(  # opened now and closed again: a PNG file is decoded as a whole
         source.path,
         channels=source.channels,
+        axes=image.job.settings.axes or None,
         cache_bytes=image.buffers.cache_bytes,
         files=[source.path / source.names[0]],
     ) as reader:

@@ -21,6 +21,7 @@ from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.readers import range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
+from unet_repro.images.tiff_axes import as_written
 from unet_repro.images.zarr_output import is_zarr_name
 from unet_repro.network import geometry
 from unet_repro.network.backends import choose_backend
@@ -268,6 +269,7 @@ class _Planner:
             block=plan.block,
             strides=plan.tiles.strides,
             batch=plan.batch,
+            depth_axes=as_written(reader.depth_axes, len(slices)) if block else (),
         )
         return StackPrediction(
             reader, predictor, destination, buffers, plan, job, self.machines, self.model
@@ -326,10 +328,7 @@ def _names(out: Path, source: Path, source_names: list[str], values: Values) -> 
     """Return the files to make in a folder, none for one file, or refuse the place."""
     names: tuple[str, ...] = ()
     if is_zarr_name(out):
-        if not url_of(out) and not url_of(source):
-            check_apart(out, source)
-        elif url_of(out) == url_of(source):
-            raise InputError(f"{out}: would replace what it is made of; give another place")
+        check_apart(out, source)
         return names
     if url_of(out):
         raise InputError(f"{out}: a name that ends in .zarr is needed behind a URL")
@@ -337,8 +336,7 @@ def _names(out: Path, source: Path, source_names: list[str], values: Values) -> 
         names = names_in_folder(out, source_names, values)
     elif out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"{out}: a name that ends in .tif or .zarr is needed for a stack")
-    if not url_of(source):
-        check_apart(out, source)
+    check_apart(out, source)
     return names
 
 

@@ -116,7 +116,8 @@ class StackPrediction:
     ) -> bool:
         arrays = destination.arrays()
         store = ZarrOutput(destination.path, arrays, **options, joins=bool(self.machines.part))
-        if store.is_complete_with(self.job.info(self.source.path.name)):
+        info = self.job.info(self.source.path.name)
+        if store.is_complete_with(info):
             return True
         version = {"ngff": destination.ngff}
         record = self.job.record() | version
@@ -126,7 +127,12 @@ class StackPrediction:
             is_scratch = job.values.kind == "instances"
             scratch = destination.arrays(job.values.kept_dtype) if is_scratch else None
             store.begin(job.record() | version, scratch)
-            return self._go(job, store, client, **needs)
+            try:
+                return self._go(job, store, client, **needs)
+            except InputError:  # such as units that are missing, as they went when it was complete
+                if store.is_done_by_another(info):
+                    return True
+                raise
 
     def _connected(self) -> AbstractContextManager[Any]:
         """Give a client of other processes, if such compute: before anything is begun."""

@@ -10,11 +10,13 @@ import numpy as np
 
 from unet_repro.choices import Task
 from unet_repro.errors import InputError
+from unet_repro.images.arrays import is_folder_of_images
 from unet_repro.images.calibration import read_info
+from unet_repro.images.image_files import image_files
 from unet_repro.images.label_settings import LabelSettings
 from unet_repro.images.labels import UNKNOWN_CELL, read_meaning, recorded_unknown
 from unet_repro.images.slices import Slices, joined, mapped
-from unet_repro.images.stacks import paired_files, read_labels, read_stack
+from unet_repro.images.stacks import check_order, paired_files, read_labels, read_stack
 from unet_repro.prediction.recorded import recorded_full_scale, recorded_kind
 from unet_repro.reports import class_evaluation, evaluation
 
@@ -44,7 +46,7 @@ def compare(
     predicted, truth = paired_files(prediction_path, labels_path, mask_suffix=mask_suffix)
     ignore = read_as.ignore_label
     if ignore is None:
-        ignore = recorded_unknown(read_info(truth[0] if truth else labels_path))
+        ignore = recorded_unknown(_recorded(labels_path, truth))
     read_as = _read_as(replace(read_as, ignore_label=ignore), task)
     labels = read_labels(labels_path, ignore_label=ignore, axes=axes, files=truth)
     reading = read_meaning(labels, read_as, where=str(labels_path))
@@ -53,10 +55,19 @@ def compare(
     cells = mapped(lambda ids: np.maximum(ids, 0), ids)
 
     values = read_stack(prediction_path, as_labels=task != "em", axes=axes, files=predicted)
-    recorded = read_info(predicted[0] if predicted else prediction_path)
+    check_order(
+        (labels_path, {"as_labels": True, "axes": axes}),
+        (prediction_path, {"as_labels": task != "em", "axes": axes}),
+    )
+    recorded = _recorded(prediction_path, predicted)
     full_scale = _full_scale(recorded_full_scale(recorded), max_value, prediction_path)
     told = [f"labels: {reading.line()}"]
     if task == "classes":
+        if recorded_kind(recorded) == "instances":
+            raise InputError(
+                f"{prediction_path}: holds instances: classes are needed, as predict --kind labels "
+                "writes them"
+            )
         values = class_evaluation.predicted_classes(values, full_scale)
         classes = joined([reading.classes(slice_) for slice_ in labels])
         n_classes = max(reading.n_classes, *(int(one.max()) + 1 for one in values))
@@ -74,6 +85,13 @@ def compare(
         values = evaluation.as_probability(values, full_scale)
         result = evaluation.evaluate_em(cells, values, known=known, progress=progress)
     return Comparison(result, cells, values, told)
+
+
+def _recorded(path: Path, files: list[Path] | None) -> str | None:
+    """Return what a file, or the first of a folder, records of its making."""
+    if files is None and is_folder_of_images(path):
+        files = image_files(path)
+    return read_info(files[0] if files else path)
 
 
 def _full_scale(recorded: float | None, given: float | None, path: Path) -> float | None:

@@ -27,7 +27,7 @@ from unet_repro.images.labels import Reading, as_integers, meaning
 from unet_repro.images.ome_zarr import ImageFacts, local_or_url
 from unet_repro.images.readers import ImagesReader, range_of, sizes_in_folder
 from unet_repro.images.stack_reader import StackReader
-from unet_repro.images.tiff_axes import Axes
+from unet_repro.images.tiff_axes import Axes, slice_in_source
 from unet_repro.images.tiff_writer import write_pages
 from unet_repro.images.zarr_output import Layout, ZarrOutput, is_zarr_name
 from unet_repro.progress import ProgressBar
@@ -118,8 +118,7 @@ def write_weight_map(
         raise InputError(f"threads is {threads}: at least 1 is needed")
     out = as_path(out)
     with _opened(labels_path, settings) as labels:
-        if not url_of(out) and not url_of(labels.path):
-            check_apart(out, labels.path)
+        check_apart(out, labels.path)
         if labels.dtype.kind == "f":
             note(f"{labels.path}: whole numbers stored as {labels.dtype}: read as integers")
         files = _files(labels, out)
@@ -171,7 +170,7 @@ class _Run:
         if isinstance(labels, ImagesReader):
             _weigh_folder(store, labels, files, survey.reading, options, threads, progress)
             return
-        self._weigh(store.blocks, survey.reading, options, None)
+        self._weigh(store.blocks, survey.reading, options, None, ())
         labels.check_unchanged()  # since the survey
         store.finish(lambda path: _assemble(path, store, labels, record, threads, progress))
 
@@ -206,7 +205,7 @@ class _Run:
             store.claimed(record)
             store.begin(record)
             on_survey(survey)  # nothing can be refused any more
-            self._weigh(store.blocks, survey.reading, options, client)
+            self._weigh(store.blocks, survey.reading, options, client, labels.depth_axes)
             labels.check_unchanged()  # since the survey
             if machines.part and len(store.blocks.missing()):
                 return False
@@ -232,16 +231,28 @@ class _Run:
         return survey, record, options
 
     def _weigh(
-        self, blocks: BlockArray, reading: Reading, options: dict[str, Any], client: Any
+        self,
+        blocks: BlockArray,
+        reading: Reading,
+        options: dict[str, Any],
+        client: Any,
+        depth_axes: Axes,
     ) -> None:
-        """Compute the slices that are not there yet, of this process's part."""
+        """Compute the slices that are not there yet, of this process's part (`WeightWork`)."""
         missing = blocks.missing(heals=True)
         share = self.machines.share(len(blocks))
         mine = missing[(missing >= share.start) & (missing < share.stop)]
-        work = WeightWork(local_or_url(self.labels.path), self.settings, reading, options, blocks)
+        work = WeightWork(
+            local_or_url(self.labels.path), self.settings, reading, options, blocks, depth_axes
+        )
         threads = threads_each(self.machines) if client else self.threads
         units = compute(
-            client, work, mine, what=str(self.out), name=lambda z: f"slice {z}", threads=threads
+            client,
+            work,
+            mine,
+            what=str(self.out),
+            name=lambda z: f"slice {slice_in_source(depth_axes, z)}",
+            threads=threads,
         )
         done = len(share) - len(mine)
         for _ in _bar(units, "weight maps", len(share), progress=self.progress, initial=done):
@@ -257,6 +268,7 @@ class WeightWork:
     reading: Reading
     options: dict[str, Any]
     kept: BlockArray
+    depth_axes: Axes  # of the slices in the labels, where the output has an order of its own
 
     @contextmanager
     def opened(self, threads: int) -> Iterator[Run]:
@@ -274,7 +286,9 @@ class WeightWork:
 
             def run(numbers: Iterable[int]) -> Iterator[int]:
                 missing = (int(z) for z in numbers if not self.kept.has(z))
-                slices = ((z, _label_slice(labels, z)) for z in missing)
+                slices = (
+                    (z, _label_slice(labels, slice_in_source(self.depth_axes, z))) for z in missing
+                )
                 return in_order(weigh_slice, slices, min(threads, depth))
 
             yield run
@@ -292,11 +306,16 @@ def _opened(
 
 def _files(labels: StackReader | ImagesReader, out: Path) -> list[str]:
     """Return the files to write for images of several sizes, else none; or refuse the place."""
+    is_one = is_zarr_name(out) or out.suffix.lower() in _TIFF_SUFFIXES
+    if url_of(out) and not is_zarr_name(out):
+        raise InputError(f"{out}: a name that ends in .zarr is needed behind a URL")
     if not isinstance(labels, ImagesReader):
+        if not is_one:
+            raise InputError(f"{out}: a name that ends in .tif or .zarr is needed for a stack")
         return []
-    if out.suffix.lower() in _TIFF_SUFFIXES:
+    if is_one:
         raise InputError(
-            f"{out}: one TIFF cannot hold the images of {labels.path}, which have several sizes "
+            f"{out}: one file cannot hold the images of {labels.path}, which have several sizes "
             f"({range_of(labels.sizes)}); give a folder, for one file each"
         )
     files = [
@@ -455,7 +474,7 @@ def _write(
         shape=(*(length for _, length in depth_axes), *shape[1:]),
         dtype=np.float32,
         axes="".join(axis for axis, _ in depth_axes) + "YX",
-        calibration=read_calibration(source),
+        calibration=read_calibration(source, level=record["settings"].get("level", 0)),
         compression=record["settings"]["compression"],
         info=_info(record),
         workers=workers,
