@@ -87,7 +87,7 @@ def test_train_predict_evaluate_report(files, capsys):
 
 
 def test_images_of_several_sizes_go_all_the_way(two_cells, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")  # most of a report's time
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")  # most of a report's time
     for folder, stack in zip(("images", "masks"), two_cells):
         (tmp_path / folder).mkdir()
         for z, (height, width) in enumerate([(64, 64), (40, 50), (64, 30), (33, 64)]):
@@ -126,7 +126,7 @@ def test_images_of_several_sizes_go_all_the_way(two_cells, tmp_path, monkeypatch
 
 
 def test_classes_and_channels_go_all_the_way(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")
     labels = np.zeros((3, 40, 48), np.uint8)
     labels[:, 4:20, 4:20], labels[:, 8:30, 26:44], labels[:, 36:] = 1, 2, 7
     images = np.random.default_rng(0).integers(0, 255, (3, 3, 40, 48)).astype(np.uint8)

@@ -20,7 +20,7 @@ from unet_repro.training_run import _storable, evaluate_run, start_run
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     # most of a report's time; its own tests look at them
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")
 
 
 @pytest.fixture

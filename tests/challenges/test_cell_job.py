@@ -57,7 +57,7 @@ def cells_of(out):
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     """Leave out what takes most of a job's time; the report's own tests look at it."""
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")
 
 
 @pytest.mark.parametrize("name", ["phc_u373", "dic_hela"])

@@ -27,7 +27,7 @@ FLAGS = [
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     # most of a job's time; the report's own tests look at them
-    monkeypatch.setattr(drawing, "svg", lambda figure: "")
+    monkeypatch.setattr(drawing, "svg", lambda figure, title: "")
 
 
 def run(folder, tmp_path, *flags):
