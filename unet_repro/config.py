@@ -136,6 +136,8 @@ class UNetConfig:
         if self.dropped_skip and not self.dropout:
             raise InputError("dropped_skip needs dropout > 0: there is nothing to drop")
         for name in ("input_mean", "input_std"):
+            # numpy's numbers would make the network compute in float64
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
             if len(getattr(self, name)) not in (1, self.in_channels):
                 raise InputError(
                     f"{name} has {len(getattr(self, name))} values: one, or one for each of the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,6 +136,11 @@ def test_input_is_normalised_per_channel_first() -> None:
 
 
 # Initialisation (Sec. 3)
+
+
+def test_statistics_that_are_numpys_numbers_leave_the_network_in_float32():
+    network = small(depth=1, input_mean=tuple(np.array([10.0])), input_std=tuple(np.array([4.0])))
+    assert network(torch.zeros(1, 1, 20, 20)).dtype == torch.float32
 
 
 @pytest.fixture(scope="module")
