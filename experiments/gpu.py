@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CALL_S = 540.0
 GRACE_S = 30.0  # for steps that are told to stop
 POLL_S = 0.2
+DONE = "done.json"  # in a step's folder
 PART_BYTES = 15 * 2**20  # of a file with weights
 SMALL = (  # besides a step's own options, in a dry run
     *("--data", "phantom", "--base-channels", "2", "--tile", "188", "--average", "none"),
@@ -186,9 +187,6 @@ class Calls:
         threads = str(max(1, (os.cpu_count() or 1) // at_once))
         self.environment = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, **os.environ}
 
-    def is_done(self, step_name: str) -> bool:
-        return (self.out / step_name / "done.json").exists()
-
     def run(self, open_: list[Step], until: float) -> None:
         """Do steps until all are done or the clock says so; then stop what still runs."""
         todo = list(open_)
@@ -206,7 +204,7 @@ class Calls:
             self._stop()
 
     def _may_start(self, step: Step, until: float) -> bool:
-        if not all(map(self.is_done, step.after)):
+        if not all(is_done(self.out / name) for name in step.after):
             return False
         needed = 60 * step.minutes if step.is_alone else GRACE_S
         return self.is_dry or until - time.monotonic() >= needed
@@ -258,7 +256,7 @@ class Calls:
         facts = {"seconds": round(seconds, 1), "commit": commit()}
         facts |= {"date": date.today().isoformat()}
         facts |= {"hardware": describe(choose_device(self.device))}
-        (self.out / step.name / "done.json").write_text(json.dumps(facts, indent=1))
+        (self.out / step.name / DONE).write_text(json.dumps(facts, indent=1))
 
     def _stop(self) -> None:
         for process in self.running.values():
@@ -271,6 +269,10 @@ class Calls:
                 process.kill()  # its checkpoint is a minute old at most
                 process.wait()
         self._reap(is_told=True)
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / DONE).exists()
 
 
 def commit() -> str:
@@ -288,7 +290,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def hardware(out: Path) -> str:
-    facts = read(out / "done.json")["hardware"]
+    facts = read(out / DONE)["hardware"]
     return str(facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads")
 
 
@@ -381,8 +383,7 @@ def keep_weights(out: Path) -> list[Path]:
     written: list[Path] = []
     for model in sorted(out.glob("*/model.safetensors")):
         target = out / "weights" / f"{model.parent.name}.safetensors"
-        is_done = (model.parent / "done.json").exists()
-        if not is_done or any(target.parent.glob(f"{target.name}*")):
+        if not is_done(model.parent) or any(target.parent.glob(f"{target.name}*")):
             continue
         target.parent.mkdir(exist_ok=True)
         facts = read_metadata(model)["training"]
@@ -405,8 +406,8 @@ def table(todo: list[Step], out: Path) -> list[str]:
     """Return the lines for RESULTS.md of all that is done."""
     lines = []
     for step in todo:
-        if (out / step.name / "done.json").exists():
-            done = read(out / step.name / "done.json")
+        if is_done(out / step.name):
+            done = read(out / step.name / DONE)
             lines += [
                 f"| {step.what} | {paper} | {ours} | {split} | {length} | "
                 f"{hardware(out / step.name)} | `{command}` ({done['commit']}, {done['date']}) |"
@@ -424,7 +425,7 @@ def call(arguments: argparse.Namespace) -> int:
     default = "results/gpu-dry-run" if arguments.dry_run else "results/gpu"
     out: Path = arguments.out or Path(default)
     device = "cpu" if arguments.dry_run else arguments.device
-    open_ = [step for step in todo if not (out / step.name / "done.json").exists()]
+    open_ = [step for step in todo if not is_done(out / step.name)]
     if arguments.list:
         for step in todo:
             mark = "to do" if step in open_ else "done"
@@ -442,7 +443,7 @@ def call(arguments: argparse.Namespace) -> int:
     calls = Calls(out, is_dry=arguments.dry_run, device=device, at_once=arguments.at_once)
     calls.run(chosen, begin + arguments.call_s - GRACE_S)
     keep_weights(out)
-    left_over = [step.name for step in todo if not (out / step.name / "done.json").exists()]
+    left_over = [step.name for step in todo if not is_done(out / step.name)]
     print("\n".join(["", *table(todo, out), ""]))
     print(f"left for further calls: {', '.join(left_over)}" if left_over else "all is done")
     if calls.failed:
