@@ -178,8 +178,9 @@ def test_memory_does_not_grow_with_the_number_of_slices(tmp_path, compression, t
         write_weight_map(labels, tmp_path / f"w{depth}.tif", **options)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # How far two threads overlap is chance: a slice at work takes 20 bytes a pixel.
-    assert peaks[1] < peaks[0] + (output_bytes if threads == 1 else 6 * output_bytes)
+    # How far two threads overlap is chance (a slice at work takes 20 bytes a pixel), and so is what
+    # the garbage collector has not yet taken. One byte a pixel that is kept would add 14 of them.
+    assert peaks[1] < peaks[0] + 6 * output_bytes
     assert peaks[1] < 15 * output_bytes
 
 
