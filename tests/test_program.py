@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 
@@ -9,7 +10,7 @@ import pytest
 
 from unet_repro import program
 from unet_repro.errors import InputError, note
-from unet_repro.program import guarded
+from unet_repro.program import guarded, loading
 
 
 def test_notes_are_shown_once_each_at_the_end(capsys):
@@ -66,3 +67,22 @@ def test_other_warnings_are_as_ever(capsys):
     with pytest.warns(UserWarning, match="something else"):
         assert guarded(command) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_libraries_load_without_the_collector():
+    with loading():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_is_off_stays_off():
+    gc.disable()
+    try:
+        with loading():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import itertools
 import os
@@ -90,6 +91,18 @@ def _said(framed: str) -> str:
     said = re.sub(r"^Error parsing \S*(settings\S*|dummy\S*): ", "", " ".join(words))
     of_no_type = r"^Error parsing (\S+): no type matching (\S+) could be .* from \[(.*)\]\.?$"
     return re.sub(of_no_type, r"\1 \3: \2 is needed", said)
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Load libraries without the garbage collector, a sixth of their time: what they make stays."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -21,6 +21,7 @@ from unet_repro.commands.options import (
 from unet_repro.errors import InputError, one_line
 from unet_repro.files.atomic import atomic_path, check_apart, check_output
 from unet_repro.images.label_settings import LabelSettings
+from unet_repro.program import loading
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class Evaluate:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.reports.class_evaluation import table_of
-        from unet_repro.reports.comparison import compare
-        from unet_repro.reports.evaluation import plot_evaluation
+        with loading():
+            from unet_repro.reports.class_evaluation import table_of
+            from unet_repro.reports.comparison import compare
+            from unet_repro.reports.evaluation import plot_evaluation
 
         self._check_outputs()
         found = compare(

@@ -13,6 +13,7 @@ from unet_repro.commands.options import (
     arg,
 )
 from unet_repro.network.export_settings import ExportSettings
+from unet_repro.program import loading
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Export:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.network.export import export_model
+        with loading():
+            from unet_repro.network.export import export_model
 
         export_model(self.model, self.out, settings=self.settings, overwrite=self.overwrite)
         print(self.out)

@@ -14,6 +14,7 @@ from unet_repro.commands.options import (
     arg,
 )
 from unet_repro.files.atomic import check_apart, check_output
+from unet_repro.program import loading
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class ImportCaffe:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.bridges import caffe
-        from unet_repro.network.model_file import save_model
+        with loading():
+            from unet_repro.bridges import caffe
+            from unet_repro.network.model_file import save_model
 
         check_apart(self.out, self.file)
         check_output(self.out, overwrite=self.overwrite)

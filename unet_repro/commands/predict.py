@@ -19,7 +19,7 @@ from unet_repro.commands.options import (
 )
 from unet_repro.errors import one_line
 from unet_repro.prediction.settings import PredictionSettings
-from unet_repro.program import INTERRUPTED
+from unet_repro.program import INTERRUPTED, loading
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class Predict:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.network.device import choose_device
-        from unet_repro.network.model_file import load_model
-        from unet_repro.prediction.predict_stack import prepared
+        with loading():
+            from unet_repro.network.device import choose_device
+            from unet_repro.network.model_file import load_model
+            from unet_repro.prediction.predict_stack import prepared
 
         network = load_model(self.model, device=choose_device(self.device))
         options: dict[str, Any] = {"machines": self.machines, "model_file": self.model}

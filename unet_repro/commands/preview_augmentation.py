@@ -20,6 +20,7 @@ from unet_repro.commands.options import (
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig
 from unet_repro.files.atomic import check_apart, check_output
 from unet_repro.images.label_settings import LabelSettings
+from unet_repro.program import loading
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class PreviewAugmentation:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.reports.preview import augmentation_preview
+        with loading():
+            from unet_repro.reports.preview import augmentation_preview
 
         for source in (self.images, self.labels):
             check_apart(self.out, source)

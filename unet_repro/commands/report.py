@@ -11,6 +11,7 @@ import tyro
 from unet_repro.commands.options import (
     arg,
 )
+from unet_repro.program import loading
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Report:
     folder: Annotated[tyro.conf.Positional[Path], arg(metavar="RUN")]
 
     def run(self) -> int:
-        from unet_repro.reports.report import write_report
+        with loading():
+            from unet_repro.reports.report import write_report
 
         print(write_report(self.folder))
         return 0

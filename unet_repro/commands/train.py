@@ -25,7 +25,7 @@ from unet_repro.errors import one_line
 from unet_repro.files.atomic import check_apart
 from unet_repro.files.lock import run_lock
 from unet_repro.images.label_settings import LabelSettings
-from unet_repro.program import INTERRUPTED, Settings
+from unet_repro.program import INTERRUPTED, Settings, loading
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,13 @@ class Train:
             return self._run(held)
 
     def _run(self, held: contextlib.ExitStack) -> int:
-        from unet_repro.images.stacks import slice_names
-        from unet_repro.reports.class_evaluation import table_of
-        from unet_repro.reports.report import write_report
-        from unet_repro.training import parallel
-        from unet_repro.training.samples import LabelledStack
-        from unet_repro.training_run import evaluate_run, start_run
+        with loading():
+            from unet_repro.images.stacks import slice_names
+            from unet_repro.reports.class_evaluation import table_of
+            from unet_repro.reports.report import write_report
+            from unet_repro.training import parallel
+            from unet_repro.training.samples import LabelledStack
+            from unet_repro.training_run import evaluate_run, start_run
 
         for source in (self.images, self.labels):
             check_apart(self.out, source)

@@ -18,7 +18,7 @@ from unet_repro.commands.options import (
 )
 from unet_repro.errors import one_line
 from unet_repro.files.atomic import check_apart, check_output
-from unet_repro.program import INTERRUPTED
+from unet_repro.program import INTERRUPTED, loading
 from unet_repro.weight_maps.settings import WeightMapSettings
 
 
@@ -50,7 +50,8 @@ class WeightMap:
     overwrite: Overwrite = False
 
     def run(self) -> int:
-        from unet_repro.weight_maps.stack import Survey, write_weight_map
+        with loading():
+            from unet_repro.weight_maps.stack import Survey, write_weight_map
 
         replaces = self.overwrite or self.resume
         if self.preview:
