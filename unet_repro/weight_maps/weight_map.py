@@ -32,7 +32,7 @@ from unet_repro.weight_maps.settings import border_term, check_radius
 ClassBalance = Literal["frequency"] | tuple[float, ...] | None
 
 VERSION = 1  # raise it whenever `weight_map` gives other numbers for the same labels and settings
-_BAND_ROWS = 256  # that a thread solves at once
+_BAND_PX, _BAND_ROWS = 2**20, 256  # at most, that a thread solves at once: caches hold them
 _FALK_BACKGROUND, _FALK_NEAR_SIGMA_PX = 0.1, 10.0
 
 
@@ -366,10 +366,11 @@ def _for_each_band(
     solve: Callable[..., None],
 ) -> None:
     """Call ``solve(z, ids, ignore, y0, y1, *sweeps)`` for bands of rows y0 ... y1 - 1."""
-    depth, height, _ = stack.shape
+    depth, height, width = stack.shape
     if not stack.size:
         return
-    edges = np.linspace(0, height, -(-height // _BAND_ROWS) + 1).astype(np.int64)
+    rows = min(_BAND_ROWS, -(-_BAND_PX // width))
+    edges = np.linspace(0, height, -(-height // rows) + 1).astype(np.int64)
 
     def solve_slice(z: int, run: Callable[..., Any]) -> None:
         ids = reading.cells(stack[z])
