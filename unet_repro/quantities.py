@@ -36,6 +36,35 @@ def memory_bytes(text: str) -> int:
     return int(_number_with_unit(text, _BYTES, "a size such as 8GiB or 500MB"))
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration in words.
+
+    Examples
+    --------
+    >>> duration_text(7.25), duration_text(598), duration_text(36_120), duration_text(360_000)
+    ('7.2 s', '9 min 58 s', '10 h 2 min', '100 h 0 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size_text(n_bytes: float) -> str:
+    """Return a size in words.
+
+    Examples
+    --------
+    >>> size_text(999), size_text(1023999), size_text(8 * 2**30)
+    ('999 B', '1000 KiB', '8 GiB')
+    """
+    unit = 0
+    while n_bytes >= 1023.5 and unit < 4:
+        n_bytes, unit = n_bytes / 1024, unit + 1
+    digits = f"{n_bytes:.0f}" if n_bytes >= 100 or unit == 0 else f"{n_bytes:.3g}"
+    return f"{digits} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
 def _number_with_unit(text: str, units: dict[str, int], wanted: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in units or float(match[1]) == 0:

@@ -133,7 +133,7 @@ def test_page_shows_the_figures_beside_the_published_ones(page: Page, evaluated:
     assert "2,140 iterations" in page.text and "9 min 58 s" in page.text
     assert "stopped at its time budget" in page.text
     assert "trained on slices 0–24" in page.text and "held out 25–28" in page.text
-    assert "model.safetensors, 1.5 MB" in page.text and "9.8.7" in page.text
+    assert "model.safetensors, 1.43 MiB" in page.text and "9.8.7" in page.text
     assert "A remark." in page.text and "(dihedral)" in page.text
     assert "last 0.0678, lowest 0.0678" in page.text
 

@@ -25,11 +25,11 @@ from unet_repro.prediction.plan import (
     Plan,
     estimated_seconds,
     make_plan,
-    size_text,
 )
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.tile_runner import TileRunner
 from unet_repro.progress import ProgressBar
+from unet_repro.quantities import size_text
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -16,6 +14,7 @@ from unet_repro.images.slices import of_one_size
 from unet_repro.images.stacks import read_images, read_labels
 from unet_repro.reports import drawing
 from unet_repro.reports.evaluation import is_number
+from unet_repro.reports.page import best_median_worst, render
 
 STACKS = ("cells_image.tif", "cells_labels.tif", "cells_instances.tif")  # of the scored frames
 SECOND_BEST = {"PhC-U373": 0.83, "DIC-HeLa": 0.46}  # Table 2
@@ -34,19 +33,13 @@ def cell_section(folder: Path, metrics: dict[str, Any]) -> Markup:
         raise InputError(
             f"{folder / 'metrics.json'}: 'cells' is not what a cell tracking job writes"
         )
-    template = resources.files(__package__) / "templates/cells.html"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figure"] = lambda value: f"{value:.4f}" if is_number(value) else "–"
-    return Markup(
-        environment.from_string(template.read_text("utf-8")).render(
-            cells=cells,
-            published=TABLE_2,
-            second_best=SECOND_BEST,
-            colours=COLOURS,
-            shown=_shown_frames(folder, cells),
-        )
+    return render(
+        "cells.html",
+        cells=cells,
+        published=TABLE_2,
+        second_best=SECOND_BEST,
+        colours=COLOURS,
+        shown=_shown_frames(folder, cells),
     )
 
 
@@ -79,20 +72,16 @@ def _shown_frames(folder: Path, cells: dict[str, Any]) -> list[dict[str, Any]]:
         raise InputError(f"{folder}: {', '.join(STACKS)} and metrics.json are of different frames")
     scored = [i for i, row in enumerate(cells["frames"]) if is_number(row["iou"])]
     order = sorted(scored, key=lambda i: cells["frames"][i]["iou"])
-    if not order:
-        return []
-    words = {"Best": order[-1], "Median": order[len(order) // 2], "Worst": order[0]}
-    shown = {i: word for word, i in reversed(words.items())}  # a single frame is its best
     return [
         {
-            "title": f"{shown[i]} frame: {cells['frames'][i]['frame']}",
+            "title": f"{word} frame: {cells['frames'][i]['frame']}",
             "row": cells["frames"][i],
             "panels": [
                 ("image", drawing.png_uri(drawing.as_grey(image[i]))),
                 ("outlines", drawing.png_uri(outlines(image[i], labels[i], found[i]))),
             ],
         }
-        for i in sorted(shown, key=lambda i: order.index(i), reverse=True)
+        for i, word in best_median_worst(order).items()
     ]
 
 

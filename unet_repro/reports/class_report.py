@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -19,6 +17,7 @@ from unet_repro.reports.class_evaluation import (
     figure_rows,
 )
 from unet_repro.reports.evaluation import is_number
+from unet_repro.reports.page import best_median_worst, render
 from unet_repro.reports.run_folder import RunFolder
 
 _LEGEND_CLASSES = 24  # more are not told apart by their colours
@@ -32,23 +31,18 @@ def class_section(run: RunFolder) -> Markup:
     found = run.class_evaluation()
     if not found:
         return Markup("")
-    template = resources.files(__package__) / "templates/classes.html"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     n_classes = len(found["confusion"])
     colours = [f"#{bytes(colour).hex()}" for colour in drawing.class_colours(n_classes)]
-    return Markup(
-        environment.from_string(template.read_text("utf-8")).render(
-            accuracy=accuracy(found),
-            mean=dict(zip(OF_CLASS, figure_rows(found)[-1][1:])),
-            names=list(OF_CLASS.values()),
-            rows=figure_rows(found),
-            matrix=list(zip(confusion_rows(found), _shares(found["confusion"]))),
-            legend=list(enumerate(colours[:-1]))[:_LEGEND_CLASSES],
-            meaning=" ".join(MEANING),
-            shown=_shown(run, found),
-        )
+    return render(
+        "classes.html",
+        accuracy=accuracy(found),
+        mean=dict(zip(OF_CLASS, figure_rows(found)[-1][1:])),
+        names=list(OF_CLASS.values()),
+        rows=figure_rows(found),
+        matrix=list(zip(confusion_rows(found), _shares(found["confusion"]))),
+        legend=list(enumerate(colours[:-1]))[:_LEGEND_CLASSES],
+        meaning=" ".join(MEANING),
+        shown=_shown(run, found),
     )
 
 
@@ -64,8 +58,6 @@ def _shown(run: RunFolder, found: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     rows = found["slices"]
     order = sorted(range(len(rows)), key=lambda z: _quality(rows[z]))
-    words = {"Best": order[-1], "Median": order[len(order) // 2], "Worst": order[0]}
-    shown = {z: word for word, z in reversed(words.items())}  # a single slice is its best
     n_classes = len(found["confusion"])
     return [
         {
@@ -73,7 +65,7 @@ def _shown(run: RunFolder, found: dict[str, Any]) -> list[dict[str, Any]]:
             "accuracy": accuracy({"figures": rows[z]}),
             **_panels(image[z], labels[z], prediction[z], n_classes),
         }
-        for z, word in reversed(shown.items())
+        for z, word in best_median_worst(order).items()
     ]
 
 

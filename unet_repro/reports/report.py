@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -21,6 +19,7 @@ from unet_repro.reports import drawing, evaluation, run_facts
 from unet_repro.reports.cell_report import cell_section
 from unet_repro.reports.class_report import class_section
 from unet_repro.reports.evaluation import EM_FIGURES, is_number
+from unet_repro.reports.page import best_median_worst, render
 from unet_repro.reports.run_folder import RunFolder, read_run
 
 CHALLENGE_DATA = "ISBI 2012"  # the name under which config.json has the challenge's own stacks
@@ -42,7 +41,7 @@ def write_report(run: Path) -> Path:
     """
     try:
         found = read_run(Path(run))
-        page = _page(found)
+        page = render("report.html", **_content(found))
     except jinja2.TemplateError as error:
         raise InputError(f"{run}: one of its files cannot be understood: {error}") from error
     path = found.folder / "report.html"
@@ -50,15 +49,6 @@ def write_report(run: Path) -> Path:
         # JSON may hold halves of characters, which no encoding has.
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return path
-
-
-def _page(run: RunFolder) -> str:
-    template = resources.files(__package__) / "templates/report.html"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["subscripts"] = _subscripts
-    return environment.from_string(template.read_text("utf-8")).render(_content(run))
 
 
 def _content(run: RunFolder) -> dict[str, Any]:
@@ -86,11 +76,6 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "commands": run_facts.commands(run),
         "unlike_preset": run_facts.unlike_preset(run.section("settings")),
     }
-
-
-def _subscripts(text: str) -> Markup:
-    """Set V_rand and V_info as they are printed, V with a subscript; everything is escaped."""
-    return Markup(re.sub(r"V_(rand|info)", r"V<sub>\1</sub>", str(escape(text))))
 
 
 def _headline(run: RunFolder) -> dict[str, Any] | None:
@@ -302,18 +287,13 @@ def _shown_slices(run: RunFolder) -> list[dict[str, Any]]:
         path = run.folder / f"heldout_probability{suffix}"
         raise InputError(f"{path}: holds values outside 0 to 1")
     order = evaluation.worst_first(value["slices"])
-    wanted = {"best": order[-1]}
-    if len(order) > 2:
-        wanted["median"] = order[(len(order) - 1) // 2]
-    if len(order) > 1:
-        wanted["worst"] = order[0]
     shown: list[dict[str, Any]] = []
-    for word, z in wanted.items():
+    for z, word in best_median_worst(order).items():
         row = value["slices"][z]
         shown.append(
             {
                 "position": z,
-                "title": f"{word.capitalize()} slice: {row['slice']}",
+                "title": f"{word} slice: {row['slice']}",
                 "figures": [f"{m.name} {m.format(row.get(m.key))}" for m in EM_FIGURES],
                 "threshold": f"{threshold:.1f}",
                 **_panels(run.image[z], run.labels[z], run.probability[z], threshold),

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from unet_repro import config
+from unet_repro.quantities import duration_text, size_text
 from unet_repro.reports.evaluation import is_number
 from unet_repro.reports.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ def summary(run: RunFolder) -> list[str]:
     if is_number(state.get("iterations")):
         words.append(f"{state['iterations']:,} iterations")
     if is_number(state.get("seconds")):
-        words.append(duration(state["seconds"]))
+        words.append(duration_text(state["seconds"]))
     return words
 
 
@@ -60,24 +61,6 @@ def _block(text: str) -> str:
         return text
     begin, last = match[1], int(match[2]) - 1
     return f"{begin}–{last}" if last > int(begin) else begin
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it.
-
-    Examples
-    --------
-    >>> duration(598), duration(36_120), duration(7.25)
-    ('9 min 58 s', '10 h 2 min', '7.2 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
 
 
 def best_validation(run: RunFolder) -> str:
@@ -97,13 +80,13 @@ def facts(run: RunFolder) -> list[tuple[str, Rows]]:
     length = [
         ("ended", how_it_ended(state.get("stopped"))),
         ("iterations", f"{state['iterations']:,}" if is_number(state.get("iterations")) else "–"),
-        ("time", duration(state["seconds"]) if is_number(state.get("seconds")) else "–"),
+        ("time", duration_text(state["seconds"]) if is_number(state.get("seconds")) else "–"),
         ("seed", _plain(settings.get("seed", "–"))),
     ]
     for name, meaning in (("model", "model"), ("best", "best by validation")):
         model = run.folder / f"{name}.safetensors"
         if model.is_file():
-            length.append((meaning, f"{model.name}, {_size(model.stat().st_size)}"))
+            length.append((meaning, f"{model.name}, {size_text(model.stat().st_size)}"))
     names = {
         "name": "name",
         "images": "images",
