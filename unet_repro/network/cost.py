@@ -18,8 +18,10 @@ from unet_repro.network import geometry
 Sizes = NDArray[np.int64]
 
 # While a predictor runs, freed blocks stay in the heap to be used again (`device.reused_memory`),
-# where they do not always fit: the heap, relative to the most that is alive.
+# where they do not always fit: the heap, relative to the most that is alive. In strips blocks of
+# the same sizes follow each other, and fit better; what a small window leaves unused ends growing.
 _FRAGMENTATION = 1.5
+_FRAGMENTATION_IN_STRIPS, _UNUSED, _MOST_UNUSED_BYTES = 1.27, 0.7, 40 * 2**20
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 # Of `strips`: values of the widest map of a strip (64 MiB of float32; with half as many two threads
@@ -81,12 +83,16 @@ class NetworkCost:
 
     def peak_bytes(self, height: ArrayLike, width: ArrayLike) -> Any:
         """Return the most memory taken on a CPU, input and output included, weights not."""
-        peak: Any = 0
+        alive: Any = 0
         for step in self._steps(height, width):
             taken = self.batch * self.bytes_per_value * sum(step.alive)
             taken = taken + _REORDERED * self.bytes_per_value * step.weights
             taken = taken + self.batch * _INDEX_BYTES * step.indices
-            peak = np.maximum(peak, _FRAGMENTATION * taken)
+            alive = np.maximum(alive, taken)
+        peak = _FRAGMENTATION * alive
+        if self.in_strips:
+            unused = np.minimum(_UNUSED * alive, _MOST_UNUSED_BYTES)
+            peak = _FRAGMENTATION_IN_STRIPS * alive + unused
         return np.ceil(peak).astype(np.int64)
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:

@@ -20,7 +20,7 @@ from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.tiling import TilePlan
 from unet_repro.prediction.values import Values
-from unet_repro.prediction.views import largest_batch
+from unet_repro.quantities import duration_text, size_text
 
 BLOCKS_AT_WORK = 5  # at once in memory: two read ahead, one computed, two to be written
 _THREADS = 2**24  # what their stacks, codecs and heaps take
@@ -154,10 +154,8 @@ def make_plan(
     )
     besides = int(buffers(tiles.window, tiles.largest)) if is_on_cpu else 0
     if batch is None:
-        batch = largest_batch(predictor.views)
-        while batch > 1 and batch * tiles.peak_bytes + besides > memory:
-            batch //= 2
-    peak_bytes = batch * tiles.peak_bytes + besides
+        batch = predictor.windows_at_once(tiles, memory - besides)
+    peak_bytes = predictor.peak_bytes(tiles, batch) + besides
     if block is None:
         return Plan(tiles, batch, peak_bytes, tiles.largest)
     return Plan(_of_blocks(tiles, predictor, block, rows, columns), batch, peak_bytes, block)
@@ -223,7 +221,7 @@ class Outlook:
             "network": self.network,
             "peak memory": size_text(self.plan.peak_bytes),
             "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
-            "time": f"about {_duration(self.seconds)}",
+            "time": f"about {duration_text(self.seconds)}",
         }
         return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
 
@@ -255,7 +253,7 @@ class FolderOutlook:
             "network": self.network,
             "peak memory": f"{size_text(self.largest.peak_bytes)}, of the image that takes most",
             "output": f"{size_text(self.output_bytes)} before compression, {self.layout}",
-            "time": f"about {_duration(self.seconds)}",
+            "time": f"about {duration_text(self.seconds)}",
         }
         return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
 
@@ -282,25 +280,3 @@ def estimated_seconds(predictor: OverlapTilePredictor, tiles: TilePlan, slices: 
 
 def _by(sides: tuple[int, int]) -> str:
     return f"{sides[0]} x {sides[1]}"
-
-
-def size_text(n_bytes: float) -> str:
-    """Return a size in words.
-
-    >>> size_text(999), size_text(1023999), size_text(8 * 2**30)
-    ('999 B', '1000 KiB', '8 GiB')
-    """
-    unit = 0
-    while n_bytes >= 1023.5 and unit < 4:
-        n_bytes, unit = n_bytes / 1024, unit + 1
-    digits = f"{n_bytes:.0f}" if n_bytes >= 100 or unit == 0 else f"{n_bytes:.3g}"
-    return f"{digits} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

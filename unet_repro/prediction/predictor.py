@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,17 @@ class OverlapTilePredictor:
             memory = min(memory, CPU_BYTES_PER_BYTE * self.cost.bytes_per_value)
         return memory
 
+    def windows_at_once(self, plan: TilePlan, memory: int) -> int:
+        """Return how many views of a tile can go through the network together in so many bytes."""
+        batch = largest_batch(self.views)
+        while batch > 1 and self.peak_bytes(plan, batch) > memory:
+            batch //= 2
+        return batch
+
+    def peak_bytes(self, plan: TilePlan, batch: int) -> int:
+        """Return the most that so many windows of a plan take in the network together."""
+        return int(replace(self.cost, batch=batch).peak_bytes(*plan.window))
+
     @property
     def cost(self) -> NetworkCost:
         """What windows cost in this network."""
@@ -282,7 +294,7 @@ class OverlapTilePredictor:
             return runner.fetch(lambda y, x: pixels[:, y, x], size, row, column)
 
         memory = self.memory or self.default_memory()
-        batch = max(1, min(largest_batch(self.views), int(memory // plan.peak_bytes)))
+        batch = self.windows_at_once(plan, memory)
         result: NDArray[Any] | None = None
         for tile in plan:
             values = runner.compute(fetch(*tile), finish, fetch, batch=batch)
