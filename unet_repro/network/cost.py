@@ -141,7 +141,9 @@ class NetworkCost:
                 h, w = sizes[level]
             rows, is_cut = self._strip(joined * w, h)
             last = after if level else self.classes
-            result = is_cut * last * (h - 2 * self._lost) * (w - 2 * self._lost)
+            takes_skips_place = level > 0 and not self.padding
+            size = (h - 2 * self._lost) * (w - 2 * self._lost)
+            result: Any = 0 if takes_skips_place else is_cut * last * size
             if self.bilinear:
                 yield _Step([*held, below, up])
                 beside = is_cut * up + result

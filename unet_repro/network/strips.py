@@ -79,7 +79,9 @@ def _expand(step: Any, maps: list[Tensor], classifier: nn.Module | None = None) 
         up = F.relu(up) if step.up_relu else up
         return crop_and_concatenate(up, skip[:, :, top:bottom])
 
-    result = _Map(skip.shape[2] - level.lost)
+    # Used rows of the skip make room for the result, unless padding needs them again.
+    is_in_place = level.lost > 0 and classifier is None
+    result = _Map(skip.shape[2] - level.lost, in_place_of=skip if is_in_place else None)
 
     def keep(_: int, strip: Tensor) -> None:
         result.append(strip if classifier is None else classifier(strip))
@@ -117,17 +119,27 @@ def _convolve(
 
 
 class _Map:
-    """A map that is put together from strips of it, top to bottom."""
+    """A map that is put together from strips of it, top to bottom.
+
+    It takes the memory of a larger map, from its begin on, where that is dense.
+    """
 
     whole: Tensor
 
-    def __init__(self, height: int) -> None:
-        self._height, self._filled = height, 0
+    def __init__(self, height: int, *, in_place_of: Tensor | None = None) -> None:
+        self._height, self._filled, self._in_place_of = height, 0, in_place_of
 
     def append(self, strip: Tensor) -> None:
         count, channels, rows, width = strip.shape
         if not self._filled:
-            size = count, channels, self._height, width
-            self.whole = torch.empty(size, dtype=strip.dtype, memory_format=torch.channels_last)
+            self.whole = self._begun((count, channels, self._height, width), strip.dtype)
         self.whole[:, :, self._filled : self._filled + rows] = strip
         self._filled += rows
+
+    def _begun(self, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        memory = self._in_place_of
+        is_dense = memory is not None and memory.is_contiguous(memory_format=torch.channels_last)
+        if memory is None or not is_dense or memory.dtype != dtype:
+            return torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+        _, channels, _, width = size
+        return memory.as_strided(size, (memory.stride(0), 1, width * channels, channels))
