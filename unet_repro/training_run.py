@@ -154,6 +154,22 @@ def start_run(
         return trained
 
 
+def finish_run(
+    data: LabelledStack, settings: TrainConfig, folder: Path, *, overwrite: bool
+) -> bool:
+    """Go on with a folder's run, or begin it; tell whether it came to its end.
+
+    Where it was interrupted, the report is written, and how to go on is said.
+    """
+    trained = start_run(data, settings, folder, resume=not overwrite, overwrite=overwrite)
+    if trained.stopped != "interrupted":
+        return True
+    write_report(folder)
+    again = " without --overwrite" if overwrite else ""
+    print(f"interrupted; the same command{again} goes on from here", file=sys.stderr)
+    return False
+
+
 def _checked(
     data: LabelledStack, settings: TrainConfig, processes: Processes
 ) -> tuple[TrainConfig, Split, torch.device]:

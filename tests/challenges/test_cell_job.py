@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from unet_repro import training_run
 from unet_repro.challenges import cell_job
 from unet_repro.challenges.cell_phantom import write_cell_phantom
 from unet_repro.challenges.ctc import read_ctc_sequence
@@ -113,8 +114,8 @@ def test_held_out_frames_are_scored_instead_of_the_other_sequence(folder, tmp_pa
 
 
 def test_silver_truth_is_learnt_from_and_gold_is_scored(folder, tmp_path, monkeypatch, capsys):
-    watched = Mock(wraps=cell_job.start_run)
-    monkeypatch.setattr(cell_job, "start_run", watched)
+    watched = Mock(wraps=cell_job.finish_run)
+    monkeypatch.setattr(cell_job, "finish_run", watched)
     script = experiment("phc_u373")
     assert run(script, folder, tmp_path, "--truth", "silver") == 0
     silver = read_ctc_sequence(folder, "01", truth="silver")
@@ -146,11 +147,11 @@ def test_held_out_frames_of_silver_truth_are_scored_where_people_have_drawn(
 
 
 def test_unknown_pixels_weigh_nothing_and_ridges_are_background(folder, tmp_path, monkeypatch):
-    start_run = Mock(side_effect=InputError("seen enough"))
-    monkeypatch.setattr(cell_job, "start_run", start_run)
+    finish_run = Mock(side_effect=InputError("seen enough"))
+    monkeypatch.setattr(cell_job, "finish_run", finish_run)
     script = experiment("dic_hela")
     assert run(script, folder, tmp_path) == 2
-    data, settings = start_run.call_args.args[:2]
+    data, settings = finish_run.call_args.args[:2]
     expected = read_ctc_sequence(folder, "01", unknown_radius_px="measured")
     np.testing.assert_array_equal(data.known, expected.is_known)
     assert not data.known.all()
@@ -160,7 +161,7 @@ def test_unknown_pixels_weigh_nothing_and_ridges_are_background(folder, tmp_path
     assert settings.model.dropout == 0.5  # the job's, where `quick` has none
     assert settings.augmentation.interpolation == "bilinear"  # likewise
     assert run(script, folder, tmp_path, "--dropout", "0.25", "--interpolation", "bicubic") == 2
-    settings = start_run.call_args.args[1]
+    settings = finish_run.call_args.args[1]
     assert settings.model.dropout == 0.25  # flags come last
     assert settings.augmentation.interpolation == "bicubic"
 
@@ -168,8 +169,8 @@ def test_unknown_pixels_weigh_nothing_and_ridges_are_background(folder, tmp_path
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
 def test_an_interrupted_job_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch, flags):
     stopped, reported = Progress(1, 0.0, "interrupted", False, None), []
-    monkeypatch.setattr(cell_job, "start_run", lambda *args, **options: stopped)
-    monkeypatch.setattr(cell_job, "write_report", reported.append)
+    monkeypatch.setattr(training_run, "start_run", lambda *args, **options: stopped)
+    monkeypatch.setattr(training_run, "write_report", reported.append)
     assert run(experiment("phc_u373"), folder, tmp_path, *flags) == INTERRUPTED
     command = " ".join(["the same command", *(f"without {flag}" for flag in flags)])
     assert f"; {command} goes on from here" in capsys.readouterr().err

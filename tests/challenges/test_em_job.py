@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from unet_repro import training_run
 from unet_repro.challenges import em_job as job
 from unet_repro.errors import InputError
 from unet_repro.files.lock import take_lock
@@ -146,10 +147,10 @@ def test_unusable_hidden_labels_are_refused_before_training(
     [([], 0.5), (["--unwarped", "0.25"], 0.25), (["--preset", "release"], 0.0)],
 )
 def test_quick_leaves_some_samples_unwarped(folder, tmp_path, monkeypatch, flags, share):
-    start_run = Mock(side_effect=InputError("seen enough"))
-    monkeypatch.setattr(job, "start_run", start_run)
+    finish_run = Mock(side_effect=InputError("seen enough"))
+    monkeypatch.setattr(job, "finish_run", finish_run)
     assert run(folder, tmp_path, *flags) == 2
-    assert start_run.call_args.args[1].augmentation.unwarped == share
+    assert finish_run.call_args.args[1].augmentation.unwarped == share
 
 
 def test_default_heldout_block_needs_its_slices(folder, tmp_path, capsys):
@@ -163,8 +164,8 @@ def test_default_heldout_block_needs_its_slices(folder, tmp_path, capsys):
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
 def test_an_interrupted_job_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch, flags):
     stopped, reported = Progress(1, 0.0, "interrupted", False, None), []
-    monkeypatch.setattr(job, "start_run", lambda *args, **options: stopped)
-    monkeypatch.setattr(job, "write_report", reported.append)
+    monkeypatch.setattr(training_run, "start_run", lambda *args, **options: stopped)
+    monkeypatch.setattr(training_run, "write_report", reported.append)
     assert run(folder, tmp_path, *flags) == INTERRUPTED
     command = " ".join(["the same command", *(f"without {flag}" for flag in flags)])
     assert f"; {command} goes on from here" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from unet_repro.prediction.instances import InstanceRule
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.reports.report import write_report
 from unet_repro.training.samples import LabelledStack, held_out_slices
-from unet_repro.training_run import run_predictor, start_run
+from unet_repro.training_run import finish_run, run_predictor
 
 BUDGET = "20m"
 _PHANTOM = "synthetic cells"
@@ -126,13 +126,7 @@ class CellTracking:
             test = self._held_out_part(folder, {training.digits[t] for t in held_out})
         else:
             test = self._test_sequence(folder)
-        trained = start_run(
-            data, settings, self.out, resume=not self.overwrite, overwrite=self.overwrite
-        )
-        if trained.stopped == "interrupted":
-            write_report(self.out)
-            again = " without --overwrite" if self.overwrite else ""
-            print(f"interrupted; the same command{again} goes on from here", file=sys.stderr)
+        if not finish_run(data, settings, self.out, overwrite=self.overwrite):
             return INTERRUPTED
         predictor = run_predictor(settings, self.out, self.average)
         instances = segment_sequence(predictor, test, self.out, rule=self.rule, progress=True)

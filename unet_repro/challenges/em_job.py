@@ -29,10 +29,10 @@ from unet_repro.prediction.predictor import predict_volume
 from unet_repro.program import INTERRUPTED, Settings, guarded, parse, preset_settings
 from unet_repro.quantities import ranges
 from unet_repro.reports.evaluation import evaluate_em, table
-from unet_repro.reports.report import CHALLENGE_DATA, write_report
+from unet_repro.reports.report import CHALLENGE_DATA
 from unet_repro.reports.run_facts import slices
 from unet_repro.training.samples import LabelledStack, held_out_slices
-from unet_repro.training_run import evaluate_run, run_predictor, start_run
+from unet_repro.training_run import evaluate_run, finish_run, run_predictor
 
 BUDGET, HELD_OUT = "10m", "25:30"
 # with the preset `quick`; not in the paper: chosen on slices 0-24 (TRIALS.md)
@@ -88,7 +88,7 @@ class EMChallenge:
                     "slices of the training volume: give --val a:b"
                 )
             settings = replace(settings, val=HELD_OUT)
-        if not self._train(data, settings, self.out):
+        if not finish_run(data, settings, self.out, overwrite=self.overwrite):
             return INTERRUPTED
         predictor = run_predictor(settings, self.out, self.average)
         submission = predict_volume(predictor, test_volume, progress=True)
@@ -97,18 +97,6 @@ class EMChallenge:
         result = evaluate_run(data, settings, self.out, average=self.average, test=test)
         print(summary(data, settings, result, self.out))
         return 0
-
-    def _train(self, data: LabelledStack, settings: TrainConfig, folder: Path) -> bool:
-        """Train into a folder; tell whether it came to its end."""
-        trained = start_run(
-            data, settings, folder, resume=not self.overwrite, overwrite=self.overwrite
-        )
-        if trained.stopped != "interrupted":
-            return True
-        write_report(folder)
-        again = " without --overwrite" if self.overwrite else ""
-        print(f"interrupted; the same command{again} goes on from here", file=sys.stderr)
-        return False
 
     def _cross_validate(self, data: LabelledStack, settings: TrainConfig) -> int:
         """Hold out one block of slices after the other; evaluate all slices together."""
@@ -125,7 +113,7 @@ class EMChallenge:
             fold = replace(settings, val=f"{start}:{stop}")
             print(f"fold {number} of {self.folds}: slices {fold.val} held out", file=sys.stderr)
             with run_lock(folder):
-                if not self._train(data, fold, folder):
+                if not finish_run(data, fold, folder, overwrite=self.overwrite):
                     return INTERRUPTED
                 heldout = evaluate_run(data, fold, folder, average=self.average)["heldout"]
                 folds.append({"val": fold.val, **heldout})

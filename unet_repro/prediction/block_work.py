@@ -77,14 +77,13 @@ class PredictionWork:
         if threads:
             torch.set_num_threads(threads)
         settings = self.job.settings
+        precision, backend = settings.precision, settings.backend
+        assert precision != "auto" and backend != "auto"  # a job has chosen
         network = load_model(self.model, device=choose_device(self.job.device))
         if network_sha256(network) != self.job.model_sha256:
             raise InputError(f"{self.model}: holds another network than when the job was begun")
         predictor = OverlapTilePredictor(
-            network,
-            average=settings.average,
-            precision=settings.precision if settings.precision != "auto" else "float32",
-            backend=settings.backend if settings.backend != "auto" else "torch",
+            network, average=settings.average, precision=precision, backend=backend
         )
         with (
             StackReader(
