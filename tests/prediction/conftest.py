@@ -1,5 +1,6 @@
 """What the measurements of memory share."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def peak_bytes() -> Callable[..., int]:
     def measure(before: str, work: str, *arguments: object) -> int:
         program = MEASURE.replace("BEFORE", before).replace("WORK", work)
         command = [sys.executable, "-c", program, *map(str, arguments)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # how far threads overlap is chance
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=alone)
+        return int(done.stdout)
 
     return measure

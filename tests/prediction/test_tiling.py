@@ -275,10 +275,10 @@ with reused_memory(torch.device("cpu")):
 @pytest.mark.parametrize(
     "sizes",
     [
-        (8, 1212, 1212, 1),
+        (16, 1212, 1212, 1),
         pytest.param((64, 572, 572, 1), marks=pytest.mark.slow),
         pytest.param((16, 572, 572, 4), marks=pytest.mark.slow),
-        pytest.param((16, 1212, 1212, 1), marks=pytest.mark.slow),
+        pytest.param((32, 700, 700, 4), marks=pytest.mark.slow),
         pytest.param((32, 1212, 1212, 1), marks=pytest.mark.slow),
     ],
 )

@@ -21,7 +21,7 @@ Sizes = NDArray[np.int64]
 # where they do not always fit: the heap, relative to the most that is alive. In strips blocks of
 # the same sizes follow each other, and fit better; what a small window leaves unused ends growing.
 _FRAGMENTATION = 1.5
-_FRAGMENTATION_IN_STRIPS, _UNUSED, _MOST_UNUSED_BYTES = 1.27, 0.7, 40 * 2**20
+_FRAGMENTATION_IN_STRIPS, _MOST_UNUSED_BYTES = 1.25, 44 * 2**20
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 # Of `strips`: values of the widest map of a strip (64 MiB of float32; with half as many two threads
@@ -91,8 +91,7 @@ class NetworkCost:
             alive = np.maximum(alive, taken)
         peak = _FRAGMENTATION * alive
         if self.in_strips:
-            unused = np.minimum(_UNUSED * alive, _MOST_UNUSED_BYTES)
-            peak = _FRAGMENTATION_IN_STRIPS * alive + unused
+            peak = _FRAGMENTATION_IN_STRIPS * alive + np.minimum(alive, _MOST_UNUSED_BYTES)
         return np.ceil(peak).astype(np.int64)
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:
