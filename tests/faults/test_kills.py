@@ -273,8 +273,8 @@ def run_trials(
     ("name", "count"),
     [
         ("predict", 3),
-        ("predict instances", 3),
-        ("predict a folder", 3),
+        ("predict instances", 1),
+        ("predict a folder", 1),
         ("weight-map", 3),
         ("evaluate", 3),
         ("download", 3),
