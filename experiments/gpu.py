@@ -62,7 +62,7 @@ class Step:
     name: str
     what: str
     minutes: float  # estimated, alone; of training, and what follows
-    command: tuple[str, ...]  # of Python, in the project's folder
+    command: tuple[str, ...]  # of Python, in the project's folder; RESULTS is that of all steps
     small: tuple[str, ...]  # the same in a dry run
     result: str = ""  # what --out names, below the step's folder
     is_alone: bool = False  # nothing runs beside it, and stopped it begins anew
@@ -71,7 +71,8 @@ class Step:
 
     def arguments(self, out: Path, device: str, *, is_dry: bool) -> list[str]:
         """Return what Python is started with."""
-        words = [*(self.small if is_dry else self.command)]
+        results = str(out.resolve())
+        words = [w.replace("RESULTS", results) for w in (self.small if is_dry else self.command)]
         if self.result:
             place = (out / self.name / self.result).resolve()
             words += ["--device", device, "--out", str(place)]
@@ -166,6 +167,13 @@ def steps() -> list[Step]:
             for seed in (1, 2)
         ),
         *folds("em-robust", "EM, the recipe of em", 6, *ROBUST, "20000"),
+        Step(
+            *("em-robust-changed", "EM, the recipe of em, held-out slices changed in nine ways", 2),
+            ("experiments/robustness.py", "RESULTS/em-robust"),
+            ("experiments/robustness.py", "RESULTS/em-robust", *SMALL[:2], "--ways", "gamma 1.5"),
+            "changed.json",
+            after=("em-robust",),
+        ),
         Step(
             *("em-pretrained", "the network em", 6),
             ("experiments/pretrained_em.py",),
