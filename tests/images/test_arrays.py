@@ -275,3 +275,20 @@ def test_chunks_of_a_sparse_array_are_not_gathered() -> None:
     store.absent.clear()
     assert (array[:] == 7).all() and (array[:] == 7).all()
     assert len(store.absent) == 1
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 1), (20, 1, 30), (5, 20, 30, 1)])
+def test_arrays_without_names_whose_images_would_be_1_px_wide_or_high(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """(y, x, 1) of one image is likelier than (z, y, 1): it is for the user to say."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=pixels)
+    with pytest.raises(InputError, match="of which nothing says what they are; --axes does"):
+        read_stack(tmp_path / "a.zarr")
+    letters = "TZYX"[-len(shape) :]
+    slices = pixels.reshape(-1, *shape[-2:])
+    np.testing.assert_array_equal(read_stack(tmp_path / "a.zarr", axes=letters), slices)
+    if shape[-1] == 1:
+        image = read_stack(tmp_path / "a.zarr", axes=letters[1:])
+        np.testing.assert_array_equal(image, pixels[..., 0].reshape(-1, *shape[-3:-1]))

@@ -204,7 +204,9 @@ class ArrayImage:
         """Return a letter for each axis, of which Y and X are neighbours."""
         n = self._array.ndim
         if axes is None:
-            letters = declared or _PLAIN_AXES.get(n, "")
+            depth, *page = self._array.shape
+            is_doubtful = n == 3 and depth > 1 and 1 in page  # (y, x, 1) is likelier than (z, y, 1)
+            letters = declared or ("" if is_doubtful else _PLAIN_AXES.get(n, ""))
         else:  # axes of length 1 may be left out
             longer = [i for i, side in enumerate(self._array.shape) if side > 1]
             given = dict(zip(longer, axes)) if len(axes) == len(longer) < n else {}
@@ -212,7 +214,11 @@ class ArrayImage:
             letters = "".join(given.get(i) or next(rest, "?") for i in range(n)) if given else axes
         if len(letters) != n or "YX" not in letters:
             shape = describe_size(self._array.shape)
-            example = ("TCZYX" if n > 4 else "TZYX")[-n:] if n > 1 else "ZYX"
+            sides = [side for side in self._array.shape if side > 1]
+            wanted = len(sides) if self._array.shape[-1:] == (1,) and len(sides) > 1 else n
+            example = ("TCZYX" if wanted > 4 else "TZYX")[-wanted:] if n > 1 else "ZYX"
+            if (n, example) == (3, "YX"):
+                example = "YX (an image) or ZYX (slices)"
             said = f"which {axes} does not fit" if axes else "of which nothing says what they are"
             raise InputError(
                 f"{self.path}: has {n} axes ({shape}), {said}; --axes does, as --axes {example}, "
