@@ -614,6 +614,25 @@ def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path
         predict_stack(source, network(), out, resume=True)
 
 
+@pytest.mark.parametrize("compression", ["none", "zlib", "zstd"])
+@pytest.mark.parametrize("kind", ["uint8", "logits"])
+def test_output_that_was_cut_since_is_not_complete(
+    stack_file: Path, tmp_path: Path, kind: Any, compression: Any
+) -> None:
+    model = network()
+    options: dict[str, Any] = {"kind": kind, "compression": compression}
+    out = predict_stack(stack_file, model, tmp_path / "o.tif", **options)
+    whole = out.read_bytes()
+    assert predict_stack(stack_file, model, out, resume=True, **options) == out
+    out.write_bytes(whole[:-900])
+    with pytest.raises(InputError, match=r"exists already.*give --overwrite") as caught:
+        predict_stack(stack_file, model, out, resume=True, **options)
+    if compression != "zstd":  # its directories, which tell what it is, lie at the end
+        assert "truncated" in str(caught.value) and "\n" not in str(caught.value)
+    predict_stack(stack_file, model, out, resume=True, overwrite=True, **options)
+    assert out.read_bytes() == whole
+
+
 def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path) -> None:
     model = network()
     with torch.no_grad():

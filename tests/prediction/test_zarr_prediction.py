@@ -414,6 +414,34 @@ def test_shards_that_an_image_has_lost_are_told_and_made_again(
     assert contents(out) == whole
 
 
+@pytest.mark.parametrize(
+    ("options", "damage"),
+    [
+        *(({}, "cut"), ({}, "garbage"), ({"ngff": "0.4"}, "cut"), ({"ngff": "0.4"}, "garbage")),
+        *(({"compression": "none", "shard": 32}, "cut"), ({"shard": 32}, "garbage")),
+    ],
+)
+def test_damaged_shards_of_a_complete_image_are_made_again(
+    stack_file: Path, tmp_path: Path, options: dict[str, Any], damage: str
+) -> None:
+    options = OPTIONS | options
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **options)
+    whole = contents(out)
+    for level_ in ("0", "1"):
+        files = [file for file in (out / level_).rglob("*") if file.name.isdigit()]
+        file = sorted(file for file in files if file.is_file())[1]
+        content = file.read_bytes()
+        garbage = np.random.default_rng(0).bytes(len(content))
+        file.write_bytes(garbage if damage == "garbage" else content[:-9])
+        before = contents(out)
+        if options["shard"] == 64:
+            with pytest.raises(InputError, match="the --shard that it was made with"):
+                predict_stack(stack_file, MODEL, out, resume=True, **options | {"shard": 128})
+        assert contents(out) == before
+        predict_stack(stack_file, MODEL, out, resume=True, **options)
+        assert contents(out) == whole
+
+
 @pytest.mark.parametrize("begun", ["job.json", "zarr.json"])
 def test_what_is_no_part_of_an_image_is_never_removed(
     stack_file: Path, tmp_path: Path, begun: str

@@ -13,7 +13,7 @@ from unet_repro.cluster import Machines
 from unet_repro.commands.options import (
     Flag,
     Overwrite,
-    Resume,
+    ResumeOutput,
     arg,
     told,
 )
@@ -57,7 +57,7 @@ class Predict:
     device: str = "auto"
     plan: Flag = False
     verify: Flag = False
-    resume: Resume = False
+    resume: ResumeOutput = False
     overwrite: Overwrite = False
 
     def run(self) -> int:

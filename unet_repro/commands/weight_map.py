@@ -12,7 +12,7 @@ from unet_repro.cluster import Machines
 from unet_repro.commands.options import (
     Labels,
     Overwrite,
-    Resume,
+    ResumeOutput,
     tell,
     told,
 )
@@ -46,7 +46,7 @@ class WeightMap:
     machines: tyro.conf.OmitArgPrefixes[Machines] = field(default_factory=Machines)
     preview: Path | None = None
     threads: int | None = None
-    resume: Resume = False
+    resume: ResumeOutput = False
     overwrite: Overwrite = False
 
     def run(self) -> int:

@@ -51,6 +51,8 @@ class BlockStore:
         The output is in place and the folder may go.
     blocks : BlockArray
         From `begin` on.
+    doubt : str
+        What is wrong with the output that is there, to be told where it is not replaced.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class BlockStore:
         if not self.target.name:
             raise InputError(f"{out}: is the root of all folders and cannot be replaced")
         self.is_complete = False
+        self.doubt = ""
         self._folder = self.target.with_name(f".{self.target.name}.parts")
         self._place = self._folder / "blocks"
         self._header = self._place / "zarr.json"
@@ -226,7 +229,9 @@ class BlockStore:
 
     def _check_target(self) -> None:
         if self.target.exists() and not self._overwrite:
-            raise InputError(f"{self.target}: exists already; give --overwrite to replace it")
+            raise InputError(
+                f"{self.target}: exists already{self.doubt}; give --overwrite to replace it"
+            )
 
     def unwritable(self, error: OSError) -> InputError:
         """Return what is said of an output, or a block, that cannot be written."""

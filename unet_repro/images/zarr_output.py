@@ -264,7 +264,8 @@ class ZarrOutput:
     def is_complete_with(self, info: str) -> bool:
         """Tell whether the image is complete and made of the same; another one is an error.
 
-        One that has lost shards since is not complete: they are made again.
+        One that has lost shards since, or of which some are damaged as far as a look tells
+        (`BlockArray.missing`), is not complete: they are made again.
         """
         if not self.mark or not self._goes_on:
             return False
@@ -291,12 +292,12 @@ class ZarrOutput:
     def _has_lost_shards(self) -> bool:
         expected = self.layout.array(self.place / "0")
         stored = [stored_array(self.place / path, expected.format) for path in paths_of(self.place)]
-        if not any(array is None or len(array.missing()) for array in stored):
+        if not any(array is None or len(array.missing(looks=True)) for array in stored):
             return False
         if stored[0] is not None and stored[0].shard != expected.shard:
             raise InputError(
-                f"{self.out}: has lost shards, and they are of {stored[0].shard}: the --shard that "
-                "it was made with is needed to make them again"
+                f"{self.out}: shards are lost or damaged, and they are of {stored[0].shard}: the "
+                "--shard that it was made with is needed to make them again"
             )
         return True
 

@@ -94,7 +94,11 @@ def predict_stack(
     settings
         What to make of it; or its fields as keywords, ``predict_stack(..., kind="uint8")``.
     resume
-        Go on with what an interrupted or killed call has left, if it left anything.
+        Go on with what an interrupted or killed call has left, if it left anything. An output that
+        is complete is kept, and not read again: shards of OME-Zarr that are gone, cut, or of a
+        damaged index are computed anew (behind a URL those that are gone; in 0.4, which has no
+        check sums, chunks of a wrong length), a TIFF or PNG that is cut is refused. Other damage
+        shows when it is read.
     overwrite
         Replace an existing output. Of a folder only if it holds nothing but files of these names.
     verify
