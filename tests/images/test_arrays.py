@@ -18,7 +18,7 @@ from unet_repro.errors import InputError, InputNote
 from unet_repro.files.watched_store import WatchedStore
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stack_reader import StackReader
-from unet_repro.images.stacks import read_images, read_stack
+from unet_repro.images.stacks import read_images, read_stack, write_stack
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 30, 40), dtype=np.uint8)  # tczyx
 
@@ -292,3 +292,35 @@ def test_arrays_without_names_whose_images_would_be_1_px_wide_or_high(
     if shape[-1] == 1:
         image = read_stack(tmp_path / "a.zarr", axes=letters[1:])
         np.testing.assert_array_equal(image, pixels[..., 0].reshape(-1, *shape[-3:-1]))
+
+
+@pytest.mark.parametrize("text", ['{"array": "0-7"}', "{", "[1]"])
+def test_job_of_another_program_makes_no_output_of_ours(tmp_path: Path, text: str) -> None:
+    """Folders of images, and arrays, may lie beside what a cluster was told."""
+    image = PIXELS[0, 0, 0]
+    for name in ("1.tif", "2.tif"):
+        write_stack(tmp_path / name, image)
+    zarr.create_array(tmp_path / "a", data=image)
+    (tmp_path / "job.json").write_text(text)
+    np.testing.assert_array_equal(read_stack(tmp_path), [image, image])
+    np.testing.assert_array_equal(read_stack(tmp_path / "a"), [image])
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"unet_repro": "0", "settings": {}}, "is an unfinished prediction, .*: predict --resume"),
+        ({"unet_repro": "0", "weight_map": 1}, "an unfinished weight map, .*: weight-map --resume"),
+    ],
+)
+def test_what_is_unfinished_says_how_it_is_completed(
+    tmp_path: Path, job: dict[str, Any], message: str
+) -> None:
+    zarr.create_array(tmp_path / "o.zarr/0", data=PIXELS[0, 0])
+    (tmp_path / "o.zarr/job.json").write_text(json.dumps(job))
+    blocks = zarr.create_array(tmp_path / ".o.tif.parts/blocks", data=PIXELS[0, 0])
+    blocks.attrs.update({"overwrite": False, "record": job})
+    for path in ("o.zarr", "o.zarr/0", ".o.tif.parts/blocks"):
+        with pytest.raises(InputError, match=message) as caught:
+            read_stack(tmp_path / path)
+        assert "\n" not in str(caught.value)

@@ -32,7 +32,21 @@ _SPACE = "ZYX"
 def is_zarr(path: PathLike) -> bool:
     """Tell whether a folder is a zarr array or group, or what a killed run left of one."""
     folder = Path(path)
-    return any((folder / name).is_file() for name in (*_DOCUMENTS, JOB))
+    is_described = any((folder / name).is_file() for name in _DOCUMENTS)
+    return is_described or begun_job(Folder(folder)) is not None
+
+
+def begun_job(place: Folder | Bucket) -> Document | None:
+    """Return what an unfinished output of ours is of; others may have files of that name too."""
+    content = place.read(JOB)
+    try:
+        return None if content is None else _ours(parse_json(content))
+    except ValueError:
+        return None
+
+
+def _ours(job: object) -> Document | None:
+    return job if isinstance(job, dict) and "unet_repro" in job else None
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,9 @@ def find_zarr(path: PathLike, level: int = 0) -> ZarrSource:
     place = place_at(path)
     document, form, raw = _document(place)
     if document is None:
-        if place.has(JOB):
-            raise _unfinished(path)
+        job = begun_job(place)
+        if job:
+            raise _unfinished(path, job)
         if isinstance(place, Folder):
             raise InputError(f"{path}: no such file or folder" + _zarr_hint(place))
         raise InputError(f"{path}: neither a zarr array nor a group is there")
@@ -97,9 +112,14 @@ def find_zarr(path: PathLike, level: int = 0) -> ZarrSource:
         if level:
             raise InputError(f"{path}: is one array, without levels: --level {level} is none")
         parent, name = place.parent, name_of(str(place))
-        if parent.has(JOB) and not _attributes(parent)[0].get(MARK):
-            raise _unfinished(parent)
         attributes, texts = _attributes(parent)
+        job = None if attributes.get(MARK) else begun_job(parent)
+        if job:
+            raise _unfinished(parent, job)
+        own = document.get("attributes")
+        job = _ours(own.get("record")) if isinstance(own, dict) else None
+        if job:  # blocks of a file (`files.block_store`)
+            raise _unfinished(path, job)
         found = _datasets(attributes, parent) if _multiscales(attributes) else []
         number = next((n for n, data in enumerate(found) if data.get("path") == name), None)
         if number is None:
@@ -121,16 +141,20 @@ def _zarr_hint(place: Folder) -> str:
     return ": a folder without images or zarr arrays" if place.path.is_dir() else ""
 
 
-def _unfinished(path: object) -> InputError:
+def _unfinished(path: object, job: Document) -> InputError:
+    what, command = "prediction", "predict"
+    if "weight_map" in job:
+        what, command = "weight map", "weight-map"
     return InputError(
-        f"{path}: is unfinished, parts of it are missing: predict or weight-map goes on with it "
-        "by --resume"
+        f"{path}: is an unfinished {what}, parts of it are missing: {command} --resume, or its "
+        "missing --part, completes it"
     )
 
 
 def _no_image(path: PathLike, place: Folder | Bucket, attributes: Document) -> InputError:
-    if place.has(JOB):
-        return _unfinished(path)
+    job = begun_job(place)
+    if job:
+        return _unfinished(path, job)
     ome = attributes.get("ome")
     known = {**attributes, **(ome if isinstance(ome, dict) else {})}
     if "plate" in known or "well" in known:
