@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from unet_repro.cluster import Machines
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
+from unet_repro.files.places import Folder
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.images.zarr_output import halved
@@ -542,3 +546,65 @@ def test_what_cannot_be_removed_to_make_room_is_told(
     monkeypatch.setattr(os, "unlink", refusing)
     with pytest.raises(InputError, match="cannot be removed: Permission denied"):
         predict_stack(stack_file, network(seed=1), out, **OPTIONS, overwrite=True)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EINVAL])
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_file_systems_without_hard_links_will_do(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, ngff: Any
+) -> None:
+    def no_link(*names: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code), *names)
+
+    options = {**OPTIONS, "ngff": ngff}
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **options)
+    monkeypatch.setattr(os, "link", no_link)
+    out = tmp_path / "o.zarr"
+    for part in ("0/2", "1/2"):
+        predict_stack(stack_file, MODEL, out, machines=Machines(part=part), **options)
+        if part == "0/2":
+            assert (out / "job.json").exists()
+            with pytest.raises(InputError, match="cannot be resumed, it was begun with"):
+                predict_stack(stack_file, network(seed=1), out, resume=True, **options)
+    assert contents(out) == contents(whole)
+    predict_stack(stack_file, MODEL, out, resume=True, **options)
+    assert contents(out) == contents(whole)
+
+
+def test_claim_without_hard_links_is_one_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*names: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    place, start = Folder(tmp_path), threading.Barrier(8)
+
+    def claim(k: int) -> bool:
+        start.wait()
+        return place.write("job.json", b"%d" % k, replace=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(claim, range(8)))
+    assert found.count(True) == 1
+    assert place.read("job.json") == b"%d" % found.index(True)
+    assert place.entries() == ["job.json"]
+
+
+def test_claim_that_is_being_written_is_waited_for(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    out, read, asked = tmp_path / "o.zarr", Folder.read, []
+    predict_stack(stack_file, MODEL, out, machines=Machines(part="0/2"), **OPTIONS)
+
+    def slow(place: Folder, key: str, size: int | None = None) -> bytes | None:
+        if key == "job.json":
+            asked.append(key)
+            if len(asked) < 3:
+                return b""
+        return read(place, key, size)
+
+    monkeypatch.setattr(Folder, "read", slow)
+    predict_stack(stack_file, MODEL, out, machines=Machines(part="1/2"), **OPTIONS)
+    assert contents(out) == contents(whole)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +44,8 @@ _LOOK_AHEAD = 2
 _PART_OF_IMAGE = re.compile(  # at most these are removed to make room
     r"\d+(\.\d+)*|c|scratch|zarr\.json|\.z(array|attrs|group|metadata)|job\.json|\..+\.partial"
 )
+# without hard links another process's claim is empty for a moment (`Folder.write`)
+_JOB_LOOKS, _JOB_WAIT_S = 5, 0.1
 _MOST_LOOKED_AT = 64  # units of the last level, for what viewers show as black and white
 
 
@@ -311,16 +314,16 @@ class ZarrOutput:
         is_ours = self.place.write(JOB, content, replace=False)
         if not (is_ours or self._goes_on or self._overwrite):  # begun since we looked
             raise self._unfinished()
-        self._job = self.place.read(JOB) or b""
-        try:
-            stored = parse_json(self._job)
-            if not isinstance(stored, dict):
-                raise ValueError
-        except ValueError as error:
-            raise InputError(
-                f"{self.place}/{JOB}: is damaged; --overwrite without --resume begins anew"
-            ) from error
-        return stored
+        for _ in range(_JOB_LOOKS):
+            self._job = self.place.read(JOB) or b""
+            with suppress(ValueError):
+                stored = parse_json(self._job)
+                if isinstance(stored, dict):
+                    return stored
+            time.sleep(_JOB_WAIT_S)
+        raise InputError(
+            f"{self.place}/{JOB}: is damaged; --overwrite without --resume begins anew"
+        )
 
     def begin(self, record: dict[str, Any], scratch: Layout | None = None) -> None:
         """Make the arrays; what was claimed by another record is an `InputError` that says so.
