@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,27 @@ def test_nothing_is_written_without_the_claim(tmp_path: Path) -> None:
     assert array.missing().tolist() == [1]
     array.write(0, np.zeros((2, 4), np.uint8))  # it is there: nothing is done
     assert array.read(0).all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_unit_goes_when_the_claim_goes_while_it_is_written(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run begins anew between the look at the claim and the writing."""
+    (tmp_path / "job").write_bytes(b"job 1")
+    claim = "job", hashlib.sha256(b"job 1").hexdigest()
+    array = replace(array_at(tmp_path / "0", name), claim=claim)
+    fill(array, range(1))
+    opened = array.array
+
+    def beginning_anew() -> zarr.Array:
+        (tmp_path / "job").write_bytes(b"job 2")
+        return opened()
+
+    monkeypatch.setattr(BlockArray, "array", lambda _: beginning_anew())
+    with pytest.raises(InputError, match="another run has begun it anew"):
+        fill(array, range(1, 2))
+    assert array.missing().tolist() == list(range(1, 12))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -25,7 +25,9 @@ from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
 from unet_repro.files.places import Folder
+from unet_repro.images import zarr_output
 from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.ome_zarr import write_group
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.images.zarr_output import halved
 from unet_repro.network.model import UNet
@@ -33,6 +35,7 @@ from unet_repro.network.model_file import save_model
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
+from unet_repro.prediction.tile_runner import TileRunner
 
 OPTIONS: dict[str, Any] = {"shard": 64, "tile": 76}  # 2 x 2 tiles of 40 px, less at the border
 
@@ -608,3 +611,73 @@ def test_claim_that_is_being_written_is_waited_for(
     monkeypatch.setattr(Folder, "read", slow)
     predict_stack(stack_file, MODEL, out, machines=Machines(part="1/2"), **OPTIONS)
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_kill_before_or_behind_the_description_costs_no_block(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ngff: Any
+) -> None:
+    options: dict[str, Any] = {"kind": "instances", "ngff": ngff, **OPTIONS}
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **options)
+    compute, computed = TileRunner.compute, []
+    monkeypatch.setattr(
+        TileRunner, "compute", lambda *a, **k: computed.append(1) or compute(*a, **k)
+    )
+    for is_behind in (False, True):
+        out = tmp_path / f"o{is_behind}.zarr"
+
+        def killed(*arguments: Any, is_behind: bool = is_behind) -> None:
+            if is_behind:
+                write_group(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(zarr_output, "write_group", killed)
+            predict_stack(stack_file, MODEL, out, **options)
+        assert computed
+        computed.clear()
+        assert (out / "job.json").exists()
+        predict_stack(stack_file, MODEL, out, resume=True, **options)
+        assert not computed and contents(out) == contents(whole)
+
+
+def test_process_that_describes_what_another_has_just_completed_leaves_it(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+
+    def late(place: Folder, *arguments: Any) -> None:
+        place.remove("job.json")  # as the other one did
+        write_group(place, *arguments)
+
+    monkeypatch.setattr(zarr_output, "write_group", late)
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_what_has_begun_anew_is_not_described_by_the_first_run(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    """Also not where both are of the same job: nothing of the second one is there yet."""
+    model = MODEL if is_same else network(1)
+    out = tmp_path / "o.zarr"
+
+    def late(place: Folder, *arguments: Any) -> None:
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(BlockArray, "write", lambda *_: _interrupt())
+            predict_stack(stack_file, model, out, overwrite=True, **OPTIONS)
+        write_group(place, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr_output, "write_group", late)
+        with pytest.raises(InputError, match="another run has begun it anew"):
+            predict_stack(stack_file, MODEL, out, **OPTIONS)
+    assert not (out / "zarr.json").exists()
+    whole = predict_stack(stack_file, model, tmp_path / "whole.zarr", **OPTIONS)
+    predict_stack(stack_file, model, out, resume=True, **OPTIONS)
+    assert contents(out) == contents(whole)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt

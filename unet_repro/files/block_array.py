@@ -104,6 +104,7 @@ class BlockArray:
         """Make the array, without units; one that is there already stays."""
         if self.place.has("zarr.json" if self.format == 3 else ".zarray"):
             return
+        self.check_claim()
         import zarr  # takes a third of a second
 
         def make() -> None:
@@ -164,7 +165,11 @@ class BlockArray:
         return self._open["array"]
 
     def write(self, number: int, values: npt.NDArray[Any]) -> None:
-        """Keep a unit, of as many values as it has, unless it is there; from threads as well."""
+        """Keep a unit, of as many values as it has, unless it is there; from threads as well.
+
+        A claim that goes while it is written takes the unit along: it would pass for one of the
+        other run. Where that has written it too, it is missing there, and is computed by a resume.
+        """
         if self.has(number):
             return
         self.check_claim()
@@ -179,6 +184,11 @@ class BlockArray:
                     self.array()[part] = values[inner]
                 except FileNotFoundError:  # its half-written file was swept by another process
                     self.array()[part] = values[inner]
+        try:
+            self.check_claim()
+        except InputError:
+            self.discard(number)
+            raise
 
     def _shards_of(self, where: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
         counts = [-(-(part.stop - part.start) // side) for part, side in zip(where, self.shard)]

@@ -115,6 +115,7 @@ class BlockStore:
         except OSError as error:
             raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from error
         try:
+            self._put_back()
             if self._header.exists() and not self.resumes:
                 if not self._overwrite:
                     raise InputError(
@@ -248,15 +249,36 @@ class BlockStore:
     def finish(self, assemble: Callable[[Path], Any]) -> None:
         """Put the output together and in place: `assemble` is called with the path to write to.
 
-        A folder that is replaced is away for a moment between two renamings.
+        A folder that is replaced is away for a moment between two renamings; after a kill there it
+        is back as soon as the output is asked for again.
         """
         assemble(self.whole)
         self._check_target()
         (self._folder / _WRITTEN).touch()  # from now on, no `whole` means that it is in place
-        if self._is_folder and self.target.exists():
-            os.replace(self.target, self._folder / "replaced")
-        os.replace(self.whole, self.target)
+        try:
+            if self._is_folder and self.target.exists():
+                os.replace(self.target, self._replaced)
+            os.replace(self.whole, self.target)
+        except OSError as error:
+            self._put_back()
+            raise self.unwritable(error) from error
         self.is_complete = True
+
+    @property
+    def _replaced(self) -> Path:
+        return self._folder / "replaced"
+
+    def _put_back(self) -> None:
+        """Give the folder that was to be replaced its name again, unless its successor has it."""
+        if not self._replaced.exists() or self.target.exists():
+            return
+        try:
+            os.replace(self._replaced, self.target)
+        except OSError as error:
+            raise InputError(
+                f"{self.target}: cannot be written: {error.strerror or error}; what was there "
+                f"before is {self._replaced}"
+            ) from error
 
 
 def check_record(stored: dict[str, Any], record: dict[str, Any], name: str) -> None:

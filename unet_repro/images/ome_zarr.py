@@ -444,6 +444,12 @@ def write_group(place: Folder | Bucket, attributes: Document, ngff: Ngff) -> Non
     put(".zattrs", attributes)
 
 
+def remove_group(place: Folder | Bucket) -> None:
+    """Remove the description of a group of arrays: it is no image any more."""
+    for name in ("zarr.json", ".zattrs", ".zgroup"):
+        place.remove(name)
+
+
 def mark_of(place: Folder | Bucket) -> Document | None:
     """Return what an image of ours that is complete records, else None."""
     mark = _attributes(place)[0].get(MARK)

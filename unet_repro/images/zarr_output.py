@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from unet_repro.images.ome_zarr import (
     is_zarr,
     mark_of,
     paths_of,
+    remove_group,
     write_group,
 )
 from unet_repro.threads import in_order
@@ -44,6 +46,7 @@ _LOOK_AHEAD = 2
 _PART_OF_IMAGE = re.compile(  # at most these are removed to make room
     r"\d+(\.\d+)*|c|scratch|zarr\.json|\.z(array|attrs|group|metadata)|job\.json|\..+\.partial"
 )
+_TOKEN = "claim"  # in the job: one that is begun anew is another, whatever it is of
 # without hard links another process's claim is empty for a moment (`Folder.write`)
 _JOB_LOOKS, _JOB_WAIT_S = 5, 0.1
 _MOST_LOOKED_AT = 64  # units of the last level, for what viewers show as black and white
@@ -281,6 +284,7 @@ class ZarrOutput:
             if self._has_lost_shards():
                 return False
             self.place.remove(JOB)  # a kill may have come before that
+            self.place.clear("scratch")
             return True
         if self._overwrite:
             self._will_clear()
@@ -307,11 +311,13 @@ class ZarrOutput:
     def claimed(self, record: dict[str, Any]) -> dict[str, Any]:
         """Begin a job, or find it begun: return the record that is there, ours or another's."""
         if self._clears:
-            for name in ("zarr.json", ".zattrs", ".zgroup", JOB):  # first what makes it an image
-                self.place.remove(name)
+            remove_group(self.place)  # first what makes it an image
+            self.place.remove(JOB)
             self.place.clear()
-        content = json.dumps(record, indent=1).encode()
+        content = json.dumps({**record, _TOKEN: secrets.token_hex(8)}, indent=1).encode()
         is_ours = self.place.write(JOB, content, replace=False)
+        if self._clears:  # what a process that was at its end has written meanwhile
+            remove_group(self.place)
         if not (is_ours or self._goes_on or self._overwrite):  # begun since we looked
             raise self._unfinished()
         for _ in range(_JOB_LOOKS):
@@ -319,7 +325,8 @@ class ZarrOutput:
             with suppress(ValueError):
                 stored = parse_json(self._job)
                 if isinstance(stored, dict):
-                    return stored
+                    self._stored = {k: v for k, v in stored.items() if k != _TOKEN}
+                    return self._stored
             time.sleep(_JOB_WAIT_S)
         raise InputError(
             f"{self.place}/{JOB}: is damaged; --overwrite without --resume begins anew"
@@ -330,7 +337,7 @@ class ZarrOutput:
 
         `scratch`: what is computed in units are not the values of level 0, but others first.
         """
-        check_record(parse_json(self._job), record, str(self.out))
+        check_record(self._stored, record, str(self.out))
         claim = JOB, hashlib.sha256(self._job).hexdigest()
         self._claim = claim
         at, layout = ("scratch", scratch) if scratch else ("0", self.layout)
@@ -378,9 +385,19 @@ class ZarrOutput:
         attributes = image_attributes(facts, len(arrays), self.layout.ngff, mark, window=window)
         if self.is_done_by_another(info):
             return
-        self.place.clear("scratch")
         write_group(self.place, attributes, self.layout.ngff)
-        self.place.remove(JOB)
+        if self.place.has(JOB):  # else another process of the job is done with all
+            self._check_described()
+            self.place.remove(JOB)
+            self.place.clear("scratch")  # before that a kill would cost all that it took
+
+    def _check_described(self) -> None:
+        """Take the description away again if another run has begun meanwhile."""
+        try:
+            self.blocks.check_claim()
+        except InputError:
+            remove_group(self.place)
+            raise
 
     def is_done_by_another(self, info: str) -> bool:
         """Tell whether another process of the same job has completed it; one of another may not."""
