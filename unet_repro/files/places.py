@@ -23,6 +23,8 @@ PathLike = str | os.PathLike[str]
 
 # `Path` makes one slash of two; no folder of a relative path is called like this
 _URL = re.compile(r"(s3|gs|az|https?):/+(?=[^/])")
+_HDF5 = re.compile(r"(?P<file>.+\.(?:h5|hdf5|hdf|he5|ims|n5h5))(?::/*(?P<dataset>.*))?", re.I)
+ZARR_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")  # one makes a folder a zarr array or group
 _NO_LINKS = {  # what file systems without hard links answer
     *(errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
     *(errno.EINVAL, errno.EMLINK, errno.EXDEV),
@@ -57,6 +59,20 @@ def as_path(path: PathLike) -> Path:
     s3://bucket/a.zarr/0 a.zarr
     """
     return cast(Path, _Url(path)) if url_of(path) else Path(path)
+
+
+def hdf5_of(path: PathLike) -> tuple[Path, str] | None:
+    """Return the file and the dataset, maybe empty, that a name means; None for another name.
+
+    Examples
+    --------
+    >>> hdf5_of("a.h5:/volumes/raw"), hdf5_of("a.tif")
+    ((PosixPath('a.h5'), 'volumes/raw'), None)
+    """
+    found = _HDF5.fullmatch(str(path))
+    if not found or (found["dataset"] is None and not Path(path).is_file()):
+        return None
+    return Path(found["file"]), (found["dataset"] or "").strip("/")
 
 
 def place_at(path: PathLike) -> Folder | Bucket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,32 +11,23 @@ import numpy as np
 
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import FileState, open_binary
-from unet_repro.files.places import PathLike, name_of, url_of
+from unet_repro.files.places import PathLike, hdf5_of, name_of, url_of
 from unet_repro.images.ome_zarr import find_zarr, is_zarr
 from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size, plane_order
 
-_HDF5 = re.compile(r"(?P<file>.+\.(?:h5|hdf5|hdf|he5|ims|n5h5))(?::/*(?P<dataset>.*))?", re.I)
 _MOST_NAMED = 8
 _PLAIN_AXES = {2: "YX", 3: "ZYX"}  # where nothing says what they are
 
 
 def is_array(path: PathLike) -> bool:
     """Tell whether a path names a zarr array or group, a URL, or an HDF5 file or dataset."""
-    return bool(url_of(path)) or is_zarr(path) or _hdf5(path) is not None
+    return bool(url_of(path)) or is_zarr(path) or hdf5_of(path) is not None
 
 
 def is_folder_of_images(path: PathLike) -> bool:
     """Tell whether a path names a folder that is no zarr array or group."""
     return not url_of(path) and Path(path).is_dir() and not is_zarr(path)
-
-
-def _hdf5(path: PathLike) -> tuple[Path, str] | None:
-    """Return file and dataset, the latter maybe empty; None for another name."""
-    found = _HDF5.fullmatch(str(path))
-    if not found or (found["dataset"] is None and not Path(path).is_file()):
-        return None
-    return Path(found["file"]), (found["dataset"] or "").strip("/")
 
 
 def open_array(
@@ -53,7 +43,7 @@ def open_array(
 
     `as_labels` and `cache_bytes` make no difference.
     """
-    named = None if url_of(path) or is_zarr(path) else _hdf5(path)
+    named = None if url_of(path) or is_zarr(path) else hdf5_of(path)
     if named:
         if level:
             raise InputError(f"{path}: has no levels: --level {level} is none")
@@ -85,7 +75,7 @@ def open_array(
 
 def array_calibration(path: Path, level: int = 0) -> Calibration:
     """Return the scale of a zarr array, or of a level of an image; HDF5 states none."""
-    is_hdf5 = not (url_of(path) or is_zarr(path)) and _hdf5(path)
+    is_hdf5 = not (url_of(path) or is_zarr(path)) and hdf5_of(path)
     return Calibration() if is_hdf5 else find_zarr(path, level).calibration()
 
 

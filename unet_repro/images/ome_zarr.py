@@ -17,7 +17,15 @@ from unet_repro._version import __version__
 from unet_repro.choices import Ngff
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import parse_json
-from unet_repro.files.places import Bucket, Folder, PathLike, name_of, place_at, url_of
+from unet_repro.files.places import (
+    ZARR_DOCUMENTS,
+    Bucket,
+    Folder,
+    PathLike,
+    name_of,
+    place_at,
+    url_of,
+)
 from unet_repro.images.scale import Calibration
 from unet_repro.images.units import escaped_unit, full_name, length_ratio, seconds, symbol
 
@@ -25,14 +33,13 @@ Document = dict[str, Any]
 
 MARK = "unet_repro"  # attribute of an image of ours that is complete
 JOB = "job.json"  # beside the arrays of one that is not
-_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
 _SPACE = "ZYX"
 
 
 def is_zarr(path: PathLike) -> bool:
     """Tell whether a folder is a zarr array or group, or what a killed run left of one."""
     folder = Path(path)
-    is_described = any((folder / name).is_file() for name in _DOCUMENTS)
+    is_described = any((folder / name).is_file() for name in ZARR_DOCUMENTS)
     return is_described or begun_job(Folder(folder)) is not None
 
 
@@ -166,7 +173,7 @@ def _no_image(path: PathLike, place: Folder | Bucket, attributes: Document) -> I
 
 def _document(place: Folder | Bucket) -> tuple[Document | None, Literal[2, 3], bytes]:
     """Return the description of an array or a group, its format, and its bytes."""
-    for name in _DOCUMENTS:
+    for name in ZARR_DOCUMENTS:
         raw = place.read(name)
         if raw is None:
             continue

@@ -173,6 +173,8 @@ def prepared(
     )
     memory = settings.memory_bytes or predictor.default_memory(machines.workers or 1)
     at = "" if model_file is None else os.fspath(model_file)
+    if os.path.isfile(at):
+        check_apart(out, at)
     planner = _Planner(
         predictor,
         settings,
