@@ -66,7 +66,11 @@ class Predict:
         from unet_repro.prediction.predict_stack import prepared
 
         network = load_model(self.model, device=choose_device(self.device))
-        options: dict[str, Any] = {"machines": self.machines, "model_file": self.model}
+        options: dict[str, Any] = {
+            "machines": self.machines,
+            "model_file": self.model,
+            "resume": self.resume,
+        }
         with prepared(self.stack, network, self.out, self.settings, **options) as prediction:
             if self.plan:
                 print(prediction.outlook())

@@ -281,6 +281,17 @@ class BlockStore:
             ) from error
 
 
+def unfinished_record(out: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what an unfinished output was begun with, None where nothing is there to be read."""
+    target = Path(os.path.realpath(out))
+    header = target.with_name(f".{target.name}.parts") / "blocks/zarr.json"
+    try:
+        record = parse_json(header.read_bytes())["attributes"]["record"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def check_record(stored: dict[str, Any], record: dict[str, Any], name: str) -> None:
     """Raise an `InputError` that names the differences, unless two records are the same."""
     found = differences(stored, json.loads(json.dumps(record)))
