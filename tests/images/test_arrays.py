@@ -324,3 +324,57 @@ def test_what_is_unfinished_says_how_it_is_completed(
         with pytest.raises(InputError, match=message) as caught:
             read_stack(tmp_path / path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [3, 2, "labels", "ilastik"])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("zyx", "slices"),
+        ("yxz", "slices"),
+        ("yxc", r"has several channels \(axes YXC"),
+        ("xyz", r"has axes XYZ .*: Y and X must be behind each other"),
+        (["depth", "row", "col"], "whose names are others than T, C, Z, Y and X; --axes does"),
+        (["dim_0", "dim_1", "dim_2"], "slices"),
+    ],
+    ids=str,
+)
+def test_names_of_axes_are_believed(
+    tmp_path: Path, form: int | str, names: str | list[str], expected: str
+) -> None:
+    """As zarr, xarray, h5py and ilastik write them; any but these would be read as ZYX."""
+    slices = PIXELS[0, 0]
+    order = ["zyx".index(axis) for axis in names] if sorted(names) == list("xyz") else [0, 1, 2]
+    pixels = np.ascontiguousarray(slices.transpose(order))
+    path = tmp_path / "a.zarr"
+    if form == 3:
+        zarr.create_array(path, data=pixels, dimension_names=list(names))
+    elif form == 2:
+        array = zarr.create_array(path, data=pixels, zarr_format=2)
+        array.attrs["_ARRAY_DIMENSIONS"] = list(names)
+    else:
+        h5py = pytest.importorskip("h5py")
+        path = tmp_path / "a.h5:/a"
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            dataset = file.create_dataset("a", data=pixels)
+            if form == "ilastik":
+                dataset.attrs["axistags"] = json.dumps({"axes": [{"key": name} for name in names]})
+            else:
+                for dimension, name in zip(dataset.dims, names):
+                    dimension.label = name
+    if expected == "slices":
+        np.testing.assert_array_equal(read_stack(path), slices)
+        return
+    with pytest.raises(InputError, match=expected):
+        read_stack(path)
+    np.testing.assert_array_equal(read_stack(path, axes="ZYX"), pixels)
+
+
+@pytest.mark.parametrize("name", ["scalar", "empty", "outside", "line"])
+def test_datasets_that_are_no_images_are_refused(tmp_path: Path, name: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["scalar"], file["empty"], file["line"] = 3, h5py.Empty("f"), np.arange(9)
+        file["outside"] = h5py.ExternalLink("elsewhere.h5", "/raw")
+    with pytest.raises(InputError, match=r"has no axes|cannot be read|has 1 axes"):
+        read_stack(tmp_path / f"a.h5:/{name}")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from unet_repro.errors import InputError, note
-from unet_repro.files.file_access import FileState, open_binary
+from unet_repro.files.file_access import FileState, open_binary, parse_json
 from unet_repro.files.places import PathLike, hdf5_of, name_of, url_of
-from unet_repro.images.ome_zarr import find_zarr, is_zarr
+from unet_repro.images.ome_zarr import find_zarr, is_zarr, named_axes
 from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size, plane_order
 
@@ -94,12 +94,16 @@ def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | No
     except Exception as error:
         raise InputError(f"{file}: cannot be read: {error}") from error
     try:
-        if dataset not in opened or not isinstance(opened[dataset], h5py.Dataset):
+        try:
+            found = opened[dataset] if dataset in opened else None
+        except (KeyError, OSError) as error:  # a link to another file
+            raise InputError(f"{file}:/{dataset}: cannot be read: {error.args[0]}") from error
+        if not isinstance(found, h5py.Dataset):
             raise InputError(f"{file}: {_datasets_of(opened, dataset, h5py)}")
         return ArrayImage(
             Path(f"{file}:/{dataset}"),
-            opened[dataset],
-            None,
+            found,
+            _hdf5_axes(found),
             axes,
             channels,
             state=FileState.of(file),
@@ -108,6 +112,18 @@ def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | No
     except BaseException:
         opened.close()
         raise
+
+
+def _hdf5_axes(dataset: Any) -> str | None:
+    """Return a letter for each axis of a dataset, as its labels, or ilastik, name them."""
+    labels = [dimension.label for dimension in dataset.dims]
+    if any(labels):
+        return named_axes(labels)
+    try:
+        tags = parse_json(dataset.attrs.get("axistags", ""))
+        return named_axes([tag["key"] for tag in tags["axes"]])
+    except (KeyError, OSError, TypeError, ValueError):
+        return None
 
 
 def _datasets_of(file: Any, asked: str, h5py: Any) -> str:
@@ -170,8 +186,9 @@ class ArrayImage:
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         if self.dtype.kind not in "buif":
             raise InputError(f"{path}: holds {array.dtype}: integers or floats are needed")
-        if not prod(array.shape):
-            raise InputError(f"{path}: is empty: {describe_size(array.shape) or 'no axis'}")
+        if not array.shape or not prod(array.shape):  # HDF5 knows a shape None too
+            shape = describe_size(array.shape or ())
+            raise InputError(f"{path}: is empty: {shape}" if shape else f"{path}: has no axes")
         letters = self._letters(declared, axes)
         y = letters.index("YX")
         stored = StoredAxes(
@@ -192,27 +209,33 @@ class ArrayImage:
 
     def _letters(self, declared: str | None, axes: str | None) -> str:
         """Return a letter for each axis, of which Y and X are neighbours."""
-        n = self._array.ndim
-        if axes is None:
-            depth, *page = self._array.shape
-            is_doubtful = n == 3 and depth > 1 and 1 in page  # (y, x, 1) is likelier than (z, y, 1)
-            letters = declared or ("" if is_doubtful else _PLAIN_AXES.get(n, ""))
-        else:  # axes of length 1 may be left out
-            longer = [i for i, side in enumerate(self._array.shape) if side > 1]
+        n, sides = self._array.ndim, self._array.shape
+        longer = [i for i, side in enumerate(sides) if side > 1]
+        said = "of which nothing says what they are"
+        if axes is not None:  # axes of length 1 may be left out
+            said = f"which {axes} does not fit"
             given = dict(zip(longer, axes)) if len(axes) == len(longer) < n else {}
             rest = iter(letter for letter in "TCZS" if letter not in axes)
             letters = "".join(given.get(i) or next(rest, "?") for i in range(n)) if given else axes
+        elif declared is not None:
+            said = "whose names are others than T, C, Z, Y and X"
+            letters = declared if "?" not in declared else ""
+            if letters and "YX" not in letters:
+                raise InputError(
+                    f"{self.path}: has axes {letters} ({describe_size(sides)}): Y and X must be "
+                    "behind each other; save it so, or, if the names are wrong, --axes says others"
+                )
+        else:  # (y, x, 1) is likelier than (z, y, 1)
+            is_doubtful = n == 3 and sides[0] > 1 and 1 in sides
+            letters = "" if is_doubtful else _PLAIN_AXES.get(n, "")
         if len(letters) != n or "YX" not in letters:
-            shape = describe_size(self._array.shape)
-            sides = [side for side in self._array.shape if side > 1]
-            wanted = len(sides) if self._array.shape[-1:] == (1,) and len(sides) > 1 else n
+            wanted = len(longer) if sides[-1] == 1 and len(longer) > 1 else n
             example = ("TCZYX" if wanted > 4 else "TZYX")[-wanted:] if n > 1 else "ZYX"
             if (n, example) == (3, "YX"):
                 example = "YX (an image) or ZYX (slices)"
-            said = f"which {axes} does not fit" if axes else "of which nothing says what they are"
             raise InputError(
-                f"{self.path}: has {n} axes ({shape}), {said}; --axes does, as --axes {example}, "
-                "with Y and X behind each other"
+                f"{self.path}: has {n} axes ({describe_size(sides)}), {said}; --axes does, "
+                f"as --axes {example}, with Y and X behind each other"
             )
         return letters
 

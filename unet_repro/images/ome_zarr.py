@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -33,7 +34,8 @@ Document = dict[str, Any]
 
 MARK = "unet_repro"  # attribute of an image of ours that is complete
 JOB = "job.json"  # beside the arrays of one that is not
-_SPACE = "ZYX"
+_SPACE, _LETTERS = "ZYX", "TCZYX"
+_NUMBERED = re.compile(r"(dim|phony_dim|axis)_?\d+")
 
 
 def is_zarr(path: PathLike) -> bool:
@@ -130,7 +132,7 @@ def find_zarr(path: PathLike, level: int = 0) -> ZarrSource:
         found = _datasets(attributes, parent) if _multiscales(attributes) else []
         number = next((n for n, data in enumerate(found) if data.get("path") == name), None)
         if number is None:
-            return ZarrSource(place, form, _sha256(raw), _named_axes(document))
+            return ZarrSource(place, form, _sha256(raw), _names_of(document, place))
         return _level(parent, attributes, texts, number)
     attributes, texts = _attributes(place)
     if _multiscales(attributes) is None:
@@ -304,13 +306,29 @@ def _transformed(
     return tuple(scale), tuple(origin)
 
 
-def _named_axes(document: Document) -> str | None:
+def _names_of(document: Document, place: Folder | Bucket) -> str | None:
+    """Return a plain array's axes: zarr 3 names them, in zarr 2 xarray does."""
     names = document.get("dimension_names")
-    if not isinstance(names, list):
+    if names is None:
+        names = _attributes(place)[0].get("_ARRAY_DIMENSIONS")
+    return named_axes(names) if isinstance(names, list) else None
+
+
+def named_axes(names: Sequence[object]) -> str | None:
+    """Return a letter for each axis of an array, "?" for a name that is none of TCZYX.
+
+    None where nothing is said: no name, or numbers, as libraries give them.
+
+    Examples
+    --------
+    >>> named_axes(["z", "y", "x"]), named_axes(["y", "x", "band"]), named_axes(["dim_0", "dim_1"])
+    ('ZYX', 'YX?', None)
+    """
+    words = [name if isinstance(name, str) else "" for name in names]
+    if all(not word or _NUMBERED.fullmatch(word) for word in words):
         return None
-    letters = "".join(str(name).upper() for name in names)
-    is_known = len(letters) == len(names) == len(set(letters)) and not set(letters) - set("TCZYX")
-    return letters if is_known and "YX" in letters else None
+    letters = [word.upper() if len(word) == 1 else "?" for word in words]
+    return "".join(letter if letter in _LETTERS else "?" for letter in letters)
 
 
 def _sha256(raw: bytes) -> str:
