@@ -382,6 +382,12 @@ def test_instances_of_several_sizes_and_types_are_scored(at, capsys):
     assert "images may differ in size, not in type" in line
 
 
+def test_how_labels_are_read_is_said_once(at, capsys):
+    tifffile.imwrite(at / "rgb.tif", np.stack([MASK] * 3, -1), photometric="rgb")
+    told = run(capsys, "weight-map", "rgb.tif", "--out", "w.tif")
+    assert told.count("stored as RGB; read as grey") == 1
+
+
 def test_no_output_replaces_an_input(at, capsys):
     with h5py.File(at / "a.h5", "w") as file:
         file["raw"] = file["mask"] = tifffile.imread(at / "mask.tif")

@@ -179,8 +179,6 @@ def prepared(
     )
     memory = settings.memory_bytes or predictor.default_memory(machines.workers or 1)
     at = "" if model_file is None else os.fspath(model_file)
-    if os.path.isfile(at):
-        check_apart(out, at)
     planner = _Planner(
         predictor,
         settings,
@@ -200,6 +198,8 @@ def prepared(
     with planner.opened(source) as reader:
         slices = settings.slices(reader.shape[0])
         names = _names(out, source, [reader.names[z] for z in slices], values)
+        if os.path.isfile(at):
+            check_apart(out, at)
         prediction = planner.prediction(reader, out, names, slices)
         likeness.look(reader, slices, prediction.job.rows, prediction.job.columns)
         likeness.tell(source)
