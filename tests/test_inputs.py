@@ -388,6 +388,17 @@ def test_how_labels_are_read_is_said_once(at, capsys):
     assert told.count("stored as RGB; read as grey") == 1
 
 
+def test_pictures_have_the_name_of_what_they_are(at, capsys):
+    before = sorted(at.iterdir())
+    for command in (
+        ["evaluate", "mask.tif", "images.tif", "--max-value", "255", "--plot", "p.pdf"],
+        ["weight-map", "mask.tif", "--out", "w.tif", "--preview", "p.jpg"],
+        ["preview-augmentation", "images.tif", "mask.tif", "--out", "p"],
+    ):
+        assert "a name that ends in .png is needed" in refused(capsys, *command)
+    assert sorted(at.iterdir()) == before
+
+
 def test_no_output_replaces_an_input(at, capsys):
     with h5py.File(at / "a.h5", "w") as file:
         file["raw"] = file["mask"] = tifffile.imread(at / "mask.tif")

@@ -17,7 +17,7 @@ from unet_repro.commands.options import (
     told,
 )
 from unet_repro.errors import one_line
-from unet_repro.files.atomic import check_apart, check_output
+from unet_repro.files.atomic import check_apart, check_output, check_png
 from unet_repro.program import INTERRUPTED
 from unet_repro.weight_maps.settings import WeightMapSettings
 
@@ -56,6 +56,7 @@ class WeightMap:
         if self.preview:
             check_apart(self.preview, self.labels)
             check_apart(self.preview, self.out)
+            check_png(self.preview)
             check_output(self.preview, overwrite=replaces)
 
         def surveyed(survey: Survey) -> None:

@@ -38,6 +38,12 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     return target
 
 
+def check_png(path: Path) -> None:
+    """Refuse another name for a PNG that is written: programs go by it."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: a PNG is written: a name that ends in .png is needed")
+
+
 def check_apart(out: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Refuse an output that would replace its source or come to lie among the source's files.
 
