@@ -449,6 +449,23 @@ def test_damaged_shards_of_a_complete_image_are_made_again(
         assert contents(out) == whole
 
 
+@pytest.mark.parametrize(
+    ("ngff", "name"),
+    [("0.5", "zarr.json"), ("0.5", "0/zarr.json"), ("0.4", ".zattrs"), ("0.4", "1/.zarray")],
+)
+def test_damaged_descriptions_are_told_with_the_cure_which_helps(
+    stack_file: Path, tmp_path: Path, ngff: Any, name: str
+) -> None:
+    options = {**OPTIONS, "ngff": ngff}
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **options)
+    whole = contents(out)
+    (out / name).write_text("{")
+    with pytest.raises(InputError, match=r"damaged: .*; --overwrite without --resume begins"):
+        predict_stack(stack_file, MODEL, out, resume=True, **options)
+    predict_stack(stack_file, MODEL, out, overwrite=True, **options)
+    assert contents(out) == whole
+
+
 @pytest.mark.parametrize("begun", ["job.json", "zarr.json"])
 def test_what_is_no_part_of_an_image_is_never_removed(
     stack_file: Path, tmp_path: Path, begun: str

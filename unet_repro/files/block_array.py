@@ -157,7 +157,7 @@ class BlockArray:
             except InputError:
                 raise
             except Exception as error:  # a damaged description can raise nearly anything
-                raise InputError(f"{self.place}: is no array, or damaged: {error}") from error
+                raise _no_array(self.place, error) from error
             found = array.shape, array.dtype, array.chunks, array.shards or array.chunks
             if found != (self.shape, np.dtype(self.dtype), self.chunk, self.shard):
                 raise InputError(f"{self.place}: has another shape, dtype or chunks than expected")
@@ -379,12 +379,17 @@ def stored_array(place: Folder | Bucket, format: Literal[2, 3]) -> BlockArray | 
     try:
         array = zarr.open_array(store=place.store(read_only=True), mode="r", zarr_format=format)
     except Exception as error:  # as in `BlockArray.array`
-        raise InputError(
-            f"{place}: is no array, or damaged: {error}; --overwrite without --resume begins anew"
-        ) from error
+        raise _no_array(place, error) from error
     shard, dtype = array.shards or array.chunks, array.dtype.name
     coding: Coding = "zstd" if array.compressors else "none"
     return BlockArray(place, array.shape, dtype, shard, shard, array.chunks, format, coding)
+
+
+def _no_array(place: Folder | Bucket, error: Exception) -> InputError:
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return InputError(
+        f"{place}: is no array, or damaged: {cause}; --overwrite without --resume begins anew"
+    )
 
 
 class _Writing:

@@ -232,7 +232,13 @@ class ZarrOutput:
         url = url_of(self.out) or ""
         if url.startswith("http"):
             raise InputError(f"{url}: is read only; an output is a folder or s3://, gs://, az://")
-        is_begun, self.mark = self.place.has(JOB), mark_of(self.place)
+        is_begun = self.place.has(JOB)
+        try:
+            self.mark = mark_of(self.place)
+        except InputError as error:
+            if self._goes_on or not self._overwrite:
+                raise InputError(f"{error}; --overwrite without --resume begins anew") from error
+            self.mark = None
         if isinstance(self.place, Folder) and self.place.path.is_file():
             raise InputError(f"{self.out}: is a file, and no folder can be made there")
         if self._goes_on and (is_begun or self.mark):
