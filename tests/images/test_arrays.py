@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -378,3 +379,32 @@ def test_datasets_that_are_no_images_are_refused(tmp_path: Path, name: str) -> N
         file["outside"] = h5py.ExternalLink("elsewhere.h5", "/raw")
     with pytest.raises(InputError, match=r"has no axes|cannot be read|has 1 axes"):
         read_stack(tmp_path / f"a.h5:/{name}")
+
+
+@pytest.mark.parametrize("size", [(3, 30, 40), (4, 30, 40), (4, 32, 64), (9, 30, 40)])
+@pytest.mark.parametrize("form", ["digits", "bytes"])
+def test_zeros_that_imaris_appends_are_not_read(
+    tmp_path: Path, size: tuple[int, int, int], form: str
+) -> None:
+    """It stores whole chunks; a size that cannot be is none."""
+    h5py = pytest.importorskip("h5py")
+    stored = np.zeros((4, 32, 64), np.uint8)
+    z, y, x = np.minimum(size, stored.shape)
+    stored[:z, :y, :x] = np.random.default_rng(0).integers(1, 255, (z, y, x))
+    place = "DataSet/ResolutionLevel 0/TimePoint 0/Channel 0"
+    with h5py.File(tmp_path / "a.ims", "w") as file:
+        channel = file.create_group(place)
+        channel.create_dataset("Data", data=stored, chunks=(2, 16, 32))
+        for axis, side in zip("ZYX", size):
+            digits = np.array(list(str(side)), "S1") if form == "digits" else np.bytes_(str(side))
+            channel.attrs[f"ImageSize{axis}"] = digits
+    is_padded = size in ((3, 30, 40), (4, 30, 40))
+    expected = stored[:z, :y, :x] if is_padded else stored
+    told = pytest.warns(InputNote, match="as Imaris says, of 4 × 32 × 64 stored")
+    with told if is_padded else nullcontext():
+        reader = StackReader(tmp_path / f"a.ims:/{place}/Data")
+    with reader:
+        assert reader.shape == expected.shape
+        np.testing.assert_array_equal(reader.read(), expected)
+        region = reader.read_region(1, slice(5, 20), slice(30, 39))
+        np.testing.assert_array_equal(region[0], expected[1, 5:20, 30:39])

@@ -100,9 +100,10 @@ def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | No
             raise InputError(f"{file}:/{dataset}: cannot be read: {error.args[0]}") from error
         if not isinstance(found, h5py.Dataset):
             raise InputError(f"{file}: {_datasets_of(opened, dataset, h5py)}")
+        name = Path(f"{file}:/{dataset}")
         return ArrayImage(
-            Path(f"{file}:/{dataset}"),
-            found,
+            name,
+            _without_padding(found, name),
             _hdf5_axes(found),
             axes,
             channels,
@@ -124,6 +125,42 @@ def _hdf5_axes(dataset: Any) -> str | None:
         return named_axes([tag["key"] for tag in tags["axes"]])
     except (KeyError, OSError, TypeError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The beginning of an array along each axis; what is asked for must be in it."""
+
+    array: Any
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, where: Any) -> Any:
+        return self.array[where]
+
+
+def _without_padding(dataset: Any, name: Path) -> Any:
+    """Return an image of Imaris without the zeros up to whole chunks; others as they are."""
+    attributes = dataset.parent.attrs
+    try:
+        sides = (np.asarray(attributes[f"ImageSize{axis}"]).tobytes() for axis in "ZYX")
+        shape = tuple(int(side) for side in sides)  # digits, each in an array of its own
+    except (KeyError, OSError, ValueError):
+        return dataset
+    fits = len(shape) == dataset.ndim and all(0 < n <= m for n, m in zip(shape, dataset.shape))
+    if not fits or shape == dataset.shape:
+        return dataset
+    note(
+        f"{name}: {describe_size(shape)}, as Imaris says, of {describe_size(dataset.shape)} stored"
+    )
+    return _Beginning(dataset, shape)
 
 
 def _datasets_of(file: Any, asked: str, h5py: Any) -> str:
