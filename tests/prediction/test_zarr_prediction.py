@@ -300,6 +300,35 @@ def test_two_runs_of_one_job_at_once_make_what_one_makes(
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+@pytest.mark.parametrize("where", ["0", "1"])
+def test_unit_that_is_written_while_another_run_of_the_job_completes_it_stays(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, ngff: Any
+) -> None:
+    """The claim goes with that, as it does when another run begins anew."""
+    options: dict[str, Any] = {"resume": True, "ngff": ngff, **OPTIONS}
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **options)
+    out, opened, check = tmp_path / "o.zarr", BlockArray.array, BlockArray.check_claim
+    looked: list[str] = []
+
+    def looking(array: BlockArray) -> None:
+        check(array)
+        looked.append(array.place.path.name)
+
+    def completing(array: BlockArray) -> zarr.Array:
+        if looked and looked[-1] == where:  # between the look and the writing
+            monkeypatch.setattr(BlockArray, "array", opened)
+            monkeypatch.setattr(BlockArray, "check_claim", check)
+            predict_stack(stack_file, MODEL, out, **options)  # from beginning to end
+            assert not (out / "job.json").exists()
+        return opened(array)
+
+    monkeypatch.setattr(BlockArray, "check_claim", looking)
+    monkeypatch.setattr(BlockArray, "array", completing)
+    predict_stack(stack_file, MODEL, out, **options)
+    assert contents(out) == contents(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume", "--workers", "1"]])
 def test_two_processes_that_begin_at_once_make_one_image(

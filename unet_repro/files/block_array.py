@@ -57,7 +57,8 @@ class BlockArray:
         Of the dimensions, in format 3.
     claim
         A file beside the array and its SHA-256: nothing is written unless it is there, so that no
-        process goes on with what another has begun anew.
+        process goes on with what another has begun anew. It goes when all is complete, after the
+        group of the array has been described.
 
     Notes
     -----
@@ -167,8 +168,9 @@ class BlockArray:
     def write(self, number: int, values: npt.NDArray[Any]) -> None:
         """Keep a unit, of as many values as it has, unless it is there; from threads as well.
 
-        A claim that goes while it is written takes the unit along: it would pass for one of the
-        other run. Where that has written it too, it is missing there, and is computed by a resume.
+        A claim that goes while it is written takes the unit along: it would pass for one of the run
+        that begins anew. Where that has written it too, it is missing there, and is computed by a
+        resume. The unit stays where the group is described meanwhile: all is complete.
         """
         if self.has(number):
             return
@@ -187,7 +189,8 @@ class BlockArray:
         try:
             self.check_claim()
         except InputError:
-            self.discard(number)
+            if not self.place.parent.has("zarr.json" if self.format == 3 else ".zattrs"):
+                self.discard(number)
             raise
 
     def _shards_of(self, where: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:

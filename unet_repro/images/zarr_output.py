@@ -365,6 +365,13 @@ class ZarrOutput:
         InputError
             A unit is missing or damaged; damaged ones are removed, and computed by a resume.
         """
+        try:
+            self._finish(facts, info, client)
+        except InputError:  # as of what another process, which was done first, has removed
+            if not self.is_done_by_another(info):
+                raise
+
+    def _finish(self, facts: ImageFacts, info: str, client: Any) -> None:
         layouts = self.layout.levels()
         arrays = [
             replace(layout.array(self.place / str(level)), claim=self._claim)

@@ -205,7 +205,12 @@ class _Run:
             store.claimed(record)
             store.begin(record)
             on_survey(survey)  # nothing can be refused any more
-            self._weigh(store.blocks, survey.reading, options, client, labels.depth_axes)
+            try:
+                self._weigh(store.blocks, survey.reading, options, client, labels.depth_axes)
+            except InputError:  # as of units that another process, done first, has made
+                if store.is_done_by_another(_info(record)):
+                    return True
+                raise
             labels.check_unchanged()  # since the survey
             if machines.part and len(store.blocks.missing()):
                 return False
