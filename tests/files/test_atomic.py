@@ -96,6 +96,9 @@ def test_a_url_is_no_place_for_a_file(tmp_path, monkeypatch):
         ("b/p.zarr", "s3://b/p.zarr", False),
         ("s3://b/a.zarr/0/c/zarr.json", "s3://b/a.zarr", True),
         ("s3://b/a.zarr/zarr.json", "s3://b/a.zarr/0", True),
+        ("s3://b/a.zarr/labels/cells.zarr", "s3://b/a.zarr", False),  # where OME-Zarr has them
+        ("s3://b/a.zarr/labels/zarr.json", "s3://b/a.zarr", True),
+        ("s3://b/a.zarr/labels", "s3://b/a.zarr", True),
         ("b/a.h5", "b/a.h5:/raw", True),
         ("b", "b/a.h5:/raw", True),
         ("b/a.json", "b/a.h5:/raw", False),

@@ -47,8 +47,8 @@ def check_png(path: Path) -> None:
 def check_apart(out: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Refuse an output that would replace its source or come to lie among the source's files.
 
-    Either may be a URL. Of a dataset of HDF5 the file counts; of zarr all that is below, and what
-    describes the groups above.
+    Either may be a URL. Of a dataset of HDF5 the file counts; of zarr all that is below, but for
+    images among its ``labels``, and what describes the groups above.
     """
     hdf5 = None if url_of(source) else hdf5_of(source)
     target, origin = (
@@ -59,11 +59,17 @@ def check_apart(out: str | os.PathLike[str], source: str | os.PathLike[str]) -> 
     is_zarr = any((folder / name).is_file() for name in ZARR_DOCUMENTS)
     if url_of(source) or is_zarr:
         describes = target.name in (*ZARR_DOCUMENTS, ".zattrs", ".zmetadata")
-        is_among = origin in target.parents or (describes and target.parent in origin.parents)
+        is_above = describes and target.parent in origin.parents
+        is_among = is_above or _is_below(target, origin, but="" if describes else "labels")
     else:
         is_among = origin == target.parent and folder.is_dir()
     if is_among or origin == target or target in origin.parents or _is_same(target, origin):
         raise InputError(f"{out}: would be among the files of {source}; give another place")
+
+
+def _is_below(path: PurePath, folder: PurePath, *, but: str) -> bool:
+    parts = path.relative_to(folder).parts if folder in path.parents else ()
+    return len(parts) == 1 or (len(parts) > 1 and parts[0] != but)
 
 
 def _is_same(a: PurePath, b: PurePath) -> bool:
