@@ -299,7 +299,7 @@ WAYS = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 3) | st.integers(1, 9), min_size=2, max_size=4),
     way=st.sampled_from(sorted(WAYS)),
@@ -319,7 +319,8 @@ def test_axes_of_length_1_anywhere(tmp_path_factory, shape, way, given_letters, 
         try:
             read = read_stack(path, as_labels=as_labels, axes=letters if given_letters else None)
         except InputError:
-            assert page != array.shape[-2:] or given_letters
+            is_unnamed = way == "shape" and min(shape[:2]) > 1 and len(shape) == 4
+            assert page != array.shape[-2:] or given_letters or is_unnamed
             return
     said = given_letters or (way.startswith(("axes", "OME")))
     sides = array.shape[-2:] if said and is_whole else page
