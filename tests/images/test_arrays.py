@@ -295,14 +295,17 @@ def test_arrays_without_names_whose_images_would_be_1_px_wide_or_high(
         np.testing.assert_array_equal(image, pixels[..., 0].reshape(-1, *shape[-3:-1]))
 
 
-@pytest.mark.parametrize("text", ['{"array": "0-7"}', "{", "[1]"])
-def test_job_of_another_program_makes_no_output_of_ours(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ['{"array": "0-7"}', "{", "[1]", None])
+def test_job_of_another_program_makes_no_output_of_ours(tmp_path: Path, text: str | None) -> None:
     """Folders of images, and arrays, may lie beside what a cluster was told."""
     image = PIXELS[0, 0, 0]
     for name in ("1.tif", "2.tif"):
         write_stack(tmp_path / name, image)
     zarr.create_array(tmp_path / "a", data=image)
-    (tmp_path / "job.json").write_text(text)
+    if text is None:
+        (tmp_path / "job.json").mkdir()
+    else:
+        (tmp_path / "job.json").write_text(text)
     np.testing.assert_array_equal(read_stack(tmp_path), [image, image])
     np.testing.assert_array_equal(read_stack(tmp_path / "a"), [image])
 

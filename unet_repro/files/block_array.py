@@ -367,7 +367,9 @@ class BlockArray:
         index = index[np.argsort(index[:, 0])]
         ends = np.cumsum(index[:, 1], dtype=np.uint64)
         starts = np.concatenate([np.zeros(1, np.uint64), ends])
-        return index[:, 0].tolist() == starts[:-1].tolist() and starts[-1] + index_bytes == size
+        return (
+            index[:, 0].tolist() == starts[:-1].tolist() and int(starts[-1]) + index_bytes == size
+        )
 
     def _writing(self) -> _Writing:
         return _Writing(self.place)

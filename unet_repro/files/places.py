@@ -66,8 +66,9 @@ def hdf5_of(path: PathLike) -> tuple[Path, str] | None:
 
     Examples
     --------
-    >>> hdf5_of("a.h5:/volumes/raw"), hdf5_of("a.tif")
-    ((PosixPath('a.h5'), 'volumes/raw'), None)
+    >>> file, dataset = hdf5_of("a.h5:/volumes/raw")
+    >>> str(file), dataset, hdf5_of("a.tif")
+    ('a.h5', 'volumes/raw', None)
     """
     found = _HDF5.fullmatch(str(path))
     if not found or (found["dataset"] is None and not Path(path).is_file()):

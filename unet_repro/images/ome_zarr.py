@@ -47,6 +47,8 @@ def is_zarr(path: PathLike) -> bool:
 
 def begun_job(place: Folder | Bucket) -> Document | None:
     """Return what an unfinished output of ours is of; others may have files of that name too."""
+    if isinstance(place, Folder) and not place.has(JOB):  # a folder may be called so
+        return None
     content = place.read(JOB)
     try:
         return None if content is None else _ours(parse_json(content))
