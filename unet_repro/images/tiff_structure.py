@@ -96,6 +96,12 @@ class StructureFinder:
             raise InputError(
                 f"{path}: its pages differ in shape or dtype, such as 0 and {other}; {together}"
             )
+        other = self._directories.first_of_other_kind()
+        if other is not None:
+            raise InputError(
+                f"{path}: page {other}, unlike page 0, is said to be a thumbnail or a mask of "
+                "another page; save the slices alone"
+            )
         shown = self._directories.values(PHOTOMETRIC)
         if self._as_labels:  # colour tables are for display
             shown = [_MINISBLACK if value == _PALETTE else value for value in shown]
