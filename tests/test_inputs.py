@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import imagecodecs
 import numpy as np
 import pytest
@@ -381,7 +382,27 @@ def test_instances_of_several_sizes_and_types_are_scored(at, capsys):
     assert "images may differ in size, not in type" in line
 
 
+def test_how_labels_are_read_is_said_once(at, capsys):
+    tifffile.imwrite(at / "rgb.tif", np.stack([MASK] * 3, -1), photometric="rgb")
+    told = run(capsys, "weight-map", "rgb.tif", "--out", "w.tif")
+    assert told.count("stored as RGB; read as grey") == 1
+
+
+def test_pictures_have_the_name_of_what_they_are(at, capsys):
+    before = sorted(at.iterdir())
+    for command in (
+        ["evaluate", "mask.tif", "images.tif", "--max-value", "255", "--plot", "p.pdf"],
+        ["weight-map", "mask.tif", "--out", "w.tif", "--preview", "p.jpg"],
+        ["preview-augmentation", "images.tif", "mask.tif", "--out", "p"],
+    ):
+        assert "a name that ends in .png is needed" in refused(capsys, *command)
+    assert sorted(at.iterdir()) == before
+
+
 def test_no_output_replaces_an_input(at, capsys):
+    with h5py.File(at / "a.h5", "w") as file:
+        file["raw"] = file["mask"] = tifffile.imread(at / "mask.tif")
+    (at / "m.tif").write_bytes((at / "m.safetensors").read_bytes())
     before = {path: path.read_bytes() for path in at.iterdir()}
     for command in (
         ["evaluate", "mask.tif", "images.tif", "--max-value", "255", "--json", "mask.tif"],
@@ -390,6 +411,13 @@ def test_no_output_replaces_an_input(at, capsys):
         ["preview-augmentation", "images.tif", "mask.tif", "--out", "mask.tif"],
         ["weight-map", "mask.tif", "--out", "w.tif", "--preview", "w.tif"],
         ["train", "images.tif", "mask.tif", "--out", ".", *TRAIN],
+        ["evaluate", "a.h5:/mask", "images.tif", "--json", "a.h5"],
+        ["evaluate", "mask.tif", "a.h5:/raw", "--plot", "a.h5"],
+        ["weight-map", "a.h5:/mask", "--out", "w.tif", "--preview", "a.h5"],
+        ["preview-augmentation", "a.h5:/raw", "a.h5:/mask", "--out", "a.h5"],
+        ["predict", "images.tif", "--model", "m.tif", "--out", "m.tif"],
+        ["export", "m.safetensors", "--format", "onnx", "--out", "m.safetensors"],
+        ["import-caffe", "a.png", "--out", "a.png"],
     ):
         assert "would be among the files of" in refused(capsys, *command, "--overwrite")
     assert {path: path.read_bytes() for path in at.iterdir()} == before

@@ -147,6 +147,10 @@ def test_a_run_that_begins_from_a_model_says_so(data, tiny, tmp_path, capsys):
     with pytest.raises(InputError, match="its network has depth = 2, not 3"):
         start_run(brighter, other, tmp_path / "third")
     assert not (tmp_path / "third").exists()
+    before = model.read_bytes()
+    with pytest.raises(InputError, match="would be among the files of"):  # it would be replaced
+        start_run(brighter, settings, tmp_path / "first", overwrite=True)
+    assert model.read_bytes() == before
 
 
 def test_patience_needs_held_out_slices_and_is_recorded(data, tiny, tmp_path, monkeypatch):

@@ -441,7 +441,9 @@ def compute(
         end, what failed of `what`, by its `name`.
     """
     if client is None:
-        with work.opened(threads) as run:
+        with ExitStack() as stack:
+            with notes_kept():  # as in `work_on`
+                run = stack.enter_context(work.opened(threads))
             yield from run(numbers)
         return
     if not len(numbers):

@@ -26,6 +26,7 @@ TILE_OUTPUT_PX = 388  # Fig. 1
 MOMENTUM = 0.99  # Sec. 3
 BATCH_SIZE = 1  # Sec. 3: "a single image"
 W0 = 10.0  # Eq. 2
+LARGEST_W0 = 1e30  # weights are float32
 SIGMA_PX = 5.0  # Eq. 2: "approximately 5 pixels"
 HE_GAIN = 2.0  # Sec. 3: standard deviation sqrt(2 / N)
 # Augmentation, Sec. 3.1
@@ -220,8 +221,8 @@ class WeightMapConfig:
     separation_px: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.w0 < math.inf:
-            raise InputError(f"w0 is {self.w0}: it must be 0 or more, finite")
+        if not 0 <= self.w0 <= LARGEST_W0:
+            raise InputError(f"w0 is {self.w0}: a number from 0 to {LARGEST_W0:g} is needed")
         if not 0 < self.sigma < math.inf:
             raise InputError(f"sigma is {self.sigma}: it must be above 0, finite")
         if not 0 <= self.separation_px < math.inf:

@@ -39,7 +39,7 @@ from unet_repro._version import __version__
 from unet_repro.choices import Average
 from unet_repro.config import TrainConfig
 from unet_repro.errors import InputError, note, one_line
-from unet_repro.files.atomic import atomic_path, check_output, remove_leftovers
+from unet_repro.files.atomic import atomic_path, check_apart, check_output, remove_leftovers
 from unet_repro.files.lock import run_lock
 from unet_repro.images.slices import Slices, flat, joined, mapped, part, pieces
 from unet_repro.images.stacks import write_stack
@@ -105,6 +105,8 @@ def start_run(
     """
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite replaces it: give one")
+    if settings.init and not resume and Path(settings.init).is_file():
+        check_apart(folder, settings.init)
     initial = initial_model(settings, folder if resume else None)
     if initial:
         settings = replace(settings, model=initial.model)

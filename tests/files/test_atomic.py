@@ -94,8 +94,38 @@ def test_a_url_is_no_place_for_a_file(tmp_path, monkeypatch):
         ("b/a.zarr", "b/a.zarr/0", True),
         ("b/p.zarr", "b/a.zarr", False),
         ("b/p.zarr", "s3://b/p.zarr", False),
+        ("s3://b/a.zarr/0/c/zarr.json", "s3://b/a.zarr", True),
+        ("s3://b/a.zarr/zarr.json", "s3://b/a.zarr/0", True),
+        ("s3://b/a.zarr/labels/cells.zarr", "s3://b/a.zarr", False),  # where OME-Zarr has them
+        ("s3://b/a.zarr/labels/zarr.json", "s3://b/a.zarr", True),
+        ("s3://b/a.zarr/labels", "s3://b/a.zarr", True),
+        ("b/a.h5", "b/a.h5:/raw", True),
+        ("b", "b/a.h5:/raw", True),
+        ("b/a.json", "b/a.h5:/raw", False),
     ],
 )
 def test_an_output_is_not_at_its_source(out, source, is_refused):
     with pytest.raises(InputError, match="among the files") if is_refused else nullcontext():
         check_apart(Path(out), Path(source))
+
+
+def test_nothing_is_written_into_a_zarr_array_or_over_what_describes_it(tmp_path):
+    array = tmp_path / "box.zarr/volumes/raw"
+    array.mkdir(parents=True)
+    for folder in (tmp_path / "box.zarr", tmp_path / "box.zarr/volumes", array):
+        (folder / "zarr.json").touch()
+    for out in ("volumes/raw/a.json", "volumes/raw/c/0/0", "zarr.json", "volumes/.zattrs"):
+        with pytest.raises(InputError, match="would be among the files of"):
+            check_apart(tmp_path / "box.zarr" / out, array)
+    check_apart(tmp_path / "box.zarr/volumes/prediction.zarr", array)  # beside it in the same box
+    with pytest.raises(InputError, match="would be among the files of"):
+        check_apart(tmp_path / "box.zarr/volumes/prediction.zarr", tmp_path / "box.zarr")
+
+
+def test_other_names_of_a_file_are_that_file(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "b").hardlink_to(tmp_path / "a")  # as two names that differ in case may be
+    (tmp_path / "c").symlink_to("a")
+    for out in ("b", "c"):
+        with pytest.raises(InputError, match="would be among the files of"):
+            check_apart(tmp_path / out, tmp_path / "a")

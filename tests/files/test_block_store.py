@@ -263,3 +263,58 @@ def test_death_before_and_after_every_renaming_costs_at_most_a_block(tmp_path, m
         assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
         (tmp_path / "a.tif").unlink()
     assert died == 2 * 4  # the record, two blocks, the output
+
+
+def folder_over_an_old_one(out: Path, **options) -> None:
+    with BlockStore(out, is_folder=True, **options) as store:
+        begin(store)
+        store.whole.mkdir(exist_ok=True)
+        (store.whole / "new").touch()
+        store.finish(lambda path: None)
+
+
+@pytest.mark.parametrize("is_death", [False, True])
+@pytest.mark.parametrize("at", [1, 2])
+def test_old_folder_is_back_when_its_successor_does_not_get_its_name(
+    tmp_path, monkeypatch, is_death, at
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    replace, calls = os.replace, itertools.count(1)
+
+    def failing(old, new):
+        if Path(new).name in ("out", "replaced") and next(calls) == at:
+            raise Death if is_death else OSError(13, "Permission denied", str(new))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", failing)
+    refused = pytest.raises(InputError, match=r"Permission denied; what is done stays, --resume")
+    with pytest.raises(Death) if is_death else refused:
+        folder_over_an_old_one(out, overwrite=True)
+    if not is_death:
+        assert [file.name for file in out.iterdir()] == ["old"]
+    refused = pytest.raises(InputError, match=r"exists already|--resume goes on")
+    with refused, BlockStore(out, is_folder=True):
+        pass
+    assert [file.name for file in out.iterdir()] == ["old"]  # after a kill too
+    folder_over_an_old_one(out, resume=True)
+    assert [file.name for file in out.iterdir()] == ["new"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_old_folder_that_cannot_come_back_is_named(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    replace = os.replace
+
+    def failing(old, new):
+        if Path(new) == out:
+            raise OSError(30, "Read-only file system", str(new))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(InputError, match=r"before is .*\.out\.parts/replaced$") as caught:
+        folder_over_an_old_one(out, overwrite=True)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / ".out.parts/replaced").is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ from unet_repro.errors import InputError, InputNote
 from unet_repro.files.watched_store import WatchedStore
 from unet_repro.images.calibration import read_calibration
 from unet_repro.images.stack_reader import StackReader
-from unet_repro.images.stacks import read_images, read_stack
+from unet_repro.images.stacks import read_images, read_stack, write_stack
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 30, 40), dtype=np.uint8)  # tczyx
 
@@ -275,3 +276,138 @@ def test_chunks_of_a_sparse_array_are_not_gathered() -> None:
     store.absent.clear()
     assert (array[:] == 7).all() and (array[:] == 7).all()
     assert len(store.absent) == 1
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 1), (20, 1, 30), (5, 20, 30, 1)])
+def test_arrays_without_names_whose_images_would_be_1_px_wide_or_high(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """(y, x, 1) of one image is likelier than (z, y, 1): it is for the user to say."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=pixels)
+    with pytest.raises(InputError, match="of which nothing says what they are; --axes does"):
+        read_stack(tmp_path / "a.zarr")
+    letters = "TZYX"[-len(shape) :]
+    slices = pixels.reshape(-1, *shape[-2:])
+    np.testing.assert_array_equal(read_stack(tmp_path / "a.zarr", axes=letters), slices)
+    if shape[-1] == 1:
+        image = read_stack(tmp_path / "a.zarr", axes=letters[1:])
+        np.testing.assert_array_equal(image, pixels[..., 0].reshape(-1, *shape[-3:-1]))
+
+
+@pytest.mark.parametrize("text", ['{"array": "0-7"}', "{", "[1]", None])
+def test_job_of_another_program_makes_no_output_of_ours(tmp_path: Path, text: str | None) -> None:
+    """Folders of images, and arrays, may lie beside what a cluster was told."""
+    image = PIXELS[0, 0, 0]
+    for name in ("1.tif", "2.tif"):
+        write_stack(tmp_path / name, image)
+    zarr.create_array(tmp_path / "a", data=image)
+    if text is None:
+        (tmp_path / "job.json").mkdir()
+    else:
+        (tmp_path / "job.json").write_text(text)
+    np.testing.assert_array_equal(read_stack(tmp_path), [image, image])
+    np.testing.assert_array_equal(read_stack(tmp_path / "a"), [image])
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"unet_repro": "0", "settings": {}}, "is an unfinished prediction, .*: predict --resume"),
+        ({"unet_repro": "0", "weight_map": 1}, "an unfinished weight map, .*: weight-map --resume"),
+    ],
+)
+def test_what_is_unfinished_says_how_it_is_completed(
+    tmp_path: Path, job: dict[str, Any], message: str
+) -> None:
+    zarr.create_array(tmp_path / "o.zarr/0", data=PIXELS[0, 0])
+    (tmp_path / "o.zarr/job.json").write_text(json.dumps(job))
+    blocks = zarr.create_array(tmp_path / ".o.tif.parts/blocks", data=PIXELS[0, 0])
+    blocks.attrs.update({"overwrite": False, "record": job})
+    for path in ("o.zarr", "o.zarr/0", ".o.tif.parts/blocks"):
+        with pytest.raises(InputError, match=message) as caught:
+            read_stack(tmp_path / path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [3, 2, "labels", "ilastik"])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("zyx", "slices"),
+        ("yxz", "slices"),
+        ("yxc", r"has several channels \(axes YXC"),
+        ("xyz", r"has axes XYZ .*: Y and X must be behind each other"),
+        (["depth", "row", "col"], "whose names are others than T, C, Z, Y and X; --axes does"),
+        (["dim_0", "dim_1", "dim_2"], "slices"),
+    ],
+    ids=str,
+)
+def test_names_of_axes_are_believed(
+    tmp_path: Path, form: int | str, names: str | list[str], expected: str
+) -> None:
+    """As zarr, xarray, h5py and ilastik write them; any but these would be read as ZYX."""
+    slices = PIXELS[0, 0]
+    order = ["zyx".index(axis) for axis in names] if sorted(names) == list("xyz") else [0, 1, 2]
+    pixels = np.ascontiguousarray(slices.transpose(order))
+    path = tmp_path / "a.zarr"
+    if form == 3:
+        zarr.create_array(path, data=pixels, dimension_names=list(names))
+    elif form == 2:
+        array = zarr.create_array(path, data=pixels, zarr_format=2)
+        array.attrs["_ARRAY_DIMENSIONS"] = list(names)
+    else:
+        h5py = pytest.importorskip("h5py")
+        path = tmp_path / "a.h5:/a"
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            dataset = file.create_dataset("a", data=pixels)
+            if form == "ilastik":
+                dataset.attrs["axistags"] = json.dumps({"axes": [{"key": name} for name in names]})
+            else:
+                for dimension, name in zip(dataset.dims, names):
+                    dimension.label = name
+    if expected == "slices":
+        np.testing.assert_array_equal(read_stack(path), slices)
+        return
+    with pytest.raises(InputError, match=expected):
+        read_stack(path)
+    np.testing.assert_array_equal(read_stack(path, axes="ZYX"), pixels)
+
+
+@pytest.mark.parametrize("name", ["scalar", "empty", "outside", "line"])
+def test_datasets_that_are_no_images_are_refused(tmp_path: Path, name: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["scalar"], file["empty"], file["line"] = 3, h5py.Empty("f"), np.arange(9)
+        file["outside"] = h5py.ExternalLink("elsewhere.h5", "/raw")
+    with pytest.raises(InputError, match=r"has no axes|cannot be read|has 1 axes"):
+        read_stack(tmp_path / f"a.h5:/{name}")
+
+
+@pytest.mark.parametrize("size", [(3, 30, 40), (4, 30, 40), (4, 32, 64), (9, 30, 40)])
+@pytest.mark.parametrize("form", ["digits", "bytes"])
+def test_zeros_that_imaris_appends_are_not_read(
+    tmp_path: Path, size: tuple[int, int, int], form: str
+) -> None:
+    """It stores whole chunks; a size that cannot be is none."""
+    h5py = pytest.importorskip("h5py")
+    stored = np.zeros((4, 32, 64), np.uint8)
+    z, y, x = np.minimum(size, stored.shape)
+    stored[:z, :y, :x] = np.random.default_rng(0).integers(1, 255, (z, y, x))
+    place = "DataSet/ResolutionLevel 0/TimePoint 0/Channel 0"
+    with h5py.File(tmp_path / "a.ims", "w") as file:
+        channel = file.create_group(place)
+        channel.create_dataset("Data", data=stored, chunks=(2, 16, 32))
+        for axis, side in zip("ZYX", size):
+            digits = np.array(list(str(side)), "S1") if form == "digits" else np.bytes_(str(side))
+            channel.attrs[f"ImageSize{axis}"] = digits
+    is_padded = size in ((3, 30, 40), (4, 30, 40))
+    expected = stored[:z, :y, :x] if is_padded else stored
+    told = pytest.warns(InputNote, match="as Imaris says, of 4 × 32 × 64 stored")
+    with told if is_padded else nullcontext():
+        reader = StackReader(tmp_path / f"a.ims:/{place}/Data")
+    with reader:
+        assert reader.shape == expected.shape
+        np.testing.assert_array_equal(reader.read(), expected)
+        region = reader.read_region(1, slice(5, 20), slice(30, 39))
+        np.testing.assert_array_equal(region[0], expected[1, 5:20, 30:39])

@@ -261,3 +261,81 @@ def test_axes_hold_for_each_file_of_a_folder_and_for_pairs(tmp_path):
     tifffile.imwrite(tmp_path / "0.tif", stack[:3], **PLANAR)
     with pytest.raises(InputError, match=r"0\.tif: is a stack of 3 slices inside a folder"):
         read_stack(tmp_path, axes="ZYX")
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 1), (5, 1, 1), (1, 7, 1), (5, 7, 6, 1), (5, 7, 1, 1)])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
+def test_slices_1_px_wide_that_are_stored_as_other_pages_are_refused(tmp_path, shape, options):
+    """tifffile makes pages (z, y) of (z, y, 1): letters that say otherwise cannot be followed."""
+    path, letters = tmp_path / "s.tif", "TZYX"[-len(shape) :]
+    for metadata in ({}, {"axes": letters}):
+        options |= {"photometric": "minisblack", "metadata": metadata}
+        tifffile.imwrite(path, noise(shape), **options)
+        with pytest.raises(InputError, match=f"which {letters} does not fit") as caught:
+            read_stack(path, axes=letters)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="save each image as a page"):
+        read_stack(path)
+
+
+def test_what_is_read_as_one_image_may_be_slices(tmp_path):
+    """Nothing but the shape is known: it is an image, as tifffile says, and that is told."""
+    image = noise((20, 30, 1))
+    tifffile.imwrite(tmp_path / "s.tif", image)
+    with pytest.warns(InputNote, match="stored as 20 × 30 × 1 .* read as one image of 20 × 30 px"):
+        np.testing.assert_array_equal(read_stack(tmp_path / "s.tif"), image[None, ..., 0])
+    np.testing.assert_array_equal(
+        read_stack(tmp_path / "s.tif", axes="YX"), image[None, ..., 0]
+    )  # it was said: no note
+
+
+WAYS = {
+    "shape": {"metadata": {}},
+    "axes": {},
+    "axes, zlib": {"compression": "zlib"},
+    "undescribed": {"metadata": None},
+    "OME": {"ome": True},
+    "ImageJ": {"imagej": True},
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 3) | st.integers(1, 9), min_size=2, max_size=4),
+    way=st.sampled_from(sorted(WAYS)),
+    given_letters=st.booleans(),
+    as_labels=st.booleans(),
+)
+def test_axes_of_length_1_anywhere(tmp_path_factory, shape, way, given_letters, as_labels):
+    """The pages are those of the array, or of tifffile's page, or it is refused."""
+    array, letters = noise(shape), "TZYX"[-len(shape) :]
+    path = tmp_path_factory.mktemp("a") / "s.tif"
+    options = {"photometric": "minisblack", "metadata": {"axes": letters}} | WAYS[way]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tifffile.imwrite(path, array, **options)
+        with tifffile.TiffFile(path) as file:
+            page, is_whole = file.pages[0].shape, not file.imagej_metadata
+        try:
+            read = read_stack(path, as_labels=as_labels, axes=letters if given_letters else None)
+        except InputError:
+            is_unnamed = way == "shape" and min(shape[:2]) > 1 and len(shape) == 4
+            assert page != array.shape[-2:] or given_letters or is_unnamed
+            return
+    said = given_letters or (way.startswith(("axes", "OME")))
+    sides = array.shape[-2:] if said and is_whole else page
+    np.testing.assert_array_equal(read, array.reshape(-1, *sides))
+
+
+@pytest.mark.parametrize("axes", ["TZYX", "TCYX"])
+def test_letters_for_more_axes_than_the_pages_have_are_refused(tmp_path, axes):
+    """A description of other pages: nothing but their number is known, and all are read."""
+    stack = noise((5, 20, 30))
+    text = "ImageJ=1.54f\nimages=9\nslices=9\n"
+    tifffile.imwrite(
+        tmp_path / "s.tif", stack, photometric="minisblack", metadata=None, description=text
+    )
+    with pytest.raises(InputError, match=f"which {axes} does not fit; for example --axes ZYX does"):
+        read_stack(tmp_path / "s.tif", axes=axes)
+    with pytest.warns(InputNote, match="the 5 pages it holds are read"):
+        np.testing.assert_array_equal(read_stack(tmp_path / "s.tif", axes="ZYX"), stack)

@@ -245,3 +245,16 @@ def test_colour_tables_of_some_labels_are_for_display(tmp_path):
             writer.write(image, contiguous=False, metadata=None, **options)
     with StackReader(tmp_path / "s.tif", as_labels=True) as reader:
         np.testing.assert_array_equal(reader.read(), noise())
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [(0, False), (1, True), (2, False), (3, True)])
+def test_thumbnail_of_the_same_size_is_no_slice(tmp_path, kind, is_refused):
+    pages = np.random.default_rng(0).integers(0, 255, (3, 20, 30)).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        for page, of_page in zip(pages, (0, 0, kind)):
+            file.write(page, subfiletype=of_page, photometric="minisblack", metadata=None)
+    if not is_refused:
+        np.testing.assert_array_equal(read_stack(tmp_path / "s.tif"), pages)
+        return
+    with pytest.raises(InputError, match="page 2, unlike page 0, is said to be a thumbnail"):
+        read_stack(tmp_path / "s.tif")

@@ -89,6 +89,9 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(InputError, match=rf"{path.name}: no such model file"):
             load_model(path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=r"is the folder of a run: its model is .*safetensors$"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9999])

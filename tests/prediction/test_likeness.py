@@ -121,3 +121,11 @@ def test_slices_are_spread_over_all(number):
     chosen = spread(range(10, 10 + number), 3)
     assert len(set(chosen)) == min(3, number) and set(chosen) <= set(range(10, 10 + number))
     assert number < 100 or chosen == [26, 60, 93]
+
+
+def test_values_beyond_float32_are_refused_without_another_word(tmp_path):
+    """Their square is beyond float64; NumPy's warning would be a second line."""
+    tifffile.imwrite(tmp_path / "s.tif", grey(2, 30, 40) * 1e200, photometric="minisblack")
+    with warnings.catch_warnings(), pytest.raises(InputError, match="within float32"):
+        warnings.simplefilter("error")
+        predict_stack(tmp_path / "s.tif", network(), tmp_path / "o.tif")

@@ -22,9 +22,11 @@ from PIL import Image
 
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError, InputNote
+from unet_repro.files.block_array import BlockArray
 from unet_repro.images.calibration import read_calibration, read_info
 from unet_repro.images.png_files import encode_png, pixels_per_metre
 from unet_repro.images.stacks import read_stack, write_stack
+from unet_repro.network import backends
 from unet_repro.network.model import UNet
 from unet_repro.network.model_file import save_model
 from unet_repro.prediction.local import BlockRun
@@ -560,6 +562,52 @@ def test_auto_is_told_and_stands_in_the_record(
     assert (tmp_path / "o.tif").read_bytes() == out.read_bytes()
 
 
+@pytest.mark.parametrize("out", ["o.tif", "o.zarr", "folder"])
+@pytest.mark.parametrize("installed", ["after", "before"])
+def test_auto_stays_what_it_was_when_openvino_comes_or_goes(
+    stack_file: Path, tmp_path: Path, out: str, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    source = stack_file
+    if out == "folder":
+        source = tmp_path / "in"
+        source.mkdir()
+        for k in range(2):
+            write_stack(source / f"{k}.tif", grey_stack(1, 70 + 8 * k, 90)[0])
+    monkeypatch.setattr(backends, "cpu_flags", lambda: {"avx2"})
+    settings: dict[str, Any] = {"backend": "auto", **TILE}
+    begun_with = {"after": "torch", "before": "openvino"}[installed]
+    options = {**settings, "backend": begun_with}
+    expected = predict_stack(source, network(), tmp_path / f"expected_{out}", **options)
+
+    def install(is_there: bool) -> None:
+        monkeypatch.setattr(backends, "find_spec", lambda name: is_there or None)
+
+    install(installed == "before")
+    write, written = BlockArray.write, []
+
+    def killing(array: BlockArray, number: int, values: np.ndarray) -> None:
+        write(array, number, values)
+        written.append(number)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BlockArray, "write", killing)
+        predict_stack(source, network(), tmp_path / out, **settings)
+    install(installed == "after")
+    if installed == "before":
+        with pytest.raises(InputError, match=r"needs the package openvino: pip install"):
+            predict_stack(source, network(), tmp_path / out, resume=True, **settings)
+        install(True)
+    for _ in ("unfinished", "complete"):
+        predict_stack(source, network(), tmp_path / out, resume=True, **settings)
+    for file in [expected] if out == "o.tif" else expected.rglob("*"):
+        if file.is_file():
+            made = tmp_path / out / file.relative_to(expected)
+            assert made.read_bytes() == file.read_bytes(), made
+
+
 def test_buffers_leave_room_for_a_plan(tmp_path: Path) -> None:
     """A narrow network: windows are cheap, and what is read and written counts."""
     model, path = network(base_channels=1, depth=4), tmp_path / "large.tif"
@@ -612,6 +660,25 @@ def test_output_that_is_complete_is_told_from_another(stack_file: Path, tmp_path
     os.utime(source, ns=(0, 0))  # older than the output
     with pytest.raises(InputError, match="exists already"):
         predict_stack(source, network(), out, resume=True)
+
+
+@pytest.mark.parametrize("compression", ["none", "zlib", "zstd"])
+@pytest.mark.parametrize("kind", ["uint8", "logits"])
+def test_output_that_was_cut_since_is_not_complete(
+    stack_file: Path, tmp_path: Path, kind: Any, compression: Any
+) -> None:
+    model = network()
+    options: dict[str, Any] = {"kind": kind, "compression": compression}
+    out = predict_stack(stack_file, model, tmp_path / "o.tif", **options)
+    whole = out.read_bytes()
+    assert predict_stack(stack_file, model, out, resume=True, **options) == out
+    out.write_bytes(whole[:-900])
+    with pytest.raises(InputError, match=r"exists already.*give --overwrite") as caught:
+        predict_stack(stack_file, model, out, resume=True, **options)
+    if compression != "zstd":  # its directories, which tell what it is, lie at the end
+        assert "truncated" in str(caught.value) and "\n" not in str(caught.value)
+    predict_stack(stack_file, model, out, resume=True, overwrite=True, **options)
+    assert out.read_bytes() == whole
 
 
 def test_network_of_nan_is_refused(stack_file: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_bucket_in_and_out_with_a_kill(
         patch.setattr(BlockArray, "write", killing)
         with pytest.raises(KeyboardInterrupt):
             predict_stack(tmp_path / "s.tif", model, out, **OPTIONS)
-    with pytest.raises(InputError, match=r"s3://.*/a/o\.zarr: is unfinished"):
+    with pytest.raises(InputError, match=r"s3://.*/a/o\.zarr: is an unfinished prediction"):
         read_stack(out)
     with pytest.raises(InputError, match="an unfinished run of it is there"):
         predict_stack(tmp_path / "s.tif", model, out, **OPTIONS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,10 @@ from unet_repro.cluster import Machines
 from unet_repro.config import UNetConfig
 from unet_repro.errors import InputError
 from unet_repro.files.block_array import BlockArray
+from unet_repro.files.places import Folder
+from unet_repro.images import zarr_output
 from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.ome_zarr import write_group
 from unet_repro.images.stacks import read_stack, write_stack
 from unet_repro.images.zarr_output import halved
 from unet_repro.network.model import UNet
@@ -29,6 +35,7 @@ from unet_repro.network.model_file import save_model
 from unet_repro.prediction.predict_stack import predict_stack, prepared
 from unet_repro.prediction.predictor import OverlapTilePredictor
 from unet_repro.prediction.settings import PredictionSettings
+from unet_repro.prediction.tile_runner import TileRunner
 
 OPTIONS: dict[str, Any] = {"shard": 64, "tile": 76}  # 2 x 2 tiles of 40 px, less at the border
 
@@ -150,7 +157,7 @@ def test_parts_make_the_whole_and_the_last_one_completes_it(
     whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
     out = tmp_path / "o.zarr"
     for part in (2, 0, 1):
-        with pytest.raises(InputError, match="is unfinished"):
+        with pytest.raises(InputError, match=r"is an unfinished prediction.* --resume"):
             read_stack(out) if out.exists() else read_stack(unfinished(stack_file, tmp_path))
         machines = Machines(part=f"{part}/3")
         predict_stack(stack_file, MODEL, out, machines=machines, **OPTIONS)
@@ -293,6 +300,35 @@ def test_two_runs_of_one_job_at_once_make_what_one_makes(
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+@pytest.mark.parametrize("where", ["0", "1"])
+def test_unit_that_is_written_while_another_run_of_the_job_completes_it_stays(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, ngff: Any
+) -> None:
+    """The claim goes with that, as it does when another run begins anew."""
+    options: dict[str, Any] = {"resume": True, "ngff": ngff, **OPTIONS}
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **options)
+    out, opened, check = tmp_path / "o.zarr", BlockArray.array, BlockArray.check_claim
+    looked: list[str] = []
+
+    def looking(array: BlockArray) -> None:
+        check(array)
+        looked.append(array.place.path.name)
+
+    def completing(array: BlockArray) -> zarr.Array:
+        if looked.count(where) == 2:  # making the array, then a unit: between look and writing
+            monkeypatch.setattr(BlockArray, "array", opened)
+            monkeypatch.setattr(BlockArray, "check_claim", check)
+            predict_stack(stack_file, MODEL, out, **options)  # from beginning to end
+            assert not (out / "job.json").exists()
+        return opened(array)
+
+    monkeypatch.setattr(BlockArray, "check_claim", looking)
+    monkeypatch.setattr(BlockArray, "array", completing)
+    predict_stack(stack_file, MODEL, out, **options)
+    assert contents(out) == contents(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume", "--workers", "1"]])
 def test_two_processes_that_begin_at_once_make_one_image(
@@ -414,6 +450,51 @@ def test_shards_that_an_image_has_lost_are_told_and_made_again(
     assert contents(out) == whole
 
 
+@pytest.mark.parametrize(
+    ("options", "damage"),
+    [
+        *(({}, "cut"), ({}, "garbage"), ({"ngff": "0.4"}, "cut"), ({"ngff": "0.4"}, "garbage")),
+        *(({"compression": "none", "shard": 32}, "cut"), ({"shard": 32}, "garbage")),
+    ],
+)
+def test_damaged_shards_of_a_complete_image_are_made_again(
+    stack_file: Path, tmp_path: Path, options: dict[str, Any], damage: str
+) -> None:
+    options = OPTIONS | options
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **options)
+    whole = contents(out)
+    for level_ in ("0", "1"):
+        files = [file for file in (out / level_).rglob("*") if file.name.isdigit()]
+        file = sorted(file for file in files if file.is_file())[1]
+        content = file.read_bytes()
+        garbage = np.random.default_rng(0).bytes(len(content))
+        file.write_bytes(garbage if damage == "garbage" else content[:-9])
+        before = contents(out)
+        if options["shard"] == 64:
+            with pytest.raises(InputError, match="the --shard that it was made with"):
+                predict_stack(stack_file, MODEL, out, resume=True, **options | {"shard": 128})
+        assert contents(out) == before
+        predict_stack(stack_file, MODEL, out, resume=True, **options)
+        assert contents(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("ngff", "name"),
+    [("0.5", "zarr.json"), ("0.5", "0/zarr.json"), ("0.4", ".zattrs"), ("0.4", "1/.zarray")],
+)
+def test_damaged_descriptions_are_told_with_the_cure_which_helps(
+    stack_file: Path, tmp_path: Path, ngff: Any, name: str
+) -> None:
+    options = {**OPTIONS, "ngff": ngff}
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **options)
+    whole = contents(out)
+    (out / name).write_text("{")
+    with pytest.raises(InputError, match=r"damaged: .*; --overwrite without --resume begins"):
+        predict_stack(stack_file, MODEL, out, resume=True, **options)
+    predict_stack(stack_file, MODEL, out, overwrite=True, **options)
+    assert contents(out) == whole
+
+
 @pytest.mark.parametrize("begun", ["job.json", "zarr.json"])
 def test_what_is_no_part_of_an_image_is_never_removed(
     stack_file: Path, tmp_path: Path, begun: str
@@ -514,3 +595,135 @@ def test_what_cannot_be_removed_to_make_room_is_told(
     monkeypatch.setattr(os, "unlink", refusing)
     with pytest.raises(InputError, match="cannot be removed: Permission denied"):
         predict_stack(stack_file, network(seed=1), out, **OPTIONS, overwrite=True)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EINVAL])
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_file_systems_without_hard_links_will_do(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, ngff: Any
+) -> None:
+    def no_link(*names: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code), *names)
+
+    options = {**OPTIONS, "ngff": ngff}
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **options)
+    monkeypatch.setattr(os, "link", no_link)
+    out = tmp_path / "o.zarr"
+    for part in ("0/2", "1/2"):
+        predict_stack(stack_file, MODEL, out, machines=Machines(part=part), **options)
+        if part == "0/2":
+            assert (out / "job.json").exists()
+            with pytest.raises(InputError, match="cannot be resumed, it was begun with"):
+                predict_stack(stack_file, network(seed=1), out, resume=True, **options)
+    assert contents(out) == contents(whole)
+    predict_stack(stack_file, MODEL, out, resume=True, **options)
+    assert contents(out) == contents(whole)
+
+
+def test_claim_without_hard_links_is_one_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*names: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    place, start = Folder(tmp_path), threading.Barrier(8)
+
+    def claim(k: int) -> bool:
+        start.wait()
+        return place.write("job.json", b"%d" % k, replace=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(claim, range(8)))
+    assert found.count(True) == 1
+    assert place.read("job.json") == b"%d" % found.index(True)
+    assert place.entries() == ["job.json"]
+
+
+def test_claim_that_is_being_written_is_waited_for(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+    out, read, asked = tmp_path / "o.zarr", Folder.read, []
+    predict_stack(stack_file, MODEL, out, machines=Machines(part="0/2"), **OPTIONS)
+
+    def slow(place: Folder, key: str, size: int | None = None) -> bytes | None:
+        if key == "job.json":
+            asked.append(key)
+            if len(asked) < 3:
+                return b""
+        return read(place, key, size)
+
+    monkeypatch.setattr(Folder, "read", slow)
+    predict_stack(stack_file, MODEL, out, machines=Machines(part="1/2"), **OPTIONS)
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_kill_before_or_behind_the_description_costs_no_block(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ngff: Any
+) -> None:
+    options: dict[str, Any] = {"kind": "instances", "ngff": ngff, **OPTIONS}
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **options)
+    compute, computed = TileRunner.compute, []
+    monkeypatch.setattr(
+        TileRunner, "compute", lambda *a, **k: computed.append(1) or compute(*a, **k)
+    )
+    for is_behind in (False, True):
+        out = tmp_path / f"o{is_behind}.zarr"
+
+        def killed(*arguments: Any, is_behind: bool = is_behind) -> None:
+            if is_behind:
+                write_group(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(zarr_output, "write_group", killed)
+            predict_stack(stack_file, MODEL, out, **options)
+        assert computed
+        computed.clear()
+        assert (out / "job.json").exists()
+        predict_stack(stack_file, MODEL, out, resume=True, **options)
+        assert not computed and contents(out) == contents(whole)
+
+
+def test_process_that_describes_what_another_has_just_completed_leaves_it(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_stack(stack_file, MODEL, tmp_path / "whole.zarr", **OPTIONS)
+
+    def late(place: Folder, *arguments: Any) -> None:
+        place.remove("job.json")  # as the other one did
+        write_group(place, *arguments)
+
+    monkeypatch.setattr(zarr_output, "write_group", late)
+    out = predict_stack(stack_file, MODEL, tmp_path / "o.zarr", **OPTIONS)
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_what_has_begun_anew_is_not_described_by_the_first_run(
+    stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    """Also not where both are of the same job: nothing of the second one is there yet."""
+    model = MODEL if is_same else network(1)
+    out = tmp_path / "o.zarr"
+
+    def late(place: Folder, *arguments: Any) -> None:
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(BlockArray, "write", lambda *_: _interrupt())
+            predict_stack(stack_file, model, out, overwrite=True, **OPTIONS)
+        write_group(place, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr_output, "write_group", late)
+        with pytest.raises(InputError, match="another run has begun it anew"):
+            predict_stack(stack_file, MODEL, out, **OPTIONS)
+    assert not (out / "zarr.json").exists()
+    whole = predict_stack(stack_file, model, tmp_path / "whole.zarr", **OPTIONS)
+    predict_stack(stack_file, model, out, resume=True, **OPTIONS)
+    assert contents(out) == contents(whole)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from unet_repro.errors import InputError
-from unet_repro.images.label_settings import AUTO
+from unet_repro.images.label_settings import AUTO, LabelSettings
 from unet_repro.images.png_files import encode_png
 from unet_repro.images.stacks import read_pair, write_stack
 from unet_repro.reports.comparison import Comparison, compare
@@ -48,6 +48,20 @@ def test_instances_are_no_classes(tmp_path: Path) -> None:
     write_stack(tmp_path / "c.tif", LABELS, info=info_of("labels"))
     result = compared(tmp_path / "labels.tif", tmp_path / "c.tif", task="classes").result
     assert result["figures"]["mean_iou"] == 1
+
+
+def test_mask_as_it_is_displayed_is_no_map_of_classes(tmp_path: Path) -> None:
+    mask = (LABELS == 1).astype(np.uint8)
+    write_stack(tmp_path / "m.tif", mask * np.uint8(255))
+    write_stack(tmp_path / "p.tif", mask)
+    with pytest.raises(InputError, match=r"holds 0 and 255 alone: of classes 0, 1, \.\.\. a mask"):
+        compared(tmp_path / "m.tif", tmp_path / "p.tif", task="classes")
+    some = mask.copy()
+    some[:, 0] = 255
+    write_stack(tmp_path / "unknown.tif", some)
+    how = LabelSettings(ignore_label=255)
+    result = compared(tmp_path / "unknown.tif", tmp_path / "p.tif", task="classes", read_as=how)
+    assert result.result["figures"]["mean_iou"] == 1
 
 
 @pytest.mark.filterwarnings("ignore::unet_repro.errors.InputNote")

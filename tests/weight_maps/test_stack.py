@@ -253,6 +253,15 @@ def test_resume_keeps_the_output_if_it_is_complete(tmp_path, monkeypatch):
     assert not (tmp_path / ".w.tif.parts").exists()
 
 
+def test_map_that_was_cut_since_is_not_complete(tmp_path):
+    labels, out = tmp_path / "labels.tif", tmp_path / "w.tif"
+    tifffile.imwrite(labels, ids(), photometric="minisblack")
+    write_weight_map(labels, out, progress=False)
+    out.write_bytes(out.read_bytes()[:-900])
+    with pytest.raises(InputError, match=r"exists already, damaged \(.*truncated.*--overwrite"):
+        write_weight_map(labels, out, resume=True, progress=False)
+
+
 def test_resume_remembers_that_an_old_output_may_be_replaced(tmp_path, monkeypatch):
     labels, out = save(tmp_path / "labels.tif", ids()), tmp_path / "w.tif"
     out.write_text("old")

@@ -334,8 +334,9 @@ def test_empty_arrays_give_empty_maps(shape: tuple[int, ...]) -> None:
         (np.array([[0, -3, -7]]), {"ignore_label": -7}, "labels hold -3: 0 is background"),
         (GAPPED > 0, {"ignore_label": 1}, "ignore_label is 1: a bool mask has no value"),
         (GAPPED, {"ignore_label": 1.5}, "ignore_label is 1.5: an integer or None"),
-        (GAPPED, {"w0": -1}, "w0 is -1.0: a finite number, 0 or more"),
+        (GAPPED, {"w0": -1}, r"w0 is -1.0: a number from 0 to 1e\+30"),
         (GAPPED, {"w0": math.nan}, "w0 is nan"),
+        (GAPPED, {"w0": 1e39}, "w0 is 1e"),  # float32 has no such weight
         (GAPPED, {"sigma": 0}, "sigma is 0.0: a finite number of px above 0"),
         (GAPPED, {"sigma": math.inf}, "sigma is inf"),
         (GAPPED, {"separation_px": -1}, "separation_px is -1: it must be 0 px or more"),

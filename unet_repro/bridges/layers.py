@@ -309,7 +309,7 @@ class LayerJob:
         self, source: Path, network: UNet, out: Path, watch: Watch, resume: bool, overwrite: bool
     ) -> _Made:
         check_apart(out, source)
-        with prepared(source, network, out, self.settings) as prediction:
+        with prepared(source, network, out, self.settings, resume=resume) as prediction:
             assert not isinstance(prediction, FolderPrediction)
             watch.total = len(prediction.job)
             prediction.run(resume=resume, overwrite=overwrite, bar=watch)

@@ -19,7 +19,7 @@ from unet_repro.commands.options import (
     arg,
 )
 from unet_repro.errors import InputError, one_line
-from unet_repro.files.atomic import atomic_path, check_apart, check_output
+from unet_repro.files.atomic import atomic_path, check_apart, check_output, check_png
 from unet_repro.images.label_settings import LabelSettings
 from unet_repro.program import loading
 
@@ -97,3 +97,5 @@ class Evaluate:
                 check_apart(path, self.labels)
                 check_apart(path, self.prediction)
                 check_output(path, overwrite=self.overwrite)
+        if self.plot:
+            check_png(self.plot)

@@ -43,6 +43,14 @@ ImageAxes = Annotated[
 LabelOptions = tyro.conf.OmitArgPrefixes[LabelSettings]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Resume = Annotated[Flag, arg(help="Go on with what an interrupted or killed call has left.")]
+ResumeOutput = Annotated[
+    Flag,
+    arg(
+        help="Go on with what an interrupted or killed call has left. What is complete stays: its "
+        "files are looked at, their lengths and indices, and not read. Shards of OME-Zarr that "
+        "are lost or damaged so are made again; a TIFF is refused."
+    ),
+]
 Overwrite = Annotated[Flag, arg(help="Replace what is there.")]
 
 

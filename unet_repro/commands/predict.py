@@ -13,7 +13,7 @@ from unet_repro.cluster import Machines
 from unet_repro.commands.options import (
     Flag,
     Overwrite,
-    Resume,
+    ResumeOutput,
     arg,
     told,
 )
@@ -57,7 +57,7 @@ class Predict:
     device: str = "auto"
     plan: Flag = False
     verify: Flag = False
-    resume: Resume = False
+    resume: ResumeOutput = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -67,7 +67,11 @@ class Predict:
             from unet_repro.prediction.predict_stack import prepared
 
         network = load_model(self.model, device=choose_device(self.device))
-        options: dict[str, Any] = {"machines": self.machines, "model_file": self.model}
+        options: dict[str, Any] = {
+            "machines": self.machines,
+            "model_file": self.model,
+            "resume": self.resume,
+        }
         with prepared(self.stack, network, self.out, self.settings, **options) as prediction:
             if self.plan:
                 print(prediction.outlook())

@@ -18,7 +18,7 @@ from unet_repro.commands.options import (
     tell,
 )
 from unet_repro.config import TILE_INPUT_PX, AugmentationConfig
-from unet_repro.files.atomic import check_apart, check_output
+from unet_repro.files.atomic import check_apart, check_output, check_png
 from unet_repro.images.label_settings import LabelSettings
 from unet_repro.program import loading
 
@@ -62,6 +62,7 @@ class PreviewAugmentation:
 
         for source in (self.images, self.labels):
             check_apart(self.out, source)
+        check_png(self.out)
         check_output(self.out, overwrite=self.overwrite)
         images, labels = read_both(self, self.in_channels)
         reading = augmentation_preview(

@@ -12,12 +12,12 @@ from unet_repro.cluster import Machines
 from unet_repro.commands.options import (
     Labels,
     Overwrite,
-    Resume,
+    ResumeOutput,
     tell,
     told,
 )
 from unet_repro.errors import one_line
-from unet_repro.files.atomic import check_apart, check_output
+from unet_repro.files.atomic import check_apart, check_output, check_png
 from unet_repro.program import INTERRUPTED, loading
 from unet_repro.weight_maps.settings import WeightMapSettings
 
@@ -46,7 +46,7 @@ class WeightMap:
     machines: tyro.conf.OmitArgPrefixes[Machines] = field(default_factory=Machines)
     preview: Path | None = None
     threads: int | None = None
-    resume: Resume = False
+    resume: ResumeOutput = False
     overwrite: Overwrite = False
 
     def run(self) -> int:
@@ -57,6 +57,7 @@ class WeightMap:
         if self.preview:
             check_apart(self.preview, self.labels)
             check_apart(self.preview, self.out)
+            check_png(self.preview)
             check_output(self.preview, overwrite=replaces)
 
         def surveyed(survey: Survey) -> None:

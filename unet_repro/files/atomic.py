@@ -3,11 +3,11 @@
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
 from unet_repro.errors import InputError
-from unet_repro.files.places import as_path, url_of
+from unet_repro.files.places import ZARR_DOCUMENTS, as_path, hdf5_of, url_of
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -38,16 +38,44 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     return target
 
 
-def check_apart(out: str | os.PathLike[str], source: Path) -> None:
+def check_png(path: Path) -> None:
+    """Refuse another name for a PNG that is written: programs go by it."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: a PNG is written: a name that ends in .png is needed")
+
+
+def check_apart(out: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Refuse an output that would replace its source or come to lie among the source's files.
 
-    Either may be a URL.
+    Either may be a URL. Of a dataset of HDF5 the file counts; of zarr all that is below, but for
+    images among its ``labels``, and what describes the groups above.
     """
-    target, origin = (PurePath(url_of(path) or os.path.realpath(path)) for path in (out, source))
-    is_folder = bool(url_of(source)) or Path(origin).is_dir()
-    is_among = origin == target or (is_folder and origin == target.parent)
-    if is_among or target in origin.parents:
+    hdf5 = None if url_of(source) else hdf5_of(source)
+    target, origin = (
+        PurePath(url_of(path) or os.path.realpath(path))
+        for path in (out, hdf5[0] if hdf5 else source)
+    )
+    folder = Path(origin)
+    is_zarr = any((folder / name).is_file() for name in ZARR_DOCUMENTS)
+    if url_of(source) or is_zarr:
+        describes = target.name in (*ZARR_DOCUMENTS, ".zattrs", ".zmetadata")
+        is_above = describes and target.parent in origin.parents
+        is_among = is_above or _is_below(target, origin, but="" if describes else "labels")
+    else:
+        is_among = origin == target.parent and folder.is_dir()
+    if is_among or origin == target or target in origin.parents or _is_same(target, origin):
         raise InputError(f"{out}: would be among the files of {source}; give another place")
+
+
+def _is_below(path: PurePath, folder: PurePath, *, but: str) -> bool:
+    parts = path.relative_to(folder).parts if folder in path.parents else ()
+    return len(parts) == 1 or (len(parts) > 1 and parts[0] != but)
+
+
+def _is_same(a: PurePath, b: PurePath) -> bool:
+    with suppress(OSError, ValueError):
+        return os.path.samefile(a, b)  # by names that differ in case, say
+    return False
 
 
 def check_folder(path: Path, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,8 @@ class BlockArray:
         Of the dimensions, in format 3.
     claim
         A file beside the array and its SHA-256: nothing is written unless it is there, so that no
-        process goes on with what another has begun anew.
+        process goes on with what another has begun anew. It goes when all is complete, after the
+        group of the array has been described.
 
     Notes
     -----
@@ -104,6 +105,7 @@ class BlockArray:
         """Make the array, without units; one that is there already stays."""
         if self.place.has("zarr.json" if self.format == 3 else ".zarray"):
             return
+        self.check_claim()
         import zarr  # takes a third of a second
 
         def make() -> None:
@@ -156,7 +158,7 @@ class BlockArray:
             except InputError:
                 raise
             except Exception as error:  # a damaged description can raise nearly anything
-                raise InputError(f"{self.place}: is no array, or damaged: {error}") from error
+                raise _no_array(self.place, error) from error
             found = array.shape, array.dtype, array.chunks, array.shards or array.chunks
             if found != (self.shape, np.dtype(self.dtype), self.chunk, self.shard):
                 raise InputError(f"{self.place}: has another shape, dtype or chunks than expected")
@@ -164,7 +166,12 @@ class BlockArray:
         return self._open["array"]
 
     def write(self, number: int, values: npt.NDArray[Any]) -> None:
-        """Keep a unit, of as many values as it has, unless it is there; from threads as well."""
+        """Keep a unit, of as many values as it has, unless it is there; from threads as well.
+
+        A claim that goes while it is written takes the unit along: it would pass for one of the run
+        that begins anew. Where that has written it too, it is missing there, and is computed by a
+        resume. The unit stays where the group is described meanwhile: all is complete.
+        """
         if self.has(number):
             return
         self.check_claim()
@@ -179,6 +186,12 @@ class BlockArray:
                     self.array()[part] = values[inner]
                 except FileNotFoundError:  # its half-written file was swept by another process
                     self.array()[part] = values[inner]
+        try:
+            self.check_claim()
+        except InputError:
+            if not self.place.parent.has("zarr.json" if self.format == 3 else ".zattrs"):
+                self.discard(number)
+            raise
 
     def _shards_of(self, where: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
         counts = [-(-(part.stop - part.start) // side) for part, side in zip(where, self.shard)]
@@ -252,14 +265,19 @@ class BlockArray:
         numbers = [str(p.start // side) for p, side in zip(part, self.shard)]
         return "/".join(["c", *numbers] if self.format == 3 else numbers)
 
-    def missing(self, *, heals: bool = False) -> npt.NDArray[np.int64]:
+    def missing(self, *, looks: bool = False, heals: bool = False) -> npt.NDArray[np.int64]:
         """Return the numbers of the units that are not there, from one listing.
 
         Parameters
         ----------
+        looks
+            Look at each file too: what is damaged is not there. Of a shard that is its length, and
+            its index, which has a check sum; of a chunk its length, or, in format 3, unless it is
+            stored as it is, all of it, with its check sum. Bits that flip inside a shard, or in
+            format 2, are found by reading alone. Behind a URL nothing is looked at: files are whole
+            or absent there.
         heals
-            Look at each file too, where a kill can have cut one, and remove what is damaged; and
-            what is half written. Behind a URL files are whole or absent.
+            Look, and remove what is damaged, and what a kill has left half written.
         """
         keys: list[str] = []
         found = np.zeros(len(self), np.int64)
@@ -271,12 +289,13 @@ class BlockArray:
             number = self._number(key)
             if number is not None:
                 found[number] += 1
-                if heals and isinstance(self.place, Folder):
+                if (looks or heals) and isinstance(self.place, Folder):
                     keys.append(key)
         with ThreadPoolExecutor(_LOOKED_AT_ONCE) as pool:
             for key, is_whole in zip(keys, pool.map(self._is_whole, keys)):
                 if not is_whole:
-                    self.place.remove(key)
+                    if heals:
+                        self.place.remove(key)
                     found[self._number(key)] -= 1
         return np.flatnonzero(found < self._expected())
 
@@ -306,26 +325,21 @@ class BlockArray:
         return number
 
     def _is_whole(self, key: str) -> bool:
-        """Tell whether a file is as long as its own beginning or end says."""
+        """Tell whether a file is as long as its own beginning or end says (`missing`)."""
         assert isinstance(self.place, Folder)
         path = self.place.path / key
         with suppress(OSError):
             size = path.stat().st_size
             with path.open("rb") as file:
                 if self.format == 3 and self.shard != self.chunk:
-                    inner = math.prod(s // c for s, c in zip(self.shard, self.chunk))
-                    index_bytes = 16 * inner + 4  # offset and size of each, and a check sum
-                    if size < index_bytes:
-                        return False
-                    file.seek(-index_bytes, 2)
-                    index = np.frombuffer(file.read(16 * inner), "<u8").reshape(-1, 2)
-                    sizes = index[index[:, 0] != _NO_SHARD, 1].tolist()
-                    return sum(sizes) + index_bytes == size
+                    return self._is_shard(file, size)
+                n_bytes = math.prod(self.chunk) * np.dtype(self.dtype).itemsize
                 if self.coding == "none":
-                    return size == math.prod(self.chunk) * np.dtype(self.dtype).itemsize
+                    return size == n_bytes
                 if self.format == 2:
                     header = file.read(_BLOSC_HEADER)
-                    return 0 < size == int.from_bytes(header[12:16], "little")
+                    stated = [int.from_bytes(header[at : at + 4], "little") for at in (4, 12)]
+                    return stated == [n_bytes, size]
             numbers = [int(part) for part in key.split("/")[1:]]
             where = (
                 slice(n * shard, min((n + 1) * shard, side))
@@ -335,6 +349,27 @@ class BlockArray:
                 self.read_part(tuple(where))
                 return True
         return False
+
+    def _is_shard(self, file: BinaryIO, size: int) -> bool:
+        """Tell whether a shard's index is sound, and its chunks fill what lies before it."""
+        import google_crc32c
+
+        inner = math.prod(s // c for s, c in zip(self.shard, self.chunk))
+        index_bytes = 16 * inner + 4  # offset and size of each, and a check sum
+        if size < index_bytes:
+            return False
+        file.seek(-index_bytes, 2)
+        content = file.read(16 * inner)
+        if google_crc32c.value(content) != int.from_bytes(file.read(4), "little"):
+            return False
+        index = np.frombuffer(content, "<u8").reshape(-1, 2)
+        index = index[index[:, 0] != _NO_SHARD]
+        index = index[np.argsort(index[:, 0])]
+        ends = np.cumsum(index[:, 1], dtype=np.uint64)
+        starts = np.concatenate([np.zeros(1, np.uint64), ends])
+        return (
+            index[:, 0].tolist() == starts[:-1].tolist() and int(starts[-1]) + index_bytes == size
+        )
 
     def _writing(self) -> _Writing:
         return _Writing(self.place)
@@ -349,9 +384,17 @@ def stored_array(place: Folder | Bucket, format: Literal[2, 3]) -> BlockArray | 
     try:
         array = zarr.open_array(store=place.store(read_only=True), mode="r", zarr_format=format)
     except Exception as error:  # as in `BlockArray.array`
-        raise InputError(f"{place}: is no array, or damaged: {error}") from error
+        raise _no_array(place, error) from error
     shard, dtype = array.shards or array.chunks, array.dtype.name
-    return BlockArray(place, array.shape, dtype, shard, shard, array.chunks, format=format)
+    coding: Coding = "zstd" if array.compressors else "none"
+    return BlockArray(place, array.shape, dtype, shard, shard, array.chunks, format, coding)
+
+
+def _no_array(place: Folder | Bucket, error: Exception) -> InputError:
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return InputError(
+        f"{place}: is no array, or damaged: {cause}; --overwrite without --resume begins anew"
+    )
 
 
 class _Writing:

@@ -51,6 +51,8 @@ class BlockStore:
         The output is in place and the folder may go.
     blocks : BlockArray
         From `begin` on.
+    doubt : str
+        What is wrong with the output that is there, to be told where it is not replaced.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class BlockStore:
         if not self.target.name:
             raise InputError(f"{out}: is the root of all folders and cannot be replaced")
         self.is_complete = False
+        self.doubt = ""
         self._folder = self.target.with_name(f".{self.target.name}.parts")
         self._place = self._folder / "blocks"
         self._header = self._place / "zarr.json"
@@ -112,6 +115,7 @@ class BlockStore:
         except OSError as error:
             raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from error
         try:
+            self._put_back()
             if self._header.exists() and not self.resumes:
                 if not self._overwrite:
                     raise InputError(
@@ -226,7 +230,9 @@ class BlockStore:
 
     def _check_target(self) -> None:
         if self.target.exists() and not self._overwrite:
-            raise InputError(f"{self.target}: exists already; give --overwrite to replace it")
+            raise InputError(
+                f"{self.target}: exists already{self.doubt}; give --overwrite to replace it"
+            )
 
     def unwritable(self, error: OSError) -> InputError:
         """Return what is said of an output, or a block, that cannot be written."""
@@ -243,15 +249,47 @@ class BlockStore:
     def finish(self, assemble: Callable[[Path], Any]) -> None:
         """Put the output together and in place: `assemble` is called with the path to write to.
 
-        A folder that is replaced is away for a moment between two renamings.
+        A folder that is replaced is away for a moment between two renamings; after a kill there it
+        is back as soon as the output is asked for again.
         """
         assemble(self.whole)
         self._check_target()
         (self._folder / _WRITTEN).touch()  # from now on, no `whole` means that it is in place
-        if self._is_folder and self.target.exists():
-            os.replace(self.target, self._folder / "replaced")
-        os.replace(self.whole, self.target)
+        try:
+            if self._is_folder and self.target.exists():
+                os.replace(self.target, self._replaced)
+            os.replace(self.whole, self.target)
+        except OSError as error:
+            self._put_back()
+            raise self.unwritable(error) from error
         self.is_complete = True
+
+    @property
+    def _replaced(self) -> Path:
+        return self._folder / "replaced"
+
+    def _put_back(self) -> None:
+        """Give the folder that was to be replaced its name again, unless its successor has it."""
+        if not self._replaced.exists() or self.target.exists():
+            return
+        try:
+            os.replace(self._replaced, self.target)
+        except OSError as error:
+            raise InputError(
+                f"{self.target}: cannot be written: {error.strerror or error}; what was there "
+                f"before is {self._replaced}"
+            ) from error
+
+
+def unfinished_record(out: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what an unfinished output was begun with, None where nothing is there to be read."""
+    target = Path(os.path.realpath(out))
+    header = target.with_name(f".{target.name}.parts") / "blocks/zarr.json"
+    try:
+        record = parse_json(header.read_bytes())["attributes"]["record"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def check_record(stored: dict[str, Any], record: dict[str, Any], name: str) -> None:

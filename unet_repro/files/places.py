@@ -6,6 +6,7 @@ and sent to other machines, and writes are atomic and can be refused where a key
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -22,6 +23,12 @@ PathLike = str | os.PathLike[str]
 
 # `Path` makes one slash of two; no folder of a relative path is called like this
 _URL = re.compile(r"(s3|gs|az|https?):/+(?=[^/])")
+_HDF5 = re.compile(r"(?P<file>.+\.(?:h5|hdf5|hdf|he5|ims|n5h5))(?::/*(?P<dataset>.*))?", re.I)
+ZARR_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")  # one makes a folder a zarr array or group
+_NO_LINKS = {  # what file systems without hard links answer
+    *(errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
+    *(errno.EINVAL, errno.EMLINK, errno.EXDEV),
+}
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -52,6 +59,21 @@ def as_path(path: PathLike) -> Path:
     s3://bucket/a.zarr/0 a.zarr
     """
     return cast(Path, _Url(path)) if url_of(path) else Path(path)
+
+
+def hdf5_of(path: PathLike) -> tuple[Path, str] | None:
+    """Return the file and the dataset, maybe empty, that a name means; None for another name.
+
+    Examples
+    --------
+    >>> file, dataset = hdf5_of("a.h5:/volumes/raw")
+    >>> str(file), dataset, hdf5_of("a.tif")
+    ('a.h5', 'volumes/raw', None)
+    """
+    found = _HDF5.fullmatch(str(path))
+    if not found or (found["dataset"] is None and not Path(path).is_file()):
+        return None
+    return Path(found["file"]), (found["dataset"] or "").strip("/")
 
 
 def place_at(path: PathLike) -> Folder | Bucket:
@@ -102,7 +124,7 @@ class Folder:
             if replace:
                 os.replace(temporary, target)
             else:
-                os.link(temporary, target)  # fails where it exists
+                _put_new(temporary, target, content)
         except FileExistsError:
             return False
         except OSError as error:
@@ -274,6 +296,28 @@ class Bucket:
 
     def _opened(self) -> Any:
         return _opened(self.url)
+
+
+def _put_new(temporary: Path, target: Path, content: bytes) -> None:
+    """Give a file its name, unless that is taken: a `FileExistsError`.
+
+    A link fails where its name is taken, and shows the whole file. Where a file system knows no
+    links (exFAT, some of networks), the file is made, empty, by whoever is first, then filled.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with target.open("xb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
 
 
 _stores: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,33 +10,24 @@ from typing import Any
 import numpy as np
 
 from unet_repro.errors import InputError, note
-from unet_repro.files.file_access import FileState, open_binary
-from unet_repro.files.places import PathLike, name_of, url_of
-from unet_repro.images.ome_zarr import find_zarr, is_zarr
+from unet_repro.files.file_access import FileState, open_binary, parse_json
+from unet_repro.files.places import PathLike, hdf5_of, name_of, url_of
+from unet_repro.images.ome_zarr import find_zarr, is_zarr, named_axes
 from unet_repro.images.scale import Calibration
 from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size, plane_order
 
-_HDF5 = re.compile(r"(?P<file>.+\.(?:h5|hdf5|hdf|he5|ims|n5h5))(?::/*(?P<dataset>.*))?", re.I)
 _MOST_NAMED = 8
 _PLAIN_AXES = {2: "YX", 3: "ZYX"}  # where nothing says what they are
 
 
 def is_array(path: PathLike) -> bool:
     """Tell whether a path names a zarr array or group, a URL, or an HDF5 file or dataset."""
-    return bool(url_of(path)) or is_zarr(path) or _hdf5(path) is not None
+    return bool(url_of(path)) or is_zarr(path) or hdf5_of(path) is not None
 
 
 def is_folder_of_images(path: PathLike) -> bool:
     """Tell whether a path names a folder that is no zarr array or group."""
     return not url_of(path) and Path(path).is_dir() and not is_zarr(path)
-
-
-def _hdf5(path: PathLike) -> tuple[Path, str] | None:
-    """Return file and dataset, the latter maybe empty; None for another name."""
-    found = _HDF5.fullmatch(str(path))
-    if not found or (found["dataset"] is None and not Path(path).is_file()):
-        return None
-    return Path(found["file"]), (found["dataset"] or "").strip("/")
 
 
 def open_array(
@@ -53,7 +43,7 @@ def open_array(
 
     `as_labels` and `cache_bytes` make no difference.
     """
-    named = None if url_of(path) or is_zarr(path) else _hdf5(path)
+    named = None if url_of(path) or is_zarr(path) else hdf5_of(path)
     if named:
         if level:
             raise InputError(f"{path}: has no levels: --level {level} is none")
@@ -85,7 +75,7 @@ def open_array(
 
 def array_calibration(path: Path, level: int = 0) -> Calibration:
     """Return the scale of a zarr array, or of a level of an image; HDF5 states none."""
-    is_hdf5 = not (url_of(path) or is_zarr(path)) and _hdf5(path)
+    is_hdf5 = not (url_of(path) or is_zarr(path)) and hdf5_of(path)
     return Calibration() if is_hdf5 else find_zarr(path, level).calibration()
 
 
@@ -104,12 +94,17 @@ def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | No
     except Exception as error:
         raise InputError(f"{file}: cannot be read: {error}") from error
     try:
-        if dataset not in opened or not isinstance(opened[dataset], h5py.Dataset):
+        try:
+            found = opened[dataset] if dataset in opened else None
+        except (KeyError, OSError) as error:  # a link to another file
+            raise InputError(f"{file}:/{dataset}: cannot be read: {error.args[0]}") from error
+        if not isinstance(found, h5py.Dataset):
             raise InputError(f"{file}: {_datasets_of(opened, dataset, h5py)}")
+        name = Path(f"{file}:/{dataset}")
         return ArrayImage(
-            Path(f"{file}:/{dataset}"),
-            opened[dataset],
-            None,
+            name,
+            _without_padding(found, name),
+            _hdf5_axes(found),
             axes,
             channels,
             state=FileState.of(file),
@@ -118,6 +113,54 @@ def _open_hdf5(file: Path, dataset: str, *, channels: int | None, axes: str | No
     except BaseException:
         opened.close()
         raise
+
+
+def _hdf5_axes(dataset: Any) -> str | None:
+    """Return a letter for each axis of a dataset, as its labels, or ilastik, name them."""
+    labels = [dimension.label for dimension in dataset.dims]
+    if any(labels):
+        return named_axes(labels)
+    try:
+        tags = parse_json(dataset.attrs.get("axistags", ""))
+        return named_axes([tag["key"] for tag in tags["axes"]])
+    except (KeyError, OSError, TypeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The beginning of an array along each axis; what is asked for must be in it."""
+
+    array: Any
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, where: Any) -> Any:
+        return self.array[where]
+
+
+def _without_padding(dataset: Any, name: Path) -> Any:
+    """Return an image of Imaris without the zeros up to whole chunks; others as they are."""
+    attributes = dataset.parent.attrs
+    try:
+        sides = (np.asarray(attributes[f"ImageSize{axis}"]).tobytes() for axis in "ZYX")
+        shape = tuple(int(side) for side in sides)  # digits, each in an array of its own
+    except (KeyError, OSError, ValueError):
+        return dataset
+    fits = len(shape) == dataset.ndim and all(0 < n <= m for n, m in zip(shape, dataset.shape))
+    if not fits or shape == dataset.shape:
+        return dataset
+    note(
+        f"{name}: {describe_size(shape)}, as Imaris says, of {describe_size(dataset.shape)} stored"
+    )
+    return _Beginning(dataset, shape)
 
 
 def _datasets_of(file: Any, asked: str, h5py: Any) -> str:
@@ -180,8 +223,9 @@ class ArrayImage:
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         if self.dtype.kind not in "buif":
             raise InputError(f"{path}: holds {array.dtype}: integers or floats are needed")
-        if not prod(array.shape):
-            raise InputError(f"{path}: is empty: {describe_size(array.shape) or 'no axis'}")
+        if not array.shape or not prod(array.shape):  # HDF5 knows a shape None too
+            shape = describe_size(array.shape or ())
+            raise InputError(f"{path}: is empty: {shape}" if shape else f"{path}: has no axes")
         letters = self._letters(declared, axes)
         y = letters.index("YX")
         stored = StoredAxes(
@@ -202,21 +246,33 @@ class ArrayImage:
 
     def _letters(self, declared: str | None, axes: str | None) -> str:
         """Return a letter for each axis, of which Y and X are neighbours."""
-        n = self._array.ndim
-        if axes is None:
-            letters = declared or _PLAIN_AXES.get(n, "")
-        else:  # axes of length 1 may be left out
-            longer = [i for i, side in enumerate(self._array.shape) if side > 1]
+        n, sides = self._array.ndim, self._array.shape
+        longer = [i for i, side in enumerate(sides) if side > 1]
+        said = "of which nothing says what they are"
+        if axes is not None:  # axes of length 1 may be left out
+            said = f"which {axes} does not fit"
             given = dict(zip(longer, axes)) if len(axes) == len(longer) < n else {}
             rest = iter(letter for letter in "TCZS" if letter not in axes)
             letters = "".join(given.get(i) or next(rest, "?") for i in range(n)) if given else axes
+        elif declared is not None:
+            said = "whose names are others than T, C, Z, Y and X"
+            letters = declared if "?" not in declared else ""
+            if letters and "YX" not in letters:
+                raise InputError(
+                    f"{self.path}: has axes {letters} ({describe_size(sides)}): Y and X must be "
+                    "behind each other; save it so, or, if the names are wrong, --axes says others"
+                )
+        else:  # (y, x, 1) is likelier than (z, y, 1)
+            is_doubtful = n == 3 and sides[0] > 1 and 1 in sides
+            letters = "" if is_doubtful else _PLAIN_AXES.get(n, "")
         if len(letters) != n or "YX" not in letters:
-            shape = describe_size(self._array.shape)
-            example = ("TCZYX" if n > 4 else "TZYX")[-n:] if n > 1 else "ZYX"
-            said = f"which {axes} does not fit" if axes else "of which nothing says what they are"
+            wanted = len(longer) if sides[-1] == 1 and len(longer) > 1 else n
+            example = ("TCZYX" if wanted > 4 else "TZYX")[-wanted:] if n > 1 else "ZYX"
+            if (n, example) == (3, "YX"):
+                example = "YX (an image) or ZYX (slices)"
             raise InputError(
-                f"{self.path}: has {n} axes ({shape}), {said}; --axes does, as --axes {example}, "
-                "with Y and X behind each other"
+                f"{self.path}: has {n} axes ({describe_size(sides)}), {said}; --axes does, "
+                f"as --axes {example}, with Y and X behind each other"
             )
         return letters
 

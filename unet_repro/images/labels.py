@@ -308,8 +308,16 @@ def as_integers(labels: np.ndarray, what: str, *, is_told: bool = True) -> np.nd
     if labels.dtype.kind != "f":
         raise InputError(f"{what} are {labels.dtype}: integers or a bool mask are needed")
     wide = labels.astype(np.float64)
-    is_whole = np.isfinite(wide) & (np.trunc(wide) == wide) & (np.abs(wide) < 2.0**53)
-    if not is_whole.all():
+    is_whole = np.isfinite(wide) & (np.trunc(wide) == wide)
+    if is_whole.all():
+        exact = 2.0 ** (np.finfo(labels.dtype).nmant + 1)  # from here on integers are left out
+        largest = float(np.abs(wide).max(initial=0))
+        if largest >= exact:
+            raise InputError(
+                f"{what} are {labels.dtype} and hold {largest:.17g}: from {exact:.17g} on that "
+                "type leaves integers out, so ids may have become one: save them as integers"
+            )
+    else:
         example = labels[~is_whole].flat[0]
         raise InputError(
             f"{what} are {labels.dtype} and hold {example:g}: integers are needed (of "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,7 +18,15 @@ from unet_repro._version import __version__
 from unet_repro.choices import Ngff
 from unet_repro.errors import InputError, note
 from unet_repro.files.file_access import parse_json
-from unet_repro.files.places import Bucket, Folder, PathLike, name_of, place_at, url_of
+from unet_repro.files.places import (
+    ZARR_DOCUMENTS,
+    Bucket,
+    Folder,
+    PathLike,
+    name_of,
+    place_at,
+    url_of,
+)
 from unet_repro.images.scale import Calibration
 from unet_repro.images.units import escaped_unit, full_name, length_ratio, seconds, symbol
 
@@ -25,14 +34,30 @@ Document = dict[str, Any]
 
 MARK = "unet_repro"  # attribute of an image of ours that is complete
 JOB = "job.json"  # beside the arrays of one that is not
-_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
-_SPACE = "ZYX"
+_SPACE, _LETTERS = "ZYX", "TCZYX"
+_NUMBERED = re.compile(r"(dim|phony_dim|axis)_?\d+")
 
 
 def is_zarr(path: PathLike) -> bool:
     """Tell whether a folder is a zarr array or group, or what a killed run left of one."""
     folder = Path(path)
-    return any((folder / name).is_file() for name in (*_DOCUMENTS, JOB))
+    is_described = any((folder / name).is_file() for name in ZARR_DOCUMENTS)
+    return is_described or begun_job(Folder(folder)) is not None
+
+
+def begun_job(place: Folder | Bucket) -> Document | None:
+    """Return what an unfinished output of ours is of; others may have files of that name too."""
+    if isinstance(place, Folder) and not place.has(JOB):  # a folder may be called so
+        return None
+    content = place.read(JOB)
+    try:
+        return None if content is None else _ours(parse_json(content))
+    except ValueError:
+        return None
+
+
+def _ours(job: object) -> Document | None:
+    return job if isinstance(job, dict) and "unet_repro" in job else None
 
 
 @dataclass(frozen=True)
@@ -88,8 +113,9 @@ def find_zarr(path: PathLike, level: int = 0) -> ZarrSource:
     place = place_at(path)
     document, form, raw = _document(place)
     if document is None:
-        if place.has(JOB):
-            raise _unfinished(path)
+        job = begun_job(place)
+        if job:
+            raise _unfinished(path, job)
         if isinstance(place, Folder):
             raise InputError(f"{path}: no such file or folder" + _zarr_hint(place))
         raise InputError(f"{path}: neither a zarr array nor a group is there")
@@ -97,13 +123,18 @@ def find_zarr(path: PathLike, level: int = 0) -> ZarrSource:
         if level:
             raise InputError(f"{path}: is one array, without levels: --level {level} is none")
         parent, name = place.parent, name_of(str(place))
-        if parent.has(JOB) and not _attributes(parent)[0].get(MARK):
-            raise _unfinished(parent)
         attributes, texts = _attributes(parent)
+        job = None if attributes.get(MARK) else begun_job(parent)
+        if job:
+            raise _unfinished(parent, job)
+        own = document.get("attributes")
+        job = _ours(own.get("record")) if isinstance(own, dict) else None
+        if job:  # blocks of a file (`files.block_store`)
+            raise _unfinished(path, job)
         found = _datasets(attributes, parent) if _multiscales(attributes) else []
         number = next((n for n, data in enumerate(found) if data.get("path") == name), None)
         if number is None:
-            return ZarrSource(place, form, _sha256(raw), _named_axes(document))
+            return ZarrSource(place, form, _sha256(raw), _names_of(document, place))
         return _level(parent, attributes, texts, number)
     attributes, texts = _attributes(place)
     if _multiscales(attributes) is None:
@@ -121,16 +152,20 @@ def _zarr_hint(place: Folder) -> str:
     return ": a folder without images or zarr arrays" if place.path.is_dir() else ""
 
 
-def _unfinished(path: object) -> InputError:
+def _unfinished(path: object, job: Document) -> InputError:
+    what, command = "prediction", "predict"
+    if "weight_map" in job:
+        what, command = "weight map", "weight-map"
     return InputError(
-        f"{path}: is unfinished, parts of it are missing: predict or weight-map goes on with it "
-        "by --resume"
+        f"{path}: is an unfinished {what}, parts of it are missing: {command} --resume, or its "
+        "missing --part, completes it"
     )
 
 
 def _no_image(path: PathLike, place: Folder | Bucket, attributes: Document) -> InputError:
-    if place.has(JOB):
-        return _unfinished(path)
+    job = begun_job(place)
+    if job:
+        return _unfinished(path, job)
     ome = attributes.get("ome")
     known = {**attributes, **(ome if isinstance(ome, dict) else {})}
     if "plate" in known or "well" in known:
@@ -142,7 +177,7 @@ def _no_image(path: PathLike, place: Folder | Bucket, attributes: Document) -> I
 
 def _document(place: Folder | Bucket) -> tuple[Document | None, Literal[2, 3], bytes]:
     """Return the description of an array or a group, its format, and its bytes."""
-    for name in _DOCUMENTS:
+    for name in ZARR_DOCUMENTS:
         raw = place.read(name)
         if raw is None:
             continue
@@ -273,13 +308,29 @@ def _transformed(
     return tuple(scale), tuple(origin)
 
 
-def _named_axes(document: Document) -> str | None:
+def _names_of(document: Document, place: Folder | Bucket) -> str | None:
+    """Return a plain array's axes: zarr 3 names them, in zarr 2 xarray does."""
     names = document.get("dimension_names")
-    if not isinstance(names, list):
+    if names is None:
+        names = _attributes(place)[0].get("_ARRAY_DIMENSIONS")
+    return named_axes(names) if isinstance(names, list) else None
+
+
+def named_axes(names: Sequence[object]) -> str | None:
+    """Return a letter for each axis of an array, "?" for a name that is none of TCZYX.
+
+    None where nothing is said: no name, or numbers, as libraries give them.
+
+    Examples
+    --------
+    >>> named_axes(["z", "y", "x"]), named_axes(["y", "x", "band"]), named_axes(["dim_0", "dim_1"])
+    ('ZYX', 'YX?', None)
+    """
+    words = [name if isinstance(name, str) else "" for name in names]
+    if all(not word or _NUMBERED.fullmatch(word) for word in words):
         return None
-    letters = "".join(str(name).upper() for name in names)
-    is_known = len(letters) == len(names) == len(set(letters)) and not set(letters) - set("TCZYX")
-    return letters if is_known and "YX" in letters else None
+    letters = [word.upper() if len(word) == 1 else "?" for word in words]
+    return "".join(letter if letter in _LETTERS else "?" for letter in letters)
 
 
 def _sha256(raw: bytes) -> str:
@@ -418,6 +469,12 @@ def write_group(place: Folder | Bucket, attributes: Document, ngff: Ngff) -> Non
         return
     put(".zgroup", {"zarr_format": 2})
     put(".zattrs", attributes)
+
+
+def remove_group(place: Folder | Bucket) -> None:
+    """Remove the description of a group of arrays: it is no image any more."""
+    for name in ("zarr.json", ".zattrs", ".zgroup"):
+        place.remove(name)
 
 
 def mark_of(place: Folder | Bucket) -> Document | None:

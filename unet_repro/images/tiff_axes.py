@@ -7,6 +7,7 @@ of a page, plus that of the sample.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ class StoredAxes:
     after: Axes  # that of samples that lie side by side
     n_pages: int
     samples: int  # of a page, in `before` or `after`
-    full: tuple[Axes, Axes] = ((), ())  # before and after Y and X, with those of length 1
+    full: tuple[Axes, Axes] | None = None  # before and after Y and X, with those of length 1
+    page: tuple[int, int] = (0, 0)  # height and width
+    lengths: tuple[int, ...] = ()  # of all axes that the file states, those of length 1 too
 
     @classmethod
     def of_series(cls, path: Path, series: Any) -> StoredAxes:
@@ -69,17 +72,20 @@ class StoredAxes:
             n_pages=prod(n for _, n in axes[: max(n_leading, 0)]),
             samples=n_planes * n_beside,
             full=_full_axes(series),
+            page=(height, width),
+            lengths=series.get_shape(squeeze=False),
         )
         if not is_page:
+            size = describe_size(stored.page)
             raise InputError(
-                f"{path}: has axes {stated}, but its pages are images of {height} × {width} px; "
-                f"--axes says what they are, for example --axes {stored.example}"
+                f"{path}: has axes {stated}, but its pages are images of {size} px: if these are "
+                f"the images, --axes {stored.example} says so; else save each image as a page"
             )
         return stored
 
     @classmethod
-    def of_pages(cls, keyframe: Any, leading: Axes) -> StoredAxes:
-        """Return the axes of pages of which nothing but the order is known."""
+    def of_pages(cls, keyframe: Any, leading: Axes, lengths: tuple[int, ...] = ()) -> StoredAxes:
+        """Return the axes of pages of which nothing but the order, and `lengths`, is known."""
         n_planes, _, height, width, n_beside = keyframe.shaped
         axes = [*leading, ("S", n_planes), ("Y", height), ("X", width), ("S", n_beside)]
         shown = [(axis, n) for axis, n in axes if n > 1 or axis in "YX"]
@@ -90,6 +96,8 @@ class StoredAxes:
             after=tuple((axis, n) for axis, n in axes[-1:] if n > 1),
             n_pages=prod(n for _, n in leading),
             samples=n_planes * n_beside,
+            page=(height, width),
+            lengths=lengths,
         )
 
     @property
@@ -101,8 +109,8 @@ class StoredAxes:
 
     def named(self, path: Path, axes: str) -> StoredAxes:
         """Return them with the letters of `axes`; those of length 1 may be left out or given."""
-        letters = tuple(axes.split("YX"))
-        for lengths in ((self.before, self.after), self.full):
+        letters = tuple(axes.split("YX")) if self._are_pages(axes) else ()
+        for lengths in filter(None, ((self.before, self.after), self.full)):
             pairs = list(zip(letters, lengths, strict=True)) if len(letters) == 2 else []
             # Letters with no length left are axes of length 1.
             if pairs and all(len(names) == len(part) or not part for names, part in pairs):
@@ -116,6 +124,23 @@ class StoredAxes:
             f"--axes {self.example} does"
         )
 
+    def _are_pages(self, axes: str) -> bool:
+        """Tell whether the pages can be Y and X of these letters.
+
+        Not where a Y or X of length 1 was stored as something else: tifffile makes one page of
+        (z, y, 1).
+        """
+        ones = [i for i, n in enumerate(self.lengths) if n == 1]
+        spare = len(axes) - (len(self.lengths) - len(ones))  # letters of axes of length 1
+        if not 0 <= spare <= len(ones):
+            return True  # what else is wrong is seen elsewhere; more letters are of length 1
+        y = axes.find("YX")
+        for kept in combinations(ones, spare):
+            lengths = [n for i, n in enumerate(self.lengths) if n > 1 or i in kept]
+            if tuple(lengths[y : y + 2]) == self.page:
+                return True
+        return False
+
     def renamed(self, old: str, new: str) -> StoredAxes:
         """Return them with another letter for one axis."""
         before = tuple((new if axis == old else axis, n) for axis, n in self.before)
@@ -128,11 +153,11 @@ class StoredAxes:
         return self.samples > 1 and of_samples[0][0] not in "CS"
 
 
-def _full_axes(series: Any) -> tuple[Axes, Axes]:
+def _full_axes(series: Any) -> tuple[Axes, Axes] | None:
     axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
     pairs = list(zip(axes, shape, strict=True))
     y = axes.find("YX")
-    return (tuple(pairs[:y]), tuple(pairs[y + 2 :])) if y >= 0 else ((), ())
+    return (tuple(pairs[:y]), tuple(pairs[y + 2 :])) if y >= 0 else None
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,23 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _SIZES |= {16: 8, 17: 8, 18: 8}  # bytes of each type of tag
 _WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 
+SUBFILE = 254  # what a page is: bit 0 a reduced one, bit 2 a mask of another
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 ORIENTATION, SAMPLES, ROWS, PLANES, PREDICTOR = 274, 277, 278, 284, 317
 TILE_WIDTH, TILE_HEIGHT, EXTRA, FORMAT, SUBSAMPLING, DEPTH = 322, 323, 338, 339, 530, 32997
-_DEFAULTS = {BITS: 1, COMPRESSION: 1, FILL_ORDER: 1, ORIENTATION: 1, SAMPLES: 1, PLANES: 1}
+_DEFAULTS = {
+    SUBFILE: 0,
+    BITS: 1,
+    COMPRESSION: 1,
+    FILL_ORDER: 1,
+    ORIENTATION: 1,
+    SAMPLES: 1,
+    PLANES: 1,
+}
 _DEFAULTS |= {PREDICTOR: 1, FORMAT: 1, DEPTH: 1}
 _SHAPES = (WIDTH, HEIGHT, BITS, SAMPLES, PLANES, FORMAT, DEPTH)  # and types of pixels
 _CODES = (COMPRESSION, FILL_ORDER, ROWS, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, SUBSAMPLING, EXTRA)
-_READ = {*_SHAPES, *_CODES, PHOTOMETRIC, ORIENTATION}
+_READ = {*_SHAPES, *_CODES, SUBFILE, PHOTOMETRIC, ORIENTATION}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,11 @@ class Directories:
     def first_of_other_shape(self) -> int | None:
         """Return the first page whose pixels differ in number or type from those of page 0."""
         return self.first_other(*_SHAPES)
+
+    def first_of_other_kind(self) -> int | None:
+        """Return the first page that is, unlike page 0, a reduced image or a mask of another."""
+        kinds = [value & 0b101 for value in self.values(SUBFILE)]
+        return next((page for page, kind in enumerate(kinds) if kind != kinds[0]), None)
 
     @property
     def are_coded_alike(self) -> bool:

@@ -17,7 +17,7 @@ import tifffile
 
 from unet_repro.errors import InputError
 from unet_repro.files.file_access import as_input_errors
-from unet_repro.images.tiff_axes import Axes, StoredAxes
+from unet_repro.images.tiff_axes import Axes, StoredAxes, describe_size
 from unet_repro.images.tiff_directories import PHOTOMETRIC, Directories
 from unet_repro.images.tiff_values import white_is_zero
 
@@ -96,6 +96,12 @@ class StructureFinder:
             raise InputError(
                 f"{path}: its pages differ in shape or dtype, such as 0 and {other}; {together}"
             )
+        other = self._directories.first_of_other_kind()
+        if other is not None:
+            raise InputError(
+                f"{path}: page {other}, unlike page 0, is said to be a thumbnail or a mask of "
+                "another page; save the slices alone"
+            )
         shown = self._directories.values(PHOTOMETRIC)
         if self._as_labels:  # colour tables are for display
             shown = [_MINISBLACK if value == _PALETTE else value for value in shown]
@@ -114,7 +120,8 @@ class StructureFinder:
         except InputError:
             if self._axes is None:
                 raise
-            axes = StoredAxes.of_pages(series.keyframe, (("I", _n_pages(series)),))
+            lengths = series.get_shape(squeeze=False)
+            axes = StoredAxes.of_pages(series.keyframe, (("I", _n_pages(series)),), lengths)
         declared, images = axes.n_pages, self._imagej.get("images")
         if isinstance(images, int) and images != declared * axes.samples:
             declared = max(declared, images)  # tifffile does without what it cannot find
@@ -124,7 +131,7 @@ class StructureFinder:
             pages: list[Any] = [] if block is not None else list(series.pages)
             if not are_alike:
                 pages = [page and self._chain[page.index] for page in pages]
-            return Structure(self._named(axes), pages, block)
+            return Structure(self._named(axes), pages, block, notes=self._doubts(series))
         if self._are_pages_whole():
             return self._of_pages(declared)
         if n_pages == 1 and block is not None and declared == axes.n_pages:
@@ -132,6 +139,16 @@ class StructureFinder:
             # ImageJ's files above 4 GiB.
             return Structure(self._named(axes), [], block)
         raise self._wrong_count(declared)
+
+    def _doubts(self, series: Any) -> tuple[str, ...]:
+        """Say how an array of three axes without names is read, where it could be slices too."""
+        lengths = series.get_shape(squeeze=False)
+        is_unnamed = self._axes is None and "Q" in series.axes
+        if not is_unnamed or len(lengths) != 3 or lengths[-1] != 1 or lengths[0] == 1:
+            return ()
+        height, width = series.keyframe.shaped[2:4]
+        size, page = describe_size(lengths), describe_size((height, width))
+        return (f"stored as {size} without names of axes: read as one image of {page} px",)
 
     def _of(self, all_series: list[Any]) -> Structure:
         """Return the structure of pages that were written one by one, or block by block."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +36,7 @@ from unet_repro.images.ome_zarr import (
     is_zarr,
     mark_of,
     paths_of,
+    remove_group,
     write_group,
 )
 from unet_repro.threads import in_order
@@ -43,6 +46,9 @@ _LOOK_AHEAD = 2
 _PART_OF_IMAGE = re.compile(  # at most these are removed to make room
     r"\d+(\.\d+)*|c|scratch|zarr\.json|\.z(array|attrs|group|metadata)|job\.json|\..+\.partial"
 )
+_TOKEN = "claim"  # in the job: one that is begun anew is another, whatever it is of
+# without hard links another process's claim is empty for a moment (`Folder.write`)
+_JOB_LOOKS, _JOB_WAIT_S = 5, 0.1
 _MOST_LOOKED_AT = 64  # units of the last level, for what viewers show as black and white
 
 
@@ -226,7 +232,13 @@ class ZarrOutput:
         url = url_of(self.out) or ""
         if url.startswith("http"):
             raise InputError(f"{url}: is read only; an output is a folder or s3://, gs://, az://")
-        is_begun, self.mark = self.place.has(JOB), mark_of(self.place)
+        is_begun = self.place.has(JOB)
+        try:
+            self.mark = mark_of(self.place)
+        except InputError as error:
+            if self._goes_on or not self._overwrite:
+                raise InputError(f"{error}; --overwrite without --resume begins anew") from error
+            self.mark = None
         if isinstance(self.place, Folder) and self.place.path.is_file():
             raise InputError(f"{self.out}: is a file, and no folder can be made there")
         if self._goes_on and (is_begun or self.mark):
@@ -264,7 +276,8 @@ class ZarrOutput:
     def is_complete_with(self, info: str) -> bool:
         """Tell whether the image is complete and made of the same; another one is an error.
 
-        One that has lost shards since is not complete: they are made again.
+        One that has lost shards since, or of which some are damaged as far as a look tells
+        (`BlockArray.missing`), is not complete: they are made again.
         """
         if not self.mark or not self._goes_on:
             return False
@@ -277,6 +290,7 @@ class ZarrOutput:
             if self._has_lost_shards():
                 return False
             self.place.remove(JOB)  # a kill may have come before that
+            self.place.clear("scratch")
             return True
         if self._overwrite:
             self._will_clear()
@@ -291,42 +305,45 @@ class ZarrOutput:
     def _has_lost_shards(self) -> bool:
         expected = self.layout.array(self.place / "0")
         stored = [stored_array(self.place / path, expected.format) for path in paths_of(self.place)]
-        if not any(array is None or len(array.missing()) for array in stored):
+        if not any(array is None or len(array.missing(looks=True)) for array in stored):
             return False
         if stored[0] is not None and stored[0].shard != expected.shard:
             raise InputError(
-                f"{self.out}: has lost shards, and they are of {stored[0].shard}: the --shard that "
-                "it was made with is needed to make them again"
+                f"{self.out}: shards are lost or damaged, and they are of {stored[0].shard}: the "
+                "--shard that it was made with is needed to make them again"
             )
         return True
 
     def claimed(self, record: dict[str, Any]) -> dict[str, Any]:
         """Begin a job, or find it begun: return the record that is there, ours or another's."""
         if self._clears:
-            for name in ("zarr.json", ".zattrs", ".zgroup", JOB):  # first what makes it an image
-                self.place.remove(name)
+            remove_group(self.place)  # first what makes it an image
+            self.place.remove(JOB)
             self.place.clear()
-        content = json.dumps(record, indent=1).encode()
+        content = json.dumps({**record, _TOKEN: secrets.token_hex(8)}, indent=1).encode()
         is_ours = self.place.write(JOB, content, replace=False)
+        if self._clears:  # what a process that was at its end has written meanwhile
+            remove_group(self.place)
         if not (is_ours or self._goes_on or self._overwrite):  # begun since we looked
             raise self._unfinished()
-        self._job = self.place.read(JOB) or b""
-        try:
-            stored = parse_json(self._job)
-            if not isinstance(stored, dict):
-                raise ValueError
-        except ValueError as error:
-            raise InputError(
-                f"{self.place}/{JOB}: is damaged; --overwrite without --resume begins anew"
-            ) from error
-        return stored
+        for _ in range(_JOB_LOOKS):
+            self._job = self.place.read(JOB) or b""
+            with suppress(ValueError):
+                stored = parse_json(self._job)
+                if isinstance(stored, dict):
+                    self._stored = {k: v for k, v in stored.items() if k != _TOKEN}
+                    return self._stored
+            time.sleep(_JOB_WAIT_S)
+        raise InputError(
+            f"{self.place}/{JOB}: is damaged; --overwrite without --resume begins anew"
+        )
 
     def begin(self, record: dict[str, Any], scratch: Layout | None = None) -> None:
         """Make the arrays; what was claimed by another record is an `InputError` that says so.
 
         `scratch`: what is computed in units are not the values of level 0, but others first.
         """
-        check_record(parse_json(self._job), record, str(self.out))
+        check_record(self._stored, record, str(self.out))
         claim = JOB, hashlib.sha256(self._job).hexdigest()
         self._claim = claim
         at, layout = ("scratch", scratch) if scratch else ("0", self.layout)
@@ -348,6 +365,13 @@ class ZarrOutput:
         InputError
             A unit is missing or damaged; damaged ones are removed, and computed by a resume.
         """
+        try:
+            self._finish(facts, info, client)
+        except InputError:  # as of what another process, which was done first, has removed
+            if not self.is_done_by_another(info):
+                raise
+
+    def _finish(self, facts: ImageFacts, info: str, client: Any) -> None:
         layouts = self.layout.levels()
         arrays = [
             replace(layout.array(self.place / str(level)), claim=self._claim)
@@ -374,9 +398,19 @@ class ZarrOutput:
         attributes = image_attributes(facts, len(arrays), self.layout.ngff, mark, window=window)
         if self.is_done_by_another(info):
             return
-        self.place.clear("scratch")
         write_group(self.place, attributes, self.layout.ngff)
-        self.place.remove(JOB)
+        if self.place.has(JOB):  # else another process of the job is done with all
+            self._check_described()
+            self.place.remove(JOB)
+            self.place.clear("scratch")  # before that a kill would cost all that it took
+
+    def _check_described(self) -> None:
+        """Take the description away again if another run has begun meanwhile."""
+        try:
+            self.blocks.check_claim()
+        except InputError:
+            remove_group(self.place)
+            raise
 
     def is_done_by_another(self, info: str) -> bool:
         """Tell whether another process of the same job has completed it; one of another may not."""

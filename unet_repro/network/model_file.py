@@ -154,6 +154,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = model_path(path)
     if not path.is_file():
+        inside = path / "model.safetensors"
+        if inside.is_file():
+            raise InputError(f"{path}: is the folder of a run: its model is {inside}")
         names = ", ".join(bundled_models())
         raise InputError(
             f"{path}: no such model file (train writes model.safetensors), nor a network that "

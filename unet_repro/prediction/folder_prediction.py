@@ -14,7 +14,7 @@ import numpy as np
 
 from unet_repro.files.atomic import check_folder
 from unet_repro.files.block_store import BlockStore
-from unet_repro.images.calibration import read_info
+from unet_repro.images.finished import is_finished
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.prediction.outputs import Destination
 from unet_repro.prediction.plan import FolderOutlook, estimated_seconds
@@ -68,8 +68,8 @@ class FolderPrediction:
         if verify:
             check_verifiable(self.predictor)
         with BlockStore(self.path, resume=resume, overwrite=overwrite, is_folder=True) as store:
-            if resume and self._is_complete(store.target):
-                store.is_complete = True
+            planes = self.images[0].destination.planes
+            if is_finished(store, self._infos(store.target), channels=planes):
                 return True
             images = self.images if store.record is None else self._continued(store.record)
             # a block for each image, which tells that its file is complete
@@ -110,13 +110,12 @@ class FolderPrediction:
                 _predict_image(images[k], store.whole, runner, bar, verify=verify)
                 store.blocks.write(k, _DONE)
 
-    def _is_complete(self, target: Path) -> bool:
-        """Tell whether the output is there and made of the same."""
-        files = [(image, target / image.destination.path.name) for image in self.images]
-        return all(
-            file.is_file() and read_info(file) == image.job.info(image.source.path.name)
-            for image, file in files
-        )
+    def _infos(self, target: Path) -> dict[Path, str]:
+        """Return what each file of the output records."""
+        return {
+            target / image.destination.path.name: image.job.info(image.source.path.name)
+            for image in self.images
+        }
 
     def _continued(self, record: dict[str, Any]) -> tuple[StackPrediction, ...]:
         """Return the images with the tiles of an unfinished run, if they are as many."""

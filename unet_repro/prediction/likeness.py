@@ -15,6 +15,7 @@ from unet_repro.images.stack_reader import StackReader
 from unet_repro.network.grey_values import unlike
 
 _SLICES, _SIDE_PX = 3, 128  # looked at: slices, and in each four squares of this side
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Likeness:
@@ -55,7 +56,7 @@ class Likeness:
         if not self._seen:
             return
         values = np.concatenate(self._seen, axis=1)
-        if not np.isfinite(values).all():
+        if not (np.abs(values) <= _LARGEST).all():
             return  # an error, soon
         mean, std = values.mean(axis=1).tolist(), values.std(axis=1).tolist()
         text = unlike(mean, std, **self._expected)

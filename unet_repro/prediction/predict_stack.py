@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from unet_repro.choices import Compression
 from unet_repro.cluster import HERE, Machines
@@ -38,6 +39,7 @@ from unet_repro.prediction.outputs import (
 )
 from unet_repro.prediction.plan import Buffers, Plan, make_plan
 from unet_repro.prediction.predictor import OverlapTilePredictor
+from unet_repro.prediction.recorded import recorded_way
 from unet_repro.prediction.settings import PredictionSettings
 from unet_repro.prediction.stack_prediction import StackPrediction
 from unet_repro.prediction.values import Values
@@ -94,7 +96,11 @@ def predict_stack(
     settings
         What to make of it; or its fields as keywords, ``predict_stack(..., kind="uint8")``.
     resume
-        Go on with what an interrupted or killed call has left, if it left anything.
+        Go on with what an interrupted or killed call has left, if it left anything. An output that
+        is complete is kept, and not read again: shards of OME-Zarr that are gone, cut, or of a
+        damaged index are computed anew (behind a URL those that are gone; in 0.4, which has no
+        check sums, chunks of a wrong length), a TIFF or PNG that is cut is refused. Other damage
+        shows when it is read.
     overwrite
         Replace an existing output. Of a folder only if it holds nothing but files of these names.
     verify
@@ -122,7 +128,7 @@ def predict_stack(
         Besides the reader's: grey values, of a few places, that are far from what the network was
         trained on.
     """
-    with prepared(source, model, out, settings, machines=machines) as prediction:
+    with prepared(source, model, out, settings, machines=machines, resume=resume) as prediction:
         prediction.run(resume=resume, overwrite=overwrite, verify=verify, progress=progress)
     return as_path(out)
 
@@ -136,18 +142,22 @@ def prepared(
     *,
     machines: Machines = HERE,
     model_file: PathLike | None = None,
+    resume: bool = False,
 ) -> Iterator[StackPrediction | FolderPrediction]:
     """Open a stack and a network and check that they, the settings and the output go together.
 
     Arguments and errors are those of `predict_stack`; nothing is written yet. `model_file` is that
     of a `model` that is loaded already. What is given tells what the run will take (`outlook`), and
-    runs (`run`).
+    runs (`run`). With `resume`, and in parts of an array job, a backend or precision of "auto" is
+    that of what has been begun: what is installed may be another since.
     """
     if model_file is None and not isinstance(model, UNet):
         model_file = model
     if machines.are_others and model_file is None:
         raise InputError("other processes load the network from its file: give its path as model")
     network = model if isinstance(model, UNet) else load_model(model)
+    if resume or machines.part:
+        settings = _as_begun(settings, as_path(out))
     if settings.kind == "instances":
         settings = replace(settings, grow=settings.growth_px(network.separation_px))
     values = Values(
@@ -188,10 +198,20 @@ def prepared(
     with planner.opened(source) as reader:
         slices = settings.slices(reader.shape[0])
         names = _names(out, source, [reader.names[z] for z in slices], values)
+        if os.path.isfile(at):
+            check_apart(out, at)
         prediction = planner.prediction(reader, out, names, slices)
         likeness.look(reader, slices, prediction.job.rows, prediction.job.columns)
         likeness.tell(source)
         yield prediction
+
+
+def _as_begun(settings: PredictionSettings, out: Path) -> PredictionSettings:
+    """Return settings in which what "auto" has meant before takes its place."""
+    if "auto" not in (settings.backend, settings.precision):
+        return settings
+    begun: dict[str, Any] = recorded_way(out)
+    return replace(settings, **{k: v for k, v in begun.items() if getattr(settings, k) == "auto"})
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class PredictionSettings:
     backend
         torch; compile (torch.compile); openvino (an extra, in up to twice the memory); auto:
         openvino where it is installed and was measured to be faster (float32 on a processor with
-        AVX2 and without AVX-512, by 4 to 17 %), else torch; --plan and the record say which.
+        AVX2 and without AVX-512, by 4 to 17 %), else torch; --plan and the record say which, and
+        --resume keeps to it.
     compression
         Of the output, lossless; ImageJ reads zlib, lzw and none. auto: none for floats, of which a
         sixth would be saved in half the time of a small network, else zlib. OME-Zarr is zstd, or

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from unet_repro.cluster import Machines, connected
 from unet_repro.errors import InputError
 from unet_repro.files.block_store import BlockStore
-from unet_repro.images.calibration import read_info
+from unet_repro.images.finished import is_finished
 from unet_repro.images.stack_reader import StackReader
 from unet_repro.images.zarr_output import ZarrOutput
 from unet_repro.prediction.blocks import Job
@@ -102,8 +101,7 @@ class StackPrediction:
             )
         store = BlockStore(destination.path, **options, is_folder=bool(destination.names))
         with self._connected() as client, store:
-            if options["resume"] and self._is_complete(destination, store.target):
-                store.is_complete = True
+            if self._is_finished(destination, store):
                 return True
             job = self.job if store.record is None else self.continued(store.record)
             store.begin(
@@ -170,11 +168,10 @@ class StackPrediction:
         with self.predictor.running() if is_needed else nullcontext(runner) as ready:
             return run.go(runner=ready, **options)
 
-    def _is_complete(self, destination: Destination, target: Path) -> bool:
-        """Tell whether the output is there and made of the same."""
-        files = [target / name for name in destination.names] or [target]
+    def _is_finished(self, destination: Destination, store: BlockStore) -> bool:
+        files = [store.target / name for name in destination.names] or [store.target]
         info = self.job.info(self.source.path.name)
-        return all(file.is_file() and read_info(file) == info for file in files)
+        return is_finished(store, dict.fromkeys(files, info), channels=destination.planes)
 
     def continued(self, record: dict[str, Any]) -> Job:
         """Return the job with the tiles of an unfinished run: another memory may have made them."""

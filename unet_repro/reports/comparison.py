@@ -20,6 +20,8 @@ from unet_repro.images.stacks import check_order, paired_files, read_labels, rea
 from unet_repro.prediction.recorded import recorded_full_scale, recorded_kind
 from unet_repro.reports import class_evaluation, evaluation
 
+_WHITE = 255
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -70,6 +72,7 @@ def compare(
             )
         values = class_evaluation.predicted_classes(values, full_scale)
         classes = joined([reading.classes(slice_) for slice_ in labels])
+        _check_classes(classes, labels_path)
         n_classes = max(reading.n_classes, *(int(one.max()) + 1 for one in values))
         result = class_evaluation.evaluate_classes(
             classes, values, n_classes=n_classes, known=known
@@ -85,6 +88,16 @@ def compare(
         values = evaluation.as_probability(values, full_scale)
         result = evaluation.evaluate_em(cells, values, known=known, progress=progress)
     return Comparison(result, cells, values, told)
+
+
+def _check_classes(classes: Slices, path: Path) -> None:
+    """Refuse a mask as it is displayed: its 255 is class 1, or unknown, but no class 255."""
+    found = set().union(*(np.unique(one).tolist() for one in classes))
+    if found == {0, _WHITE}:
+        raise InputError(
+            f"{path}: holds 0 and {_WHITE} alone: of classes 0, 1, ... a mask holds 0 and 1; "
+            f"--ignore-label {_WHITE} leaves unknown pixels out"
+        )
 
 
 def _recorded(path: Path, files: list[Path] | None) -> str | None:

@@ -108,8 +108,8 @@ def border_term(variant: Variant, w0: float | None, sigma: float | None) -> tupl
         raise InputError(f"variant is {variant!r}: one of {', '.join(DEFAULT_W0)} is needed")
     w0 = float(DEFAULT_W0[variant] if w0 is None else w0)
     sigma = float(DEFAULT_SIGMA_PX[variant] if sigma is None else sigma)
-    if not 0 <= w0 < math.inf:
-        raise InputError(f"w0 is {w0}: a finite number, 0 or more, is needed")
+    if not 0 <= w0 <= config.LARGEST_W0:
+        raise InputError(f"w0 is {w0}: a number from 0 to {config.LARGEST_W0:g} is needed")
     if not 0 < sigma < math.inf:
         raise InputError(f"sigma is {sigma}: a finite number of px above 0 is needed")
     if variant == "short" and w0 != 1:

@@ -21,7 +21,8 @@ from unet_repro.files.atomic import check_apart, check_folder
 from unet_repro.files.block_array import BlockArray
 from unet_repro.files.block_store import BlockStore
 from unet_repro.files.places import as_path, name_of, url_of
-from unet_repro.images.calibration import read_calibration, read_info
+from unet_repro.images.calibration import read_calibration
+from unet_repro.images.finished import is_finished
 from unet_repro.images.label_facts import SliceFacts, slice_facts
 from unet_repro.images.labels import Reading, as_integers, meaning
 from unet_repro.images.ome_zarr import ImageFacts, local_or_url
@@ -79,7 +80,7 @@ def write_weight_map(
         Or its fields as keywords.
     resume : bool
         Go on with what a killed or interrupted call has left, if anything: the output is, byte for
-        byte, that of an undisturbed call. One that is complete is kept.
+        byte, that of an undisturbed call. One that is complete is kept, as `predict_stack` does.
     overwrite : bool
         Replace an existing output.
     threads : int, optional
@@ -155,8 +156,7 @@ class _Run:
         labels, threads, progress = self.labels, self.threads, self.progress
         survey, record, options = self._surveyed()
         outputs = [store.target / file for file in files] or [store.target]
-        if store.resumes and all(read_info(path) == _info(record) for path in outputs):
-            store.is_complete = True
+        if is_finished(store, dict.fromkeys(outputs, _info(record))):
             on_survey(survey)
             return
         if isinstance(labels, ImagesReader):
@@ -205,7 +205,12 @@ class _Run:
             store.claimed(record)
             store.begin(record)
             on_survey(survey)  # nothing can be refused any more
-            self._weigh(store.blocks, survey.reading, options, client, labels.depth_axes)
+            try:
+                self._weigh(store.blocks, survey.reading, options, client, labels.depth_axes)
+            except InputError:  # as of units that another process, done first, has made
+                if store.is_done_by_another(_info(record)):
+                    return True
+                raise
             labels.check_unchanged()  # since the survey
             if machines.part and len(store.blocks.missing()):
                 return False
