@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
+import types
 import warnings
 
 import pytest
@@ -76,6 +78,19 @@ def test_libraries_load_without_the_collector():
     with pytest.raises(ImportError), loading():
         raise ImportError
     assert gc.isenabled()
+
+
+def test_what_was_loaded_is_not_looked_through_again(monkeypatch):
+    frozen = gc.get_freeze_count()
+    with loading():
+        pass
+    assert gc.get_freeze_count() == frozen  # it would keep garbage of earlier calls
+    try:
+        with loading():
+            monkeypatch.setitem(sys.modules, "loaded_just_now", types.ModuleType("loaded"))
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
 
 
 def test_a_collector_that_is_off_stays_off():
