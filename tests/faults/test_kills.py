@@ -275,9 +275,9 @@ def run_trials(
         ("predict", 3),
         ("predict instances", 1),
         ("predict a folder", 1),
-        ("weight-map", 3),
-        ("evaluate", 3),
-        ("download", 3),
+        ("weight-map", 1),
+        ("evaluate", 1),
+        ("download", 1),
     ],
 )
 def test_nothing_is_lost(name, count, server, undisturbed, tmp_path):

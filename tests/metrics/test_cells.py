@@ -144,7 +144,9 @@ def silver_truth(labels_path):
 
 @pytest.mark.skipif(DATA is None, reason="UNET_REPRO_DATA, the folder of the data, is not set")
 @pytest.mark.parametrize("name, sequence", SEQUENCES)
-@pytest.mark.parametrize("result", ["silver truth", "shifted and merged"])
+@pytest.mark.parametrize(
+    "result", [pytest.param("silver truth", marks=pytest.mark.slow), "shifted and merged"]
+)
 def test_agrees_with_py_ctcmetrics_on_real_data(name, sequence, result, tmp_path):
     pytest.importorskip("ctc_metrics", reason="py-ctcmetrics is not installed")
     from ctc_metrics.metrics import seg as ctc_seg

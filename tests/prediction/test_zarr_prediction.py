@@ -597,8 +597,9 @@ def test_what_cannot_be_removed_to_make_room_is_told(
         predict_stack(stack_file, network(seed=1), out, **OPTIONS, overwrite=True)
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EINVAL])
-@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+@pytest.mark.parametrize(
+    ("code", "ngff"), [(errno.EPERM, "0.5"), (errno.ENOTSUP, "0.4"), (errno.EINVAL, "0.5")]
+)
 def test_file_systems_without_hard_links_will_do(
     stack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, ngff: Any
 ) -> None:

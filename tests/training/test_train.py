@@ -505,7 +505,7 @@ def train_in_a_child(folder, two_cells, settings, is_resumed):
     learn(two_cells, settings, folder, held_out=held_out(two_cells), resume=is_resumed)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_resumed_equals_undisturbed(two_cells, tiny, tmp_path, kills):
     settings = replace(tiny, iterations=12 + 2 * kills, validate_every=7, weight_average=0.9)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
