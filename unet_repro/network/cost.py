@@ -19,9 +19,11 @@ Sizes = NDArray[np.int64]
 
 # While a predictor runs, freed blocks stay in the heap to be used again (`device.reused_memory`),
 # where they do not always fit: the heap, relative to the most that is alive. In strips blocks of
-# the same sizes follow each other, and fit better; what a small window leaves unused ends growing.
+# the same sizes follow each other; what the library keeps lies between them from the second window
+# on. Turned by 90 degrees a window that is no square has blocks of other sizes.
 _FRAGMENTATION = 1.5
-_FRAGMENTATION_IN_STRIPS, _MOST_UNUSED_BYTES = 1.25, 44 * 2**20
+_KEPT_BETWEEN_BYTES = 90 * 2**20  # at most
+_TURNED = 1.5
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 # Of `strips`: values of the widest map of a strip (64 MiB of float32; with half as many two threads
@@ -55,7 +57,8 @@ class NetworkCost:
 
     Arrays are broadcast; their windows must be within what a tensor can hold. The first fields
     are those of `UNetConfig`; `batch` windows are computed at a time, in 4 bytes a value for
-    float32, 2 for bfloat16, 8 for float64. `in_strips`: as `strips` computes them.
+    float32, 2 for bfloat16, 8 for float64. `in_strips`: as `strips` computes them; `is_turned`: so
+    that rows and columns change places from one window to the next.
     """
 
     depth: int
@@ -68,6 +71,7 @@ class NetworkCost:
     bytes_per_value: int = 4
     batch: int = 1
     in_strips: bool = False
+    is_turned: bool = False
 
     def flops(self, height: ArrayLike, width: ArrayLike) -> Any:
         """Return the floating-point operations of one window, two for each multiply-add."""
@@ -91,7 +95,9 @@ class NetworkCost:
             alive = np.maximum(alive, taken)
         peak = _FRAGMENTATION * alive
         if self.in_strips:
-            peak = _FRAGMENTATION_IN_STRIPS * alive + np.minimum(alive, _MOST_UNUSED_BYTES)
+            peak = peak + np.minimum(alive, _KEPT_BETWEEN_BYTES)
+        if self.is_turned:
+            peak = np.where(np.equal(height, width), peak, _TURNED * peak)
         return np.ceil(peak).astype(np.int64)
 
     def _steps(self, height: ArrayLike, width: ArrayLike) -> Iterator[_Step]:

@@ -250,6 +250,7 @@ class OverlapTilePredictor:
             bilinear=self.bilinear,
             bytes_per_value=2 if self.precision == "bfloat16" else self.dtype.itemsize,
             in_strips=is_in_strips(self.model, self.backend, self.device),
+            is_turned=any(view.is_transposed for view in self.views),
         )
 
     @property
