@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from unet_repro.errors import InputError
@@ -137,8 +138,10 @@ class UNetConfig:
         if self.dropped_skip and not self.dropout:
             raise InputError("dropped_skip needs dropout > 0: there is nothing to drop")
         for name in ("input_mean", "input_std"):
+            given = getattr(self, name)
+            values = (given,) if isinstance(given, Real) else given
             # numpy's numbers would make the network compute in float64
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            object.__setattr__(self, name, tuple(float(value) for value in values))
             if len(getattr(self, name)) not in (1, self.in_channels):
                 raise InputError(
                     f"{name} has {len(getattr(self, name))} values: one, or one for each of the "

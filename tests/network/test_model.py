@@ -143,6 +143,11 @@ def test_statistics_that_are_numpys_numbers_leave_the_network_in_float32():
     assert network(torch.zeros(1, 1, 20, 20)).dtype == torch.float32
 
 
+def test_a_number_will_do_for_the_statistics_of_one_channel():
+    config = UNetConfig(input_mean=126, input_std=np.float32(44))
+    assert config == UNetConfig(input_mean=(126.0,), input_std=(44.0,))
+
+
 @pytest.fixture(scope="module")
 def paper_network() -> UNet:
     return UNet(generator=torch.Generator().manual_seed(1))

@@ -124,7 +124,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         ({"out": "in"}, "would be among the files"),
         ({"roi": "0:40,0:8"}, r"2\.tif: --roi, rows, '0:40': .* <= 31"),
         ({"z": "2:4"}, "--z '2:4'"),
-        ({"memory": "1MiB"}, r"1\.png: .* bytes of memory are too few"),
+        ({"memory": "1MiB"}, r"1\.png: 1 MiB of memory are too few"),
         ({"out": "there"}, "there: exists already; give --overwrite"),
         ({"out": "other", "overwrite": True}, r"holds mine\.txt, which is none of the files"),
     ],

@@ -324,7 +324,7 @@ def test_scale_of_png_files_is_carried_over(tmp_path: Path) -> None:
         (dict(z="2:4"), "--z '2:4': a range a:b with 0 <= a < b <= 3 is needed"),
         (dict(roi="0:10"), "rows and columns y0:y1,x0:x1 are needed"),
         (dict(roi="0:10,80:91"), "--roi, columns, '80:91': a range a:b with .* <= 90"),
-        (dict(memory=10_000), "10000 bytes of memory are too few"),
+        (dict(memory=10_000), "9.77 KiB of memory are too few"),
         (dict(memory=0), "memory is 0"),
         (dict(memory=10**9, tile=76), "tile and memory exclude each other"),
     ],

@@ -292,7 +292,7 @@ def test_output_of_an_unexpected_shape_is_refused(options: dict[str, int]) -> No
 
 def test_too_little_memory_names_what_is_needed() -> None:
     predictor = OverlapTilePredictor(exact_network(4), memory=1000)
-    with pytest.raises(InputError, match=r"1000 bytes of memory are too few.*16 x 16 px, takes"):
+    with pytest.raises(InputError, match=r"1000 B of memory are too few.*16 x 16 px, takes"):
         predictor(np.ones((100, 100)))
 
 

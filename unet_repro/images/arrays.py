@@ -255,12 +255,14 @@ class ArrayImage:
             rest = iter(letter for letter in "TCZS" if letter not in axes)
             letters = "".join(given.get(i) or next(rest, "?") for i in range(n)) if given else axes
         elif declared is not None:
-            said = "whose names are others than T, C, Z, Y and X"
-            letters = declared if "?" not in declared else ""
+            said = "whose names are others than T, C, Z, Y and X, each once"
+            if len(declared) != n:
+                said = f"and names for {len(declared)}"
+            letters = declared if "?" not in declared and len(declared) == n else ""
             if letters and "YX" not in letters:
                 raise InputError(
-                    f"{self.path}: has axes {letters} ({describe_size(sides)}): Y and X must be "
-                    "behind each other; save it so, or, if the names are wrong, --axes says others"
+                    f"{self.path}: has axes {letters} ({describe_size(sides)}): Y must be "
+                    "right before X; save it so, or, if the names are wrong, --axes says others"
                 )
         else:  # (y, x, 1) is likelier than (z, y, 1)
             is_doubtful = n == 3 and sides[0] > 1 and 1 in sides
@@ -272,7 +274,7 @@ class ArrayImage:
                 example = "YX (an image) or ZYX (slices)"
             raise InputError(
                 f"{self.path}: has {n} axes ({describe_size(sides)}), {said}; --axes does, "
-                f"as --axes {example}, with Y and X behind each other"
+                f"as --axes {example}, with Y right before X"
             )
         return letters
 

@@ -317,7 +317,7 @@ def _names_of(document: Document, place: Folder | Bucket) -> str | None:
 
 
 def named_axes(names: Sequence[object]) -> str | None:
-    """Return a letter for each axis of an array, "?" for a name that is none of TCZYX.
+    """Return a letter for each axis of an array, "?" for a name that is none of TCZYX, each once.
 
     None where nothing is said: no name, or numbers, as libraries give them.
 
@@ -330,7 +330,8 @@ def named_axes(names: Sequence[object]) -> str | None:
     if all(not word or _NUMBERED.fullmatch(word) for word in words):
         return None
     letters = [word.upper() if len(word) == 1 else "?" for word in words]
-    return "".join(letter if letter in _LETTERS else "?" for letter in letters)
+    is_known = [letter in _LETTERS and letters.count(letter) == 1 for letter in letters]
+    return "".join(letter if known else "?" for letter, known in zip(letters, is_known))
 
 
 def _sha256(raw: bytes) -> str:

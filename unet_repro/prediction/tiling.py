@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unet_repro.errors import InputError
 from unet_repro.network.cost import NetworkCost
 from unet_repro.network.geometry import Axis, Tile, alignment, window_of
+from unet_repro.quantities import size_text
 
 _MOST_VALUES = 2**31 - 1  # in one tensor: kernels count with 32 bits
 _SLACK = 1.01  # a plan may cost 1 % more than the cheapest if it reads and writes better
@@ -182,7 +183,8 @@ def _best_strides(
             raise InputError(f"{smallest} takes more values than the {_MOST_VALUES} of a tensor")
         with_buffers = " with its buffers" if buffers else ""
         raise InputError(
-            f"{memory} bytes of memory are too few: {smallest} takes {peaks[-1]:.0f}{with_buffers}"
+            f"{size_text(memory or 0)} of memory are too few: {smallest} takes "
+            f"{size_text(peaks[-1])}{with_buffers}"
         )
     tiles = down[1] * across[1]
     cost = np.where(is_fitting, tiles * network.flops(*windows).astype(float), np.inf)
