@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import imagecodecs
@@ -479,6 +480,11 @@ def test_module_runs_as_a_program():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere") and done.stdout == ""
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"unet-repro {version('unet_repro')}\n"
 
 
 def test_train_records_its_command(monkeypatch):

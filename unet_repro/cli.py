@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from unet_repro._version import __version__
 from unet_repro.commands.evaluate import Evaluate
 from unet_repro.commands.export import Export
 from unet_repro.commands.import_caffe import ImportCaffe
@@ -29,6 +30,9 @@ from unet_repro.program import guarded, parse, preset_settings
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 bad input or usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"unet-repro {__version__}")
+        return 0
     missing = tyro.MISSING
     train = Train(
         missing,
