@@ -18,12 +18,11 @@ from unet_repro.network import geometry
 Sizes = NDArray[np.int64]
 
 # While a predictor runs, freed blocks stay in the heap to be used again (`device.reused_memory`),
-# where they do not always fit: the heap, relative to the most that is alive. In strips blocks of
-# the same sizes follow each other; what the library keeps lies between them from the second window
-# on. Turned by 90 degrees a window that is no square has blocks of other sizes.
+# where they do not always fit: the heap, relative to the most that is alive.
 _FRAGMENTATION = 1.5
-_KEPT_BETWEEN_BYTES = 90 * 2**20  # at most
-_TURNED = 1.5
+# Besides, at most: from the second window on, what the library keeps lies between the blocks.
+_KEPT_BETWEEN_BYTES = 90 * 2**20
+_TURNED = 1.5  # a window that is no square has blocks of other sizes when it is turned
 _REORDERED = 2  # copies of its weights that oneDNN makes for a convolution
 _INDEX_BYTES = 8  # max_pool2d notes where each maximum was
 # Of `strips`: values of the widest map of a strip (64 MiB of float32; with half as many two threads
